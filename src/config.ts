@@ -1,0 +1,133 @@
+import { ConfigError } from "./errors.ts"
+
+/**
+ * What an engine is built from. One table makes flags, environment names, defaults, help and validation, so that
+ * `kt serve`, `kt bench`, a config file and the library agree on every name and bound.
+ */
+export interface EngineConfig {
+  /** A GGUF file, a Hugging Face folder, or a name known to `kt list`. */
+  readonly model: string
+  /** Folder with config.json and tokenizer, when `model` holds weights only. */
+  readonly modelPath: string | undefined
+  /** YAML rule file; undefined chooses `rules/default-cpu.yaml`. */
+  readonly rules: string | undefined
+  /** TypeScript files that register operators of the user's own. */
+  readonly operators: readonly string[]
+  /** Compute threads, the engine's own included; 0 = physical cores the process may use. */
+  readonly threads: number
+  /** "f32": float activations and KV cache (verification); "fast": int8-quantised activations, f16 KV. */
+  readonly precision: "fast" | "f32"
+  /** Longest sequence in tokens; 0 = the model's own, cut to what memory holds. */
+  readonly contextLength: number
+  /** Tokens the KV cache holds over all sequences; 0 = contextLength, or what memory holds if that is less. */
+  readonly kvCacheTokens: number
+  readonly kvDtype: "auto" | "f16" | "f32"
+  /** Tokens per KV page: the unit of prefix reuse. */
+  readonly pageSize: number
+  /** Sequences that run at once. */
+  readonly maxBatchSize: number
+  /** New tokens per step (decodes and prefill chunks together). */
+  readonly maxBatchTokens: number
+  /** Requests that may wait before new ones are refused. */
+  readonly maxQueue: number
+  readonly prefixCache: boolean
+  /** Fused operators; false selects the plain modules (the oracle). */
+  readonly fuse: boolean
+  /** Rearrange weights into the kernels' own layout at load. */
+  readonly repack: boolean
+}
+
+export interface ConfigOption {
+  readonly key: keyof EngineConfig
+  readonly flag: string
+  /** KTransformers' own flags for the same thing. */
+  readonly aliases: readonly string[]
+  readonly type: "string" | "integer" | "boolean" | "list" | "enum"
+  readonly values?: readonly string[]
+  readonly min?: number
+  readonly max?: number
+  readonly default: string | number | boolean | readonly string[] | undefined
+  readonly env?: string
+  readonly help: string
+}
+
+/** Order is the order in `--help`. */
+export const CONFIG_OPTIONS: readonly ConfigOption[] = [
+  { key: "model", flag: "model", aliases: ["gguf_path"], type: "string", default: "default", env: "KT_MODEL",
+    help: "GGUF file, Hugging Face folder, or a name from `kt list`" },
+  { key: "modelPath", flag: "model-path", aliases: ["model_path", "model_dir"], type: "string", default: undefined,
+    help: "folder with config.json and tokenizer when the model holds weights only" },
+  { key: "rules", flag: "rules", aliases: ["optimize_config_path", "optimize_rule_path"], type: "string", default: undefined, env: "KT_RULES",
+    help: "YAML rule file that places and replaces modules" },
+  { key: "operators", flag: "operators", aliases: [], type: "list", default: [],
+    help: "TypeScript file that registers operators of your own (repeatable)" },
+  { key: "threads", flag: "threads", aliases: ["cpu_infer"], type: "integer", min: 0, max: 1024, default: 0, env: "KT_THREADS",
+    help: "compute threads; 0 = physical cores" },
+  { key: "precision", flag: "precision", aliases: [], type: "enum", values: ["fast", "f32"], default: "fast", env: "KT_PRECISION",
+    help: "fast: int8 activations, f16 KV; f32: float activations and KV, for verification" },
+  { key: "contextLength", flag: "ctx", aliases: [], type: "integer", min: 0, max: 16_777_216, default: 0,
+    help: "longest sequence in tokens; 0 = the model's own, cut to what memory holds" },
+  { key: "kvCacheTokens", flag: "cache-tokens", aliases: ["cache_lens"], type: "integer", min: 0, max: 1_073_741_824, default: 0,
+    help: "tokens the KV cache holds over all sequences; 0 = automatic" },
+  { key: "kvDtype", flag: "kv-dtype", aliases: [], type: "enum", values: ["auto", "f16", "f32"], default: "auto",
+    help: "KV cache type; auto = f16, or f32 with --precision f32" },
+  { key: "pageSize", flag: "page-size", aliases: ["page_size"], type: "integer", min: 8, max: 1024, default: 32,
+    help: "tokens per KV page (multiple of 8)" },
+  { key: "maxBatchSize", flag: "max-batch-size", aliases: ["max_batch_size"], type: "integer", min: 1, max: 1024, default: 8,
+    help: "sequences that run at once" },
+  { key: "maxBatchTokens", flag: "chunk-size", aliases: ["chunk_size"], type: "integer", min: 1, max: 65_536, default: 512,
+    help: "new tokens per step, prefill chunks and decodes together" },
+  { key: "maxQueue", flag: "max-queue", aliases: [], type: "integer", min: 0, max: 65_536, default: 256,
+    help: "requests that may wait before new ones get 429" },
+  { key: "prefixCache", flag: "prefix-cache", aliases: [], type: "boolean", default: true,
+    help: "reuse KV pages of common prompt prefixes" },
+  { key: "fuse", flag: "fuse", aliases: [], type: "boolean", default: true,
+    help: "fused operators; --no-fuse runs the plain modules" },
+  { key: "repack", flag: "repack", aliases: [], type: "boolean", default: true,
+    help: "rearrange weights for the CPU's vector width at load" },
+]
+
+/** Fills defaults, checks types and bounds; unknown keys and bad values are ConfigErrors. The result is frozen. */
+export function engineConfig(values: Readonly<Partial<Record<keyof EngineConfig, unknown>>>): EngineConfig {
+  const known = new Set<string>(CONFIG_OPTIONS.map((o) => o.key))
+  for (const key of Object.keys(values)) if (!known.has(key)) throw new ConfigError(`unknown option "${key}"`)
+  const out: Record<string, unknown> = {}
+  for (const option of CONFIG_OPTIONS) {
+    const value = values[option.key]
+    out[option.key] = value === undefined ? option.default : checked(option, value)
+  }
+  const config = out as unknown as EngineConfig
+  if (config.pageSize % 8 !== 0) throw new ConfigError(`--page-size ${config.pageSize}: must be a multiple of 8`)
+  return Object.freeze(config)
+}
+
+/** A flag's or environment variable's text as the option's type. */
+export function parseOption(option: ConfigOption, text: string): unknown {
+  if (option.type === "integer") return checked(option, text.trim() === "" ? Number.NaN : Number(text))
+  if (option.type === "list") return text.split(",").filter((s) => s !== "")
+  if (option.type !== "boolean") return checked(option, text)
+  if (/^(true|1|yes|on)$/i.test(text)) return true
+  if (/^(false|0|no|off)$/i.test(text)) return false
+  throw new ConfigError(`--${option.flag} ${text}: expected true or false`)
+}
+
+function checked(option: ConfigOption, value: unknown): unknown {
+  const fail = (expected: string): never => {
+    throw new ConfigError(`--${option.flag} ${String(value)}: expected ${expected}`)
+  }
+  switch (option.type) {
+    case "integer": {
+      const { min = 0, max = Number.MAX_SAFE_INTEGER } = option
+      if (typeof value !== "number" || !Number.isInteger(value) || value < min || value > max) fail(`an integer in ${min}..${max}`)
+      return value
+    }
+    case "boolean":
+      return typeof value === "boolean" ? value : fail("true or false")
+    case "enum":
+      return option.values?.includes(String(value)) ? value : fail(`one of ${option.values?.join(", ")}`)
+    case "list":
+      return Array.isArray(value) && value.every((v) => typeof v === "string") ? value : fail("a list of file names")
+    case "string":
+      return typeof value === "string" && value !== "" ? value : fail("a non-empty string")
+  }
+}

@@ -1,0 +1,50 @@
+/** A failure that the user can understand and act on: one sentence naming the thing, the field and the value. */
+export class KtError extends Error {
+  override readonly name: string = "KtError"
+  /** What would fix it, as a sentence or a command; printed after the message. */
+  readonly hint: string | undefined
+
+  constructor(message: string, options: { hint?: string; cause?: unknown } = {}) {
+    super(message, options.cause === undefined ? undefined : { cause: options.cause })
+    this.hint = options.hint
+  }
+}
+
+/** A value given by the user (flag, config key, request field, rule) is wrong. */
+export class ConfigError extends KtError {
+  override readonly name = "ConfigError"
+}
+
+/** A file is missing, truncated, corrupt or of an unknown kind. The message names file, field and value. */
+export class FormatError extends KtError {
+  override readonly name = "FormatError"
+  readonly file: string
+
+  constructor(file: string, detail: string, options: { hint?: string; cause?: unknown } = {}) {
+    super(`${file}: ${detail}`, options)
+    this.file = file
+  }
+}
+
+/** A call into a kernel library returned a negative status. */
+export class NativeError extends KtError {
+  override readonly name = "NativeError"
+  readonly op: string
+  readonly status: number
+
+  constructor(op: string, status: number, detail: string) {
+    super(`${op}: ${detail}`)
+    this.op = op
+    this.status = status
+  }
+}
+
+/** Operands of one op live on different devices, or a device is unknown or absent. */
+export class DeviceError extends KtError {
+  override readonly name = "DeviceError"
+}
+
+/** Weights, KV cache and workspaces do not fit into what is free; the message says what would. */
+export class MemoryError extends KtError {
+  override readonly name = "MemoryError"
+}

@@ -1,0 +1,37 @@
+import type { Tensor } from "../tensor/tensor.ts"
+
+/** K and V pages of one layer. */
+export interface LayerKVCache {
+  /** [pages, kv_heads, page_size, k_dim] */
+  readonly k: Tensor
+  /** [pages, kv_heads, page_size, v_dim] */
+  readonly v: Tensor
+}
+
+/**
+ * One step's input: the new tokens of all its sequences, concatenated (ragged). T tokens, S sequences, R rows of logits.
+ * A sequence's query tokens are its last ones: token i of sequence s has position seqLens[s] - queryLen(s) + i.
+ */
+export interface ForwardBatch {
+  /** "decode": every sequence has exactly one token. */
+  readonly phase: "prefill" | "decode" | "mixed"
+  readonly numTokens: number
+  readonly numSeqs: number
+  /** [T] i32 */
+  readonly inputIds: Tensor
+  /** [T] i32 */
+  readonly positions: Tensor
+  /** [T] i32: page * page_size + offset where the token's K and V go */
+  readonly slotMapping: Tensor
+  /** [S, max_pages] i32 */
+  readonly blockTables: Tensor
+  /** [S + 1] i32: first query token of each sequence, then T */
+  readonly queryStart: Tensor
+  /** [S] i32: tokens in the cache after this step */
+  readonly seqLens: Tensor
+  /** [R] i32: tokens whose logits are wanted */
+  readonly logitsRows: Tensor
+  /** Per token: the length that chooses length-dependent rope (dynamic NTK, longrope): prompt length, then position + 1. */
+  readonly ropeLengths: Int32Array
+  readonly kvCache: readonly LayerKVCache[]
+}

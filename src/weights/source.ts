@@ -1,0 +1,33 @@
+import type { DTypeInfo } from "../tensor/dtype.ts"
+
+/** Bytes that can be addressed natively: a read-only mapping of one file. */
+export interface ByteSource {
+  readonly path: string
+  readonly size: number
+  /** Native address of byte 0. */
+  readonly address: number
+  /** A view (never a copy of the file) of `length` bytes at `offset`; bounds are checked. */
+  read(offset: number, length: number): Uint8Array
+}
+
+/** One stored tensor: where its bytes lie, in PyTorch order (outermost dimension first). */
+export interface WeightEntry {
+  readonly name: string
+  readonly dtype: DTypeInfo
+  readonly shape: readonly number[]
+  readonly address: number
+  readonly byteLength: number
+  /** File that holds it, for messages. */
+  readonly file: string
+}
+
+/** Named tensors of one checkpoint (one GGUF with its splits, or one folder of safetensors). */
+export interface WeightSource {
+  readonly kind: "gguf" | "safetensors"
+  readonly path: string
+  names(): Iterable<string>
+  get(name: string): WeightEntry | undefined
+  /** Bytes of all tensors. */
+  readonly totalBytes: number
+  close(): void
+}

@@ -1,0 +1,125 @@
+/**
+ * What crosses between the server (main thread) and the engine Worker: plain objects, token ids only.
+ * The engine knows nothing of text; stop strings, templates and detokenising are the server's.
+ */
+
+export interface SamplingParams {
+  /** 0 is greedy. */
+  readonly temperature: number
+  /** 0 is off. */
+  readonly topK: number
+  /** 1 is off. */
+  readonly topP: number
+  /** 0 is off. */
+  readonly minP: number
+  /** 1 is off; divides (multiplies) positive (negative) logits of tokens seen in prompt or output. */
+  readonly repetitionPenalty: number
+  /** Subtracted once from the logits of tokens seen in the output. */
+  readonly presencePenalty: number
+  /** Subtracted once per occurrence from the logits of tokens seen in the output. */
+  readonly frequencyPenalty: number
+  /** Undefined draws a random one. */
+  readonly seed?: number
+  /** Added to the logits of these tokens. */
+  readonly logitBias?: readonly (readonly [token: number, bias: number])[]
+}
+
+export interface GenerateParams extends SamplingParams {
+  readonly maxTokens: number
+  /** Token ids that end the sequence (they are delivered as the last event). */
+  readonly stopTokens: readonly number[]
+  /** Ignore `stopTokens` (benchmarks). */
+  readonly ignoreEos?: boolean
+  /** How many top log-probabilities each token event carries; undefined for none, 0 for only the chosen token's. */
+  readonly logprobs?: number
+}
+
+export type FinishReason = "stop" | "length" | "abort" | "error"
+
+export interface TokenEvent {
+  readonly id: number
+  readonly token: number
+  /** Natural log-probability under the model's own distribution (before temperature and penalties). */
+  readonly logprob?: number
+  readonly topLogprobs?: readonly (readonly [token: number, logprob: number])[]
+  readonly finish?: FinishReason
+  /** With finish "error": why. */
+  readonly error?: string
+  /** On the first event of a sequence. */
+  readonly first?: {
+    readonly promptTokens: number
+    /** Prompt tokens taken from the prefix cache. */
+    readonly cachedTokens: number
+    readonly queueMs: number
+    readonly prefillMs: number
+  }
+}
+
+/** What the engine loaded. */
+export interface EngineInfo {
+  readonly modelPath: string
+  readonly architecture: string
+  readonly parameters: number
+  readonly weightBytes: number
+  readonly quantization: string
+  readonly vocabSize: number
+  readonly contextLength: number
+  /** The model's own limit, before `--ctx`. */
+  readonly trainedContextLength: number
+  readonly maxBatchSize: number
+  readonly kvCacheTokens: number
+  readonly kvCacheBytes: number
+  readonly threads: number
+  readonly isa: string
+  readonly device: string
+  readonly precision: "fast" | "f32"
+  readonly loadMs: number
+}
+
+export interface EngineStats {
+  readonly waiting: number
+  readonly running: number
+  readonly kvPagesTotal: number
+  readonly kvPagesFree: number
+  readonly prefixCachePages: number
+  readonly promptTokensTotal: number
+  readonly cachedTokensTotal: number
+  readonly generatedTokensTotal: number
+  readonly stepsTotal: number
+  readonly preemptionsTotal: number
+  /** Seconds spent in steps. */
+  readonly stepSecondsTotal: number
+  readonly residentBytes: number
+}
+
+/** Everything the Worker needs to build an engine: a plain-object EngineConfig (config.ts). */
+export type LoadOptions = Readonly<Record<string, unknown>>
+
+export type ToWorker =
+  | { readonly type: "load"; readonly options: LoadOptions }
+  | { readonly type: "add"; readonly id: number; readonly ids: Int32Array; readonly params: GenerateParams }
+  | { readonly type: "abort"; readonly id: number }
+  | { readonly type: "stats"; readonly nonce: number }
+  | { readonly type: "shutdown" }
+
+export type FromWorker =
+  | { readonly type: "loading"; readonly stage: string; readonly done: number; readonly total: number }
+  | { readonly type: "log"; readonly level: "info" | "warning"; readonly message: string }
+  | { readonly type: "ready"; readonly info: EngineInfo }
+  | { readonly type: "failed"; readonly message: string; readonly hint?: string }
+  | { readonly type: "step"; readonly events: readonly TokenEvent[] }
+  | { readonly type: "stats"; readonly nonce: number; readonly stats: EngineStats }
+  | { readonly type: "closed" }
+
+/** The engine as the server sees it; `worker/client.ts` implements it over a Worker, tests by hand. */
+export interface EngineClient {
+  readonly info: EngineInfo
+  /**
+   * One sequence. Ends after the event with `finish`. Leaving the loop early (or `signal`) aborts the sequence.
+   * Throws KtError when the prompt is empty or does not fit the context.
+   */
+  generate(ids: Int32Array, params: GenerateParams, signal?: AbortSignal): AsyncIterable<TokenEvent>
+  stats(): Promise<EngineStats>
+  /** Finishes nothing: aborts what runs, frees the engine, ends the Worker. */
+  close(): Promise<void>
+}
