@@ -1,0 +1,268 @@
+/* The C ABI of every KTransformers kernel library (libkt_cpu, libkt_cuda, ...). See kernels/README.md for ownership rules.
+ *
+ * Only <stdint.h> types and pointers cross it. Every function but kt_abi_*, kt_last_error, kt_backend_name and *_destroy
+ * returns a kt_status_t; the text of the last failure of the calling thread is kt_last_error(). All libraries export the
+ * same symbols; an op that a library lacks returns KT_ERR_UNSUPPORTED.
+ */
+#ifndef KT_H
+#define KT_H
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#define KT_STATIC_ASSERT(c, m) static_assert(c, m)
+#else
+#define KT_STATIC_ASSERT(c, m) _Static_assert(c, m)
+#endif
+
+#if defined(_WIN32)
+#define KT_API __declspec(dllexport)
+#else
+#define KT_API __attribute__((visibility("default")))
+#endif
+
+#define KT_ABI_MAJOR 1
+#define KT_ABI_MINOR 0
+
+typedef int32_t kt_status_t;
+#define KT_OK 0
+#define KT_ERR_INVALID_ARG (-1)
+#define KT_ERR_UNSUPPORTED (-2)
+#define KT_ERR_OUT_OF_MEMORY (-3)
+#define KT_ERR_DEVICE (-4)
+#define KT_ERR_CANCELLED (-5)
+#define KT_ERR_INTERNAL (-6)
+
+/* Element types: GGML's numbers. */
+#define KT_F32 0
+#define KT_F16 1
+#define KT_Q4_0 2
+#define KT_Q4_1 3
+#define KT_Q5_0 6
+#define KT_Q5_1 7
+#define KT_Q8_0 8
+#define KT_Q2_K 10
+#define KT_Q3_K 11
+#define KT_Q4_K 12
+#define KT_Q5_K 13
+#define KT_Q6_K 14
+#define KT_I8 24
+#define KT_I16 25
+#define KT_I32 26
+#define KT_I64 27
+#define KT_F64 28
+#define KT_BF16 30
+
+/* Tensor flags. */
+#define KT_TENSOR_PACKED 1 /* data is in kt_pack_weight's layout for this context's ISA level */
+
+/* A tensor by descriptor. Shapes run from the outermost dimension; strides are bytes; a row of a quantised type is a
+ * sequence of blocks, so its innermost stride is the block's size. Unused dimensions are 1. */
+typedef struct kt_tensor {
+  void *data;
+  int64_t shape[4];
+  int64_t stride[4];
+  uint32_t dtype;
+  uint32_t ndim;
+  int32_t device; /* 0 is the CPU */
+  uint32_t flags;
+} kt_tensor_t;
+KT_STATIC_ASSERT(sizeof(kt_tensor_t) == 88, "kt_tensor_t is 88 bytes on every platform");
+
+typedef struct kt_ctx kt_ctx_t;
+
+/* Instruction-set levels of the CPU library, weakest first. */
+#define KT_ISA_AUTO 0
+#define KT_ISA_SCALAR 1 /* x86-64-v2, or the baseline of another architecture */
+#define KT_ISA_AVX2 2
+#define KT_ISA_AVX512 3 /* with VNNI */
+#define KT_ISA_AVX512BF16 4
+#define KT_ISA_AMX 5
+#define KT_ISA_NEON 6
+#define KT_ISA_COUNT 7
+
+#define KT_PRECISION_FAST 0 /* activations quantised to int8 for quantised weights */
+#define KT_PRECISION_F32 1  /* float activations on dequantised weights */
+
+typedef struct kt_ctx_options {
+  uint32_t struct_size, abi_version;
+  uint32_t num_threads; /* the caller included; 0 = physical cores available to the process */
+  uint32_t isa;         /* KT_ISA_*; AUTO honours KT_CPU_ISA and else takes the best */
+  uint32_t precision;   /* KT_PRECISION_* */
+  uint32_t pin_threads; /* 1: one core a thread */
+  uint32_t spin_us;     /* how long an idle worker spins before it parks; 0 = default */
+  uint32_t reserved;
+} kt_ctx_options_t;
+
+typedef struct kt_ctx_info {
+  uint32_t struct_size, abi_version;
+  uint32_t num_threads, isa, precision, reserved;
+} kt_ctx_info_t;
+
+/* What the machine has; filled without a context. */
+typedef struct kt_cpu_info {
+  uint32_t struct_size, abi_version;
+  uint32_t isa_mask; /* bit KT_ISA_x: this machine runs the level and the library holds it */
+  uint32_t physical_cores, logical_cores; /* available to the process (affinity, cgroup quota) */
+  uint32_t reserved;
+  int64_t memory_bytes, memory_free_bytes;
+  int64_t l2_bytes, l3_bytes;
+} kt_cpu_info_t;
+
+/* ---- library ---- */
+KT_API uint32_t kt_abi_version(void);
+KT_API uint64_t kt_abi_hash(void);
+KT_API const char *kt_last_error(void);
+KT_API const char *kt_backend_name(void);
+
+/* ---- memory ---- */
+#define KT_SLAB_HUGE_PAGES 1
+/* Zeroed, 64-byte aligned (2 MiB with huge pages). *out receives the address. */
+KT_API kt_status_t kt_slab_create(int64_t bytes, uint32_t flags, void **out);
+KT_API void kt_slab_destroy(void *slab, int64_t bytes);
+
+typedef struct kt_file_map {
+  void *data;
+  int64_t size;
+} kt_file_map_t;
+/* Read-only mapping of a whole file. path is UTF-8, NUL-terminated. */
+KT_API kt_status_t kt_file_map(const char *path, kt_file_map_t *out);
+KT_API kt_status_t kt_file_unmap(void *data, int64_t size);
+#define KT_ADVISE_WILLNEED 1
+#define KT_ADVISE_DONTNEED 2 /* drop resident pages of the range */
+KT_API kt_status_t kt_file_advise(void *data, int64_t size, uint32_t advice);
+
+/* ---- context ---- */
+KT_API kt_status_t kt_cpu_query(kt_cpu_info_t *out);
+KT_API kt_status_t kt_ctx_create(const kt_ctx_options_t *options, kt_ctx_t **out);
+KT_API void kt_ctx_destroy(kt_ctx_t *ctx);
+KT_API kt_status_t kt_ctx_query(kt_ctx_t *ctx, kt_ctx_info_t *out);
+KT_API kt_status_t kt_ctx_set_precision(kt_ctx_t *ctx, uint32_t precision);
+
+/* ---- weights ---- */
+/* Bytes kt_pack_weight needs for w [out, in] or [experts, out, in]; KT_ERR_UNSUPPORTED where the type has no packed layout. */
+KT_API kt_status_t kt_packed_bytes(kt_ctx_t *ctx, const kt_tensor_t *w, int64_t *out_bytes);
+/* Rearranges w into out (same shape and dtype, KT_TENSOR_PACKED set by the caller). */
+KT_API kt_status_t kt_pack_weight(kt_ctx_t *ctx, const kt_tensor_t *w, const kt_tensor_t *out);
+
+/* ---- elementwise ---- */
+/* out = src, converting between F32, F16, BF16, I32 and from any weight type to F32; both may be strided views. */
+KT_API kt_status_t kt_copy(kt_ctx_t *ctx, const kt_tensor_t *src, const kt_tensor_t *out);
+/* out = a + b, same shapes, f32; out may be a. */
+KT_API kt_status_t kt_add(kt_ctx_t *ctx, const kt_tensor_t *a, const kt_tensor_t *b, const kt_tensor_t *out);
+#define KT_ACT_SILU 0
+#define KT_ACT_GELU_TANH 1
+#define KT_ACT_GELU_ERF 2
+#define KT_ACT_RELU 3
+/* out = act(gate) * up; [tokens, n] f32, rows may be strided. */
+KT_API kt_status_t kt_act_mul(kt_ctx_t *ctx, const kt_tensor_t *gate, const kt_tensor_t *up, uint32_t act, const kt_tensor_t *out);
+
+/* ---- embedding ---- */
+/* out[t] = table[ids[t]] * scale; table [vocab, hidden] of any weight type, ids [tokens] i32, out [tokens, hidden] f32. */
+KT_API kt_status_t kt_embedding(kt_ctx_t *ctx, const kt_tensor_t *table, const kt_tensor_t *ids, float scale, const kt_tensor_t *out);
+
+/* ---- linear ---- */
+/* out = x . w^T (+ bias); x [tokens, in] f32, w [out, in] of any weight type, bias [out] f32 or NULL, out [tokens, out] f32. */
+KT_API kt_status_t kt_linear(kt_ctx_t *ctx, const kt_tensor_t *x, const kt_tensor_t *w, const kt_tensor_t *bias, const kt_tensor_t *out);
+
+/* ---- norm ---- */
+/* out = x / sqrt(mean(x^2) + eps) * (weight + offset), over the innermost dimension; x [..., n], weight [n] f32; out may be x. */
+KT_API kt_status_t kt_rms_norm(kt_ctx_t *ctx, const kt_tensor_t *x, const kt_tensor_t *weight, float eps, float offset, const kt_tensor_t *out);
+/* residual += x, then out = rms_norm(residual). */
+KT_API kt_status_t kt_add_rms_norm(kt_ctx_t *ctx, const kt_tensor_t *residual, const kt_tensor_t *x, const kt_tensor_t *weight,
+                                   float eps, float offset, const kt_tensor_t *out);
+
+/* ---- rope ---- */
+/* out[t] = [cos(a) * scale ..., sin(a) * scale ...] with a = positions[t] * inv_freq; positions [tokens] i32,
+ * inv_freq [1 or tokens, n] f32, out [tokens, 2n] f32. */
+KT_API kt_status_t kt_rope_table(kt_ctx_t *ctx, const kt_tensor_t *positions, const kt_tensor_t *inv_freq, float scale, const kt_tensor_t *out);
+/* Rotates the first 2n values of each head in place; x [tokens, heads, dim] f32, table [tokens, 2n].
+ * interleaved 0: pairs (i, i + n); 1: pairs (2i, 2i + 1). */
+KT_API kt_status_t kt_rope(kt_ctx_t *ctx, const kt_tensor_t *x, const kt_tensor_t *table, uint32_t interleaved);
+
+/* ---- attention ---- */
+/* k [tokens, kv_heads, k_dim], v [tokens, kv_heads, v_dim] f32 into caches [pages, kv_heads, page_size, dim] F16 or F32 at
+ * slot_mapping [tokens] i32 = page * page_size + offset. */
+KT_API kt_status_t kt_store_kv(kt_ctx_t *ctx, const kt_tensor_t *k, const kt_tensor_t *v, const kt_tensor_t *slot_mapping,
+                               const kt_tensor_t *k_cache, const kt_tensor_t *v_cache);
+typedef struct kt_attention_params {
+  uint32_t struct_size, abi_version;
+  float scale;
+  float soft_cap;         /* 0: none; else cap * tanh(score / cap) */
+  int32_t sliding_window; /* 0: none; W: a query at p sees keys p-W+1 .. p */
+  uint32_t reserved;
+} kt_attention_params_t;
+/* Causal attention of ragged sequences over their pages. q [tokens, heads, k_dim] f32, block_tables [seqs, max_pages] i32,
+ * query_start [seqs+1] i32, seq_lens [seqs] i32 (cached tokens, the new ones included), sinks [heads] f32 or NULL (one more
+ * logit per head without a value), out [tokens, heads, v_dim] f32. */
+KT_API kt_status_t kt_paged_attention(kt_ctx_t *ctx, const kt_tensor_t *q, const kt_tensor_t *k_cache, const kt_tensor_t *v_cache,
+                                      const kt_tensor_t *block_tables, const kt_tensor_t *query_start, const kt_tensor_t *seq_lens,
+                                      const kt_tensor_t *sinks, const kt_attention_params_t *params, const kt_tensor_t *out);
+
+/* ---- mixture of experts ---- */
+/* softmax over all experts, the k best (ties: lower id first), renormalised if norm is 1; logits [tokens, experts] f32, ids [tokens, k] i32, weights [tokens, k] f32. */
+KT_API kt_status_t kt_topk_softmax(kt_ctx_t *ctx, const kt_tensor_t *logits, uint32_t norm, const kt_tensor_t *ids, const kt_tensor_t *weights);
+/* out[t] = sum_j weights[t][j] * down[e](act(gate[e] x[t]) * (up[e] x[t])), e = ids[t][j]; gate, up [experts, inter, hidden], down [experts, hidden, inter]. */
+KT_API kt_status_t kt_fused_experts(kt_ctx_t *ctx, const kt_tensor_t *x, const kt_tensor_t *ids, const kt_tensor_t *weights,
+                                    const kt_tensor_t *gate, const kt_tensor_t *up, const kt_tensor_t *down, uint32_t act, const kt_tensor_t *out);
+
+/* ---- fused steps of a dense layer (one parallel launch each) ---- */
+typedef struct kt_qkv_args {
+  uint32_t struct_size, abi_version;
+  const kt_tensor_t *x;            /* [tokens, hidden] */
+  const kt_tensor_t *norm_weight;  /* [hidden] or NULL: no norm */
+  const kt_tensor_t *wq, *wk, *wv; /* [heads*k_dim, hidden], [kv_heads*k_dim, hidden], [kv_heads*v_dim, hidden] */
+  const kt_tensor_t *bq, *bk, *bv; /* or NULL */
+  const kt_tensor_t *q_norm, *k_norm; /* [k_dim] per head before rope, or NULL */
+  const kt_tensor_t *rope_table;   /* [tokens, 2n] or NULL */
+  const kt_tensor_t *slot_mapping; /* [tokens] */
+  const kt_tensor_t *k_cache, *v_cache;
+  const kt_tensor_t *q_out;        /* [tokens, heads, k_dim] */
+  float eps, norm_offset, qk_eps, qk_norm_offset;
+  uint32_t interleaved, reserved;
+} kt_qkv_args_t;
+/* norm, q/k/v projections, q/k norm, rope, K and V into the cache, q into q_out. */
+KT_API kt_status_t kt_qkv_rope_store(kt_ctx_t *ctx, const kt_qkv_args_t *args);
+/* residual += x . w^T + bias; with post_norm: residual += rms_norm(x . w^T + bias). residual [tokens, out] f32. */
+KT_API kt_status_t kt_linear_residual(kt_ctx_t *ctx, const kt_tensor_t *x, const kt_tensor_t *w, const kt_tensor_t *bias,
+                                      const kt_tensor_t *post_norm, float eps, float offset, const kt_tensor_t *residual);
+/* out = act(norm(x) . wg^T) * (norm(x) . wu^T); norm_weight may be NULL. */
+KT_API kt_status_t kt_gate_up_act(kt_ctx_t *ctx, const kt_tensor_t *x, const kt_tensor_t *norm_weight, float eps, float offset,
+                                  const kt_tensor_t *wg, const kt_tensor_t *wu, uint32_t act, const kt_tensor_t *out);
+/* out = norm(x) . w^T: the last norm and the head. */
+KT_API kt_status_t kt_norm_linear(kt_ctx_t *ctx, const kt_tensor_t *x, const kt_tensor_t *norm_weight, float eps, float offset,
+                                  const kt_tensor_t *w, const kt_tensor_t *out);
+
+/* ---- sampling ---- */
+/* out[r] = index of the greatest logit (the lowest index of equals); logits [rows, vocab] f32, out [rows] i32. */
+KT_API kt_status_t kt_argmax(kt_ctx_t *ctx, const kt_tensor_t *logits, const kt_tensor_t *out);
+typedef struct kt_sampling_row {
+  float temperature; /* 0: greedy */
+  float top_p;       /* 1: off */
+  float min_p;       /* 0: off */
+  float repetition_penalty; /* 1: off */
+  float presence_penalty, frequency_penalty; /* 0: off */
+  float uniform;     /* the draw, in [0, 1) */
+  int32_t top_k;     /* 0: off */
+  const int32_t *history; /* prompt ids, then output ids */
+  int32_t history_len, prompt_len;
+  const int32_t *bias_ids;
+  const float *bias_values;
+  int32_t bias_len, reserved;
+} kt_sampling_row_t;
+/* Penalties, bias, temperature, top-k, top-p, min-p, draw. logits [rows, vocab] f32 are not changed; rows: one kt_sampling_row_t each; out [rows] i32. */
+KT_API kt_status_t kt_sample(kt_ctx_t *ctx, const kt_tensor_t *logits, const kt_sampling_row_t *rows, const kt_tensor_t *out);
+/* Log-probabilities under softmax(logits). tokens [rows] i32 -> out_token [rows] f32; the n best -> out_ids [rows, n] i32, out_logprobs [rows, n] f32 (both NULL for none). */
+KT_API kt_status_t kt_logprobs(kt_ctx_t *ctx, const kt_tensor_t *logits, const kt_tensor_t *tokens, const kt_tensor_t *out_token,
+                               const kt_tensor_t *out_ids, const kt_tensor_t *out_logprobs);
+
+/* ---- measuring the machine ---- */
+#define KT_MEASURE_READ 0    /* sequential read, bytes/s, of `bytes` in all */
+#define KT_MEASURE_INT_DOT 1 /* int8 multiply-adds in registers, operations/s (2 a multiply-add) */
+#define KT_MEASURE_FMA 2     /* f32 fused multiply-adds in registers, operations/s */
+KT_API kt_status_t kt_measure(kt_ctx_t *ctx, uint32_t what, int64_t bytes, float seconds, double *out_rate);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
