@@ -47,6 +47,8 @@ const UNSUPPORTED: readonly DTypeInfo[] = [
   type(35, "TQ2_0", 256, 66),
   type(39, "MXFP4", 32, 17),
   type(40, "NVFP4", 64, 36),
+  type(41, "Q1_0", 128, 18),
+  type(42, "Q2_0", 64, 18),
 ]
 
 /** Types that the kernels compute with. */

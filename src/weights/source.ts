@@ -31,3 +31,14 @@ export interface WeightSource {
   readonly totalBytes: number
   close(): void
 }
+
+/** How a reader opens a file: the native mapping, or memory in tests. Disposed of when the checkpoint is closed. */
+export type OpenSource = (path: string) => ByteSource & Partial<Disposable>
+
+/** A checkpoint whose tensors' bytes can also be viewed from TypeScript (small tensors, tools, tests). */
+export interface Checkpoint extends WeightSource {
+  /** Every file of it, in order. */
+  readonly files: readonly string[]
+  /** A view of the stored bytes of one tensor; an unknown name is a FormatError. */
+  bytes(name: string): Uint8Array
+}
