@@ -1,0 +1,264 @@
+import { join } from "node:path"
+
+import { Tokenizer as LibraryTokenizer } from "@huggingface/tokenizers"
+
+import { FormatError } from "../errors.ts"
+import { BpeModel } from "./bpe.ts"
+import { endOfGenerationIds, type TokenizerParts } from "./parts.ts"
+import type { AddedToken } from "./special-tokens.ts"
+import { type PreTokenizerJson, splittersOf } from "./splitters.ts"
+import { type Spelling, type TextModel, TokenKind, Vocabulary } from "./vocabulary.ts"
+
+/** tokenizer.json as far as it is read here. */
+interface TokenizerJson {
+  readonly added_tokens?: readonly {
+    readonly id: number
+    readonly content: string
+    readonly special?: boolean
+    readonly lstrip?: boolean
+    readonly rstrip?: boolean
+  }[]
+  readonly normalizer?: object | null
+  readonly pre_tokenizer?: PreTokenizerJson | null
+  readonly post_processor?: object | null
+  readonly decoder?: DecoderJson | null
+  readonly model: ModelJson
+}
+
+interface DecoderJson {
+  readonly type: string
+  readonly decoders?: readonly DecoderJson[]
+}
+
+interface ModelJson {
+  readonly type?: string
+  readonly vocab: Record<string, number> | readonly (readonly [string, number])[]
+  readonly merges?: readonly string[] | readonly (readonly [string, string])[]
+  readonly unk_token?: string | null
+  readonly unk_id?: number | null
+  readonly continuing_subword_prefix?: string | null
+  readonly end_of_word_suffix?: string | null
+  readonly byte_fallback?: boolean
+  readonly fuse_unk?: boolean
+  readonly ignore_merges?: boolean
+}
+
+type Json = Record<string, unknown>
+
+/** Stands for the text while the post-processor is asked what it puts around it. */
+const MARK = "\u0000text"
+
+async function readJson(path: string): Promise<Json | undefined> {
+  const file = Bun.file(path)
+  if (!(await file.exists())) return undefined
+  try {
+    return (await file.json()) as Json
+  } catch (cause) {
+    throw new FormatError(path, "is not valid JSON", { cause })
+  }
+}
+
+/**
+ * Reads a Hugging Face folder: tokenizer.json, and where present tokenizer_config.json, special_tokens_map.json,
+ * generation_config.json, config.json and chat_template.jinja.
+ * @throws FormatError naming the file where one is missing or broken.
+ */
+export async function partsFromPretrained(folder: string): Promise<TokenizerParts> {
+  const path = join(folder, "tokenizer.json")
+  const [json, tokenizerConfig, specialMap, generation, modelConfig] = await Promise.all([
+    readJson(path),
+    readJson(join(folder, "tokenizer_config.json")),
+    readJson(join(folder, "special_tokens_map.json")),
+    readJson(join(folder, "generation_config.json")),
+    readJson(join(folder, "config.json")),
+  ])
+  if (json === undefined)
+    throw new FormatError(path, "is missing", {
+      hint: "The folder of a model needs its tokenizer.json; models that have only tokenizer.model must be converted.",
+    })
+  const model = json["model"] as ModelJson | undefined
+  if (model?.vocab === undefined) throw new FormatError(path, "model.vocab is missing")
+  const config: Json = { ...specialMap, ...tokenizerConfig }
+  const parts = partsFromJson(json as unknown as TokenizerJson, config, path)
+  const named = [generation?.["eos_token_id"], modelConfig?.["eos_token_id"]].flat()
+  return {
+    ...parts,
+    source: folder,
+    eogIds: endOfGenerationIds(parts.vocabulary, parts.kinds, [
+      parts.eosId,
+      ...named.filter((id): id is number => typeof id === "number" && id < parts.vocabulary.size),
+    ]),
+    chatTemplates: await chatTemplatesOf(folder, config),
+  }
+}
+
+function partsFromJson(json: TokenizerJson, config: Json, path: string): TokenizerParts {
+  const { model } = json
+  const texts: string[] = []
+  const entries: Iterable<readonly [string, number]> = Array.isArray(model.vocab)
+    ? model.vocab.map(([text], id) => [text as string, id] as const)
+    : Object.entries(model.vocab as Record<string, number>)
+  for (const [text, id] of entries) {
+    if (!Number.isInteger(id) || id < 0 || id > 4_000_000)
+      throw new FormatError(path, `model.vocab gives "${text}" the id ${id}`)
+    texts[id] = text
+  }
+  for (const token of json.added_tokens ?? []) texts[token.id] = token.content
+  for (let id = 0; id < texts.length; id++) texts[id] ??= ""
+  const vocabulary = new Vocabulary(texts)
+
+  const added: AddedToken[] = (json.added_tokens ?? []).map((token) => ({
+    id: token.id,
+    text: token.content,
+    special: token.special ?? false,
+    lstrip: token.lstrip ?? false,
+    rstrip: token.rstrip ?? false,
+  }))
+  const kinds = new Uint8Array(texts.length).fill(TokenKind.normal)
+  for (const token of added)
+    kinds[token.id] = token.special ? TokenKind.control : TokenKind.userDefined
+
+  // the library's parts without its vocabulary: normalisation, cutting and what surrounds the text
+  const library = new LibraryTokenizer(
+    {
+      added_tokens: [],
+      normalizer: json.normalizer ?? null,
+      pre_tokenizer: json.pre_tokenizer ?? null,
+      post_processor: json.post_processor ?? null,
+      decoder: null,
+      model: { type: "BPE", vocab: {}, merges: [] },
+    },
+    config,
+  )
+  const idOf = (name: string): number | undefined => {
+    const value = config[name]
+    const text = typeof value === "string" ? value : (value as { content?: string } | null)?.content
+    return text === undefined ? undefined : vocabulary.ids.get(text)
+  }
+  const bosId = idOf("bos_token")
+  const eosId = idOf("eos_token")
+  const unknownId =
+    model.unk_token != null ? vocabulary.ids.get(model.unk_token) : (model.unk_id ?? undefined)
+  const { prefix, suffix } = surroundings(library, vocabulary, path)
+  if (prefix.length === 0 && bosId !== undefined && config["add_bos_token"] === true)
+    prefix.push(bosId)
+  if (suffix.length === 0 && eosId !== undefined && config["add_eos_token"] === true)
+    suffix.push(eosId)
+
+  const spelling = spellingOf(json)
+  return {
+    source: path,
+    vocabulary,
+    kinds,
+    model: textModel(json, config, vocabulary, unknownId, library),
+    spelling,
+    added,
+    prefix,
+    suffix,
+    stripsLeadingSpace: stripsLeadingSpace(json.decoder, spelling),
+    bosId,
+    eosId,
+    padId: idOf("pad_token"),
+    unknownId,
+    eogIds: [],
+    chatTemplates: new Map(),
+  }
+}
+
+function textModel(
+  json: TokenizerJson,
+  config: Json,
+  vocabulary: Vocabulary,
+  unknownId: number | undefined,
+  library: LibraryTokenizer,
+): TextModel {
+  const { model } = json
+  const normalizer = library.normalizer
+  const normalize =
+    normalizer === null ? (text: string) => text : (text: string) => normalizer.normalize(text)
+  const isBpe = model.type === "BPE" || (model.type === undefined && model.merges !== undefined)
+  if (isBpe && !model.continuing_subword_prefix && !model.end_of_word_suffix) {
+    const { splitters, byteLevel } = splittersOf(json.pre_tokenizer)
+    const whole = model.ignore_merges === true
+    return new BpeModel({
+      vocabulary,
+      merges: model.merges ?? [],
+      byteLevel,
+      wholeWords: () => whole,
+      normalize,
+      splitters,
+      byteFallback: model.byte_fallback === true,
+      unknownId,
+      fuseUnknown: model.fuse_unk === true,
+    })
+  }
+  // Unigram, WordPiece and BPE with suffixes: the library does all of it
+  const whole = new LibraryTokenizer({ ...json, added_tokens: [] }, config)
+  return {
+    encode(text, out, first) {
+      const normal = normalize(text)
+      if (normal === "") return
+      const words =
+        library.pre_tokenizer === null
+          ? [normal]
+          : library.pre_tokenizer.pre_tokenize(normal, { section_index: first ? 0 : 1 })
+      for (const token of whole.model!._call(words)) {
+        const id = vocabulary.ids.get(token) ?? unknownId
+        if (id !== undefined) out.push(id)
+      }
+    },
+  }
+}
+
+/** Ids that the post-processor puts before and after a text. */
+function surroundings(
+  library: LibraryTokenizer,
+  vocabulary: Vocabulary,
+  path: string,
+): { prefix: number[]; suffix: number[] } {
+  const processor = library.post_processor
+  if (processor === null) return { prefix: [], suffix: [] }
+  const { tokens } = processor.post_process([MARK], null, true) as { tokens: string[] }
+  const at = tokens.indexOf(MARK)
+  const idsOf = (part: string[]): number[] =>
+    part.map((token) => {
+      const id = vocabulary.ids.get(token)
+      if (id === undefined)
+        throw new FormatError(path, `post_processor adds "${token}", which is no token`)
+      return id
+    })
+  return { prefix: idsOf(tokens.slice(0, at)), suffix: idsOf(tokens.slice(at + 1)) }
+}
+
+function decoderTypes(decoder: DecoderJson | null | undefined): string[] {
+  if (decoder === null || decoder === undefined) return []
+  return [decoder.type, ...(decoder.decoders ?? []).flatMap(decoderTypes)]
+}
+
+function spellingOf(json: TokenizerJson): Spelling {
+  const types = decoderTypes(json.decoder)
+  if (types.includes("ByteLevel") || splittersOf(json.pre_tokenizer).byteLevel) return "byte-level"
+  return types.includes("WordPiece") ? "word-piece" : "metaspace"
+}
+
+function stripsLeadingSpace(decoder: DecoderJson | null | undefined, spelling: Spelling): boolean {
+  if (spelling === "word-piece") return true
+  const types = decoderTypes(decoder)
+  if (types.includes("Strip")) return true
+  const metaspace = [decoder, ...(decoder?.decoders ?? [])].find(
+    (part) => part?.type === "Metaspace",
+  )
+  return metaspace !== undefined && (metaspace as unknown as Json)["prepend_scheme"] !== "never"
+}
+
+async function chatTemplatesOf(folder: string, config: Json): Promise<Map<string, string>> {
+  const templates = new Map<string, string>()
+  const inConfig = config["chat_template"]
+  if (typeof inConfig === "string") templates.set("default", inConfig)
+  else if (Array.isArray(inConfig))
+    for (const entry of inConfig as { name: string; template: string }[])
+      templates.set(entry.name, entry.template)
+  const own = Bun.file(join(folder, "chat_template.jinja"))
+  if (await own.exists()) templates.set("default", await own.text())
+  return templates
+}
