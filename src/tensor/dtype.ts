@@ -53,7 +53,24 @@ const UNSUPPORTED: readonly DTypeInfo[] = [
 
 /** Types that the kernels compute with. */
 export const DTYPES: readonly DTypeInfo[] = [
-  F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, I8, I16, I32, I64, F64,
+  F32,
+  F16,
+  BF16,
+  Q4_0,
+  Q4_1,
+  Q5_0,
+  Q5_1,
+  Q8_0,
+  Q2_K,
+  Q3_K,
+  Q4_K,
+  Q5_K,
+  Q6_K,
+  I8,
+  I16,
+  I32,
+  I64,
+  F64,
 ]
 
 const byId = new Map<number, DTypeInfo>([...DTYPES, ...UNSUPPORTED].map((t) => [t.id, t]))

@@ -1,0 +1,20 @@
+//! Wires the kernel libraries; kernels/build/*.zig does the work.
+//!   zig build            libkt_cpu for this machine's platform into zig-out/lib
+//!   zig build abi        regenerates src/native/abi.generated.ts from kernels/include/kt.h
+//!   zig build test       Zig unit tests (pool, cpuid, status, slab)
+const std = @import("std");
+const cpu = @import("kernels/build/cpu.zig");
+
+pub fn build(b: *std.Build) void {
+    const target = b.standardTargetOptions(.{});
+    const optimize = b.option(std.builtin.OptimizeMode, "optimize", "default: ReleaseFast") orelse .ReleaseFast;
+
+    const library = cpu.addLibrary(b, target.result.os.tag, target.result.cpu.arch, optimize);
+    b.installArtifact(library);
+
+    const generate = b.step("abi", "write src/native/abi.generated.ts from kt.h");
+    generate.dependOn(cpu.addAbiGenerator(b));
+
+    const unit = b.step("test", "run the Zig unit tests");
+    unit.dependOn(cpu.addTests(b, optimize));
+}

@@ -1,0 +1,214 @@
+//! What this CPU can run, which ISA level a context uses, and how many cores the process may use.
+const std = @import("std");
+const builtin = @import("builtin");
+const c = @import("core").c;
+
+pub const Level = u32; // KT_ISA_*
+
+/// Names for KT_CPU_ISA and messages, by KT_ISA_* number.
+pub const names = [c.KT_ISA_COUNT][]const u8{ "auto", "scalar", "avx2", "avx512", "avx512bf16", "amx", "neon" };
+
+pub fn levelByName(name: []const u8) ?Level {
+    for (names, 0..) |known, level| if (std.mem.eql(u8, name, known)) return @intCast(level);
+    return null;
+}
+
+const Registers = struct { a: u32, b: u32, c: u32, d: u32 };
+
+fn cpuid(leaf: u32, sub: u32) Registers {
+    var a: u32 = undefined;
+    var b: u32 = undefined;
+    var cx: u32 = undefined;
+    var d: u32 = undefined;
+    asm volatile ("cpuid"
+        : [a] "={eax}" (a),
+          [b] "={ebx}" (b),
+          [c] "={ecx}" (cx),
+          [d] "={edx}" (d),
+        : [leaf] "{eax}" (leaf),
+          [sub] "{ecx}" (sub),
+    );
+    return .{ .a = a, .b = b, .c = cx, .d = d };
+}
+
+fn xgetbv0() u64 {
+    var low: u32 = undefined;
+    var high: u32 = undefined;
+    asm volatile ("xgetbv"
+        : [low] "={eax}" (low),
+          [high] "={edx}" (high),
+        : [index] "{ecx}" (@as(u32, 0)),
+    );
+    return (@as(u64, high) << 32) | low;
+}
+
+fn bit(word: u32, index: u5) bool {
+    return (word >> index) & 1 == 1;
+}
+
+/// Bit KT_ISA_x for every level this machine runs: the features that kernels/build/cpu.zig compiles it with, and the
+/// register state that the operating system saves.
+pub fn isaMask() u32 {
+    if (builtin.cpu.arch == .aarch64) return armMask();
+    var mask: u32 = 0;
+    const max_leaf = cpuid(0, 0).a;
+    const l1 = cpuid(1, 0);
+    // x86-64-v2: SSE3, SSSE3, CMPXCHG16B, SSE4.1, SSE4.2, POPCNT
+    for ([_]u5{ 0, 9, 13, 19, 20, 23 }) |index| if (!bit(l1.c, index)) return 0;
+    mask |= 1 << c.KT_ISA_SCALAR;
+    if (max_leaf < 7 or !bit(l1.c, 27)) return mask; // OSXSAVE
+    const xcr0 = xgetbv0();
+    const l7 = cpuid(7, 0);
+    const l7_1 = if (l7.a >= 1) cpuid(7, 1) else Registers{ .a = 0, .b = 0, .c = 0, .d = 0 };
+    const extended = cpuid(0x80000001, 0);
+    // x86-64-v3: FMA, MOVBE, AVX, F16C; BMI1, AVX2, BMI2; LZCNT; YMM state
+    const v3 = bit(l1.c, 12) and bit(l1.c, 22) and bit(l1.c, 28) and bit(l1.c, 29) and
+        bit(l7.b, 3) and bit(l7.b, 5) and bit(l7.b, 8) and bit(extended.c, 5) and xcr0 & 0x6 == 0x6;
+    if (!v3) return mask;
+    mask |= 1 << c.KT_ISA_AVX2;
+    // x86-64-v4: AVX512 F, DQ, CD, BW, VL; with VNNI; ZMM and mask state
+    const v4 = bit(l7.b, 16) and bit(l7.b, 17) and bit(l7.b, 28) and bit(l7.b, 30) and bit(l7.b, 31) and
+        bit(l7.c, 11) and xcr0 & 0xe6 == 0xe6;
+    if (!v4) return mask;
+    mask |= 1 << c.KT_ISA_AVX512;
+    if (!bit(l7_1.a, 5)) return mask;
+    mask |= 1 << c.KT_ISA_AVX512BF16;
+    // AMX-BF16, AMX-TILE, AMX-INT8, tile state, and the kernel's permission to use it
+    if (bit(l7.d, 22) and bit(l7.d, 24) and bit(l7.d, 25) and xcr0 & 0x60000 == 0x60000 and amxPermitted())
+        mask |= 1 << c.KT_ISA_AMX;
+    return mask;
+}
+
+/// Linux grants tile data per process, on request (arch_prctl ARCH_REQ_XCOMP_PERM, feature 18).
+fn amxPermitted() bool {
+    if (builtin.os.tag != .linux or builtin.cpu.arch != .x86_64) return false;
+    const request_permission = 0x1023;
+    const tile_data = 18;
+    return std.os.linux.syscall2(.arch_prctl, request_permission, tile_data) == 0;
+}
+
+fn armMask() u32 {
+    var mask: u32 = 1 << c.KT_ISA_SCALAR;
+    const has_dot = switch (builtin.os.tag) {
+        // HWCAP_ASIMDHP and HWCAP_ASIMDDP of asm/hwcap.h
+        .linux => std.os.linux.getauxval(std.elf.AT_HWCAP) & ((1 << 10) | (1 << 20)) == (1 << 10) | (1 << 20),
+        .macos => true, // every Apple silicon CPU
+        else => false,
+    };
+    if (has_dot) mask |= 1 << c.KT_ISA_NEON;
+    return mask;
+}
+
+pub fn best(mask: u32) ?Level {
+    if (mask == 0) return null;
+    return 31 - @clz(mask);
+}
+
+pub const Cores = struct {
+    /// Logical CPU numbers the process may use, the first hyper-thread of every physical core first.
+    order: []u32,
+    physical: u32,
+    logical: u32,
+};
+
+/// Cores available to this process: its affinity mask, physical cores told from hyper-threads by sysfs, both cut to the
+/// cgroup's CPU quota. The caller frees `order`.
+pub fn cores(gpa: std.mem.Allocator) !Cores {
+    if (builtin.os.tag != .linux) {
+        const count: u32 = @intCast(try std.Thread.getCpuCount());
+        const order = try gpa.alloc(u32, count);
+        for (order, 0..) |*cpu, i| cpu.* = @intCast(i);
+        return .{ .order = order, .physical = count, .logical = count };
+    }
+    const affinity = try std.posix.sched_getaffinity(0);
+    var first: std.ArrayList(u32) = .empty;
+    defer first.deinit(gpa);
+    var second: std.ArrayList(u32) = .empty;
+    defer second.deinit(gpa);
+    const words: []const usize = &affinity;
+    for (0..words.len * @bitSizeOf(usize)) |cpu| {
+        if ((words[cpu / @bitSizeOf(usize)] >> @intCast(cpu % @bitSizeOf(usize))) & 1 == 0) continue;
+        const sibling = firstSibling(cpu) orelse cpu;
+        const sibling_allowed = (words[sibling / @bitSizeOf(usize)] >> @intCast(sibling % @bitSizeOf(usize))) & 1 == 1;
+        const list = if (sibling == cpu or !sibling_allowed) &first else &second;
+        try list.append(gpa, @intCast(cpu));
+    }
+    var physical: u32 = @intCast(first.items.len);
+    var logical: u32 = physical + @as(u32, @intCast(second.items.len));
+    try first.appendSlice(gpa, second.items);
+    if (cgroupQuota()) |quota| {
+        physical = @max(1, @min(physical, quota));
+        logical = @max(1, @min(logical, quota));
+    }
+    return .{ .order = try first.toOwnedSlice(gpa), .physical = physical, .logical = logical };
+}
+
+fn readSmall(path: []const u8, buffer: []u8) ?[]const u8 {
+    const file = std.fs.openFileAbsolute(path, .{}) catch return null;
+    defer file.close();
+    const len = file.readAll(buffer) catch return null;
+    return std.mem.trim(u8, buffer[0..len], " \n\t");
+}
+
+/// The lowest-numbered hyper-thread of a CPU's core; "0-1" and "0,8" are the forms of the sysfs file.
+fn firstSibling(cpu: usize) ?usize {
+    var path: [96]u8 = undefined;
+    var buffer: [256]u8 = undefined;
+    const name = std.fmt.bufPrint(&path, "/sys/devices/system/cpu/cpu{d}/topology/thread_siblings_list", .{cpu}) catch return null;
+    const text = readSmall(name, &buffer) orelse return null;
+    const end = std.mem.indexOfAny(u8, text, "-,") orelse text.len;
+    return std.fmt.parseInt(usize, text[0..end], 10) catch null;
+}
+
+/// Whole CPUs of the cgroup's quota (v2 cpu.max, v1 cfs_quota_us), or null without one.
+fn cgroupQuota() ?u32 {
+    var buffer: [64]u8 = undefined;
+    if (readSmall("/sys/fs/cgroup/cpu.max", &buffer)) |text| {
+        var parts = std.mem.tokenizeScalar(u8, text, ' ');
+        return wholeCpus(parts.next() orelse return null, parts.next() orelse return null);
+    }
+    var second: [64]u8 = undefined;
+    const quota = readSmall("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", &buffer) orelse return null;
+    return wholeCpus(quota, readSmall("/sys/fs/cgroup/cpu/cpu.cfs_period_us", &second) orelse return null);
+}
+
+fn wholeCpus(quota_text: []const u8, period_text: []const u8) ?u32 {
+    const quota = std.fmt.parseInt(i64, quota_text, 10) catch return null; // "max" is no limit
+    const period = std.fmt.parseInt(i64, period_text, 10) catch return null;
+    if (quota <= 0 or period <= 0) return null;
+    return @intCast(@max(1, @divFloor(quota, period)));
+}
+
+pub fn cacheBytes(level: u8) i64 {
+    var path: [96]u8 = undefined;
+    var buffer: [32]u8 = undefined;
+    for (0..6) |index| {
+        const level_name = std.fmt.bufPrint(&path, "/sys/devices/system/cpu/cpu0/cache/index{d}/level", .{index}) catch return 0;
+        const text = readSmall(level_name, &buffer) orelse return 0;
+        if ((std.fmt.parseInt(u8, text, 10) catch 0) != level) continue;
+        const size_name = std.fmt.bufPrint(&path, "/sys/devices/system/cpu/cpu0/cache/index{d}/size", .{index}) catch return 0;
+        const size = readSmall(size_name, &buffer) orelse return 0;
+        const digits = std.mem.trimRight(u8, size, "KMG");
+        const scale: i64 = if (std.mem.endsWith(u8, size, "M")) 1 << 20 else if (std.mem.endsWith(u8, size, "K")) 1 << 10 else 1;
+        return scale * (std.fmt.parseInt(i64, digits, 10) catch 0);
+    }
+    return 0;
+}
+
+test "quota text" {
+    try std.testing.expectEqual(@as(?u32, null), wholeCpus("max", "100000"));
+    try std.testing.expectEqual(@as(?u32, 2), wholeCpus("250000", "100000"));
+    try std.testing.expectEqual(@as(?u32, 1), wholeCpus("50000", "100000"));
+}
+
+test "levels have names and this machine has one" {
+    try std.testing.expectEqual(@as(?Level, c.KT_ISA_AVX512), levelByName("avx512"));
+    try std.testing.expectEqual(@as(?Level, null), levelByName("mmx"));
+    try std.testing.expect(best(isaMask()) != null);
+}
+
+test "the process has at least one core" {
+    const found = try cores(std.testing.allocator);
+    defer std.testing.allocator.free(found.order);
+    try std.testing.expect(found.physical >= 1 and found.order.len >= found.physical);
+}

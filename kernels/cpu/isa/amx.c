@@ -1,0 +1,2 @@
+#define KT_LEVEL amx
+#include "level.inc"

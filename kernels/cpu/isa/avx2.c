@@ -1,0 +1,2 @@
+#define KT_LEVEL avx2
+#include "level.inc"

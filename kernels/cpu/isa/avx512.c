@@ -1,0 +1,2 @@
+#define KT_LEVEL avx512
+#include "level.inc"

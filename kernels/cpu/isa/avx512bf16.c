@@ -1,0 +1,2 @@
+#define KT_LEVEL avx512bf16
+#include "level.inc"

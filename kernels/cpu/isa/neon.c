@@ -1,0 +1,2 @@
+#define KT_LEVEL neon
+#include "level.inc"

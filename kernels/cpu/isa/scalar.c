@@ -1,0 +1,2 @@
+#define KT_LEVEL scalar
+#include "level.inc"

@@ -1,0 +1,33 @@
+//! Ops whose kernels are not written yet. Remove a name when its file exports it; this file goes when the list is empty.
+const core = @import("core");
+const c = core.c;
+
+fn unsupported() callconv(.c) c.kt_status_t {
+    return core.status.unsupported("this op has no CPU kernel yet", .{});
+}
+
+comptime {
+    for ([_][]const u8{
+        "kt_packed_bytes",
+        "kt_pack_weight",
+        "kt_copy",
+        "kt_add",
+        "kt_act_mul",
+        "kt_embedding",
+        "kt_linear",
+        "kt_rope_table",
+        "kt_rope",
+        "kt_store_kv",
+        "kt_paged_attention",
+        "kt_topk_softmax",
+        "kt_fused_experts",
+        "kt_qkv_rope_store",
+        "kt_linear_residual",
+        "kt_gate_up_act",
+        "kt_norm_linear",
+        "kt_argmax",
+        "kt_sample",
+        "kt_logprobs",
+        "kt_measure",
+    }) |name| @export(&unsupported, .{ .name = name });
+}

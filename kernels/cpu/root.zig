@@ -1,0 +1,14 @@
+//! libkt_cpu. Each file exports the ops of its name: they check descriptors, split work over the pool and call the ISA table.
+comptime {
+    _ = @import("core");
+    _ = @import("ctx.zig");
+    _ = @import("rms_norm.zig");
+    _ = @import("pending.zig");
+}
+
+test {
+    _ = @import("core");
+    _ = @import("cpuid.zig");
+    _ = @import("pool.zig");
+    _ = @import("ctx.zig");
+}

@@ -1,0 +1,217 @@
+// Generated from kernels/include/kt.h by `zig build abi`. Do not edit.
+
+export const symbols = {
+  kt_abi_version: { args: [], returns: "u32" },
+  kt_abi_hash: { args: [], returns: "u64" },
+  kt_last_error: { args: [], returns: "cstring" },
+  kt_backend_name: { args: [], returns: "cstring" },
+  kt_slab_create: { args: ["i64", "u32", "ptr"], returns: "i32" },
+  kt_slab_destroy: { args: ["ptr", "i64"], returns: "void" },
+  kt_file_map: { args: ["ptr", "ptr"], returns: "i32" },
+  kt_file_unmap: { args: ["ptr", "i64"], returns: "i32" },
+  kt_file_advise: { args: ["ptr", "i64", "u32"], returns: "i32" },
+  kt_cpu_query: { args: ["ptr"], returns: "i32" },
+  kt_ctx_create: { args: ["ptr", "ptr"], returns: "i32" },
+  kt_ctx_destroy: { args: ["ptr"], returns: "void" },
+  kt_ctx_query: { args: ["ptr", "ptr"], returns: "i32" },
+  kt_ctx_set_precision: { args: ["ptr", "u32"], returns: "i32" },
+  kt_packed_bytes: { args: ["ptr", "ptr", "ptr"], returns: "i32" },
+  kt_pack_weight: { args: ["ptr", "ptr", "ptr"], returns: "i32" },
+  kt_copy: { args: ["ptr", "ptr", "ptr"], returns: "i32" },
+  kt_add: { args: ["ptr", "ptr", "ptr", "ptr"], returns: "i32" },
+  kt_act_mul: { args: ["ptr", "ptr", "ptr", "u32", "ptr"], returns: "i32" },
+  kt_embedding: { args: ["ptr", "ptr", "ptr", "f32", "ptr"], returns: "i32" },
+  kt_linear: { args: ["ptr", "ptr", "ptr", "ptr", "ptr"], returns: "i32" },
+  kt_rms_norm: { args: ["ptr", "ptr", "ptr", "f32", "f32", "ptr"], returns: "i32" },
+  kt_add_rms_norm: { args: ["ptr", "ptr", "ptr", "ptr", "f32", "f32", "ptr"], returns: "i32" },
+  kt_rope_table: { args: ["ptr", "ptr", "ptr", "f32", "ptr"], returns: "i32" },
+  kt_rope: { args: ["ptr", "ptr", "ptr", "u32"], returns: "i32" },
+  kt_store_kv: { args: ["ptr", "ptr", "ptr", "ptr", "ptr", "ptr"], returns: "i32" },
+  kt_paged_attention: {
+    args: ["ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr"],
+    returns: "i32",
+  },
+  kt_topk_softmax: { args: ["ptr", "ptr", "u32", "ptr", "ptr"], returns: "i32" },
+  kt_fused_experts: {
+    args: ["ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "u32", "ptr"],
+    returns: "i32",
+  },
+  kt_qkv_rope_store: { args: ["ptr", "ptr"], returns: "i32" },
+  kt_linear_residual: {
+    args: ["ptr", "ptr", "ptr", "ptr", "ptr", "f32", "f32", "ptr"],
+    returns: "i32",
+  },
+  kt_gate_up_act: {
+    args: ["ptr", "ptr", "ptr", "f32", "f32", "ptr", "ptr", "u32", "ptr"],
+    returns: "i32",
+  },
+  kt_norm_linear: { args: ["ptr", "ptr", "ptr", "f32", "f32", "ptr", "ptr"], returns: "i32" },
+  kt_argmax: { args: ["ptr", "ptr", "ptr"], returns: "i32" },
+  kt_sample: { args: ["ptr", "ptr", "ptr", "ptr"], returns: "i32" },
+  kt_logprobs: { args: ["ptr", "ptr", "ptr", "ptr", "ptr", "ptr"], returns: "i32" },
+  kt_measure: { args: ["ptr", "u32", "i64", "f32", "ptr"], returns: "i32" },
+} as const
+
+export const layouts = {
+  kt_tensor: {
+    size: 88,
+    align: 8,
+    fields: { data: 0, shape: 8, stride: 40, dtype: 72, ndim: 76, device: 80, flags: 84 },
+  },
+  kt_ctx_options: {
+    size: 32,
+    align: 4,
+    fields: {
+      struct_size: 0,
+      abi_version: 4,
+      num_threads: 8,
+      isa: 12,
+      precision: 16,
+      pin_threads: 20,
+      spin_us: 24,
+      reserved: 28,
+    },
+  },
+  kt_ctx_info: {
+    size: 24,
+    align: 4,
+    fields: {
+      struct_size: 0,
+      abi_version: 4,
+      num_threads: 8,
+      isa: 12,
+      precision: 16,
+      reserved: 20,
+    },
+  },
+  kt_cpu_info: {
+    size: 56,
+    align: 8,
+    fields: {
+      struct_size: 0,
+      abi_version: 4,
+      isa_mask: 8,
+      physical_cores: 12,
+      logical_cores: 16,
+      reserved: 20,
+      memory_bytes: 24,
+      memory_free_bytes: 32,
+      l2_bytes: 40,
+      l3_bytes: 48,
+    },
+  },
+  kt_file_map: { size: 16, align: 8, fields: { data: 0, size: 8 } },
+  kt_attention_params: {
+    size: 24,
+    align: 4,
+    fields: {
+      struct_size: 0,
+      abi_version: 4,
+      scale: 8,
+      soft_cap: 12,
+      sliding_window: 16,
+      reserved: 20,
+    },
+  },
+  kt_qkv_args: {
+    size: 152,
+    align: 8,
+    fields: {
+      struct_size: 0,
+      abi_version: 4,
+      x: 8,
+      norm_weight: 16,
+      wq: 24,
+      wk: 32,
+      wv: 40,
+      bq: 48,
+      bk: 56,
+      bv: 64,
+      q_norm: 72,
+      k_norm: 80,
+      rope_table: 88,
+      slot_mapping: 96,
+      k_cache: 104,
+      v_cache: 112,
+      q_out: 120,
+      eps: 128,
+      norm_offset: 132,
+      qk_eps: 136,
+      qk_norm_offset: 140,
+      interleaved: 144,
+      reserved: 148,
+    },
+  },
+  kt_sampling_row: {
+    size: 72,
+    align: 8,
+    fields: {
+      temperature: 0,
+      top_p: 4,
+      min_p: 8,
+      repetition_penalty: 12,
+      presence_penalty: 16,
+      frequency_penalty: 20,
+      uniform: 24,
+      top_k: 28,
+      history: 32,
+      history_len: 40,
+      prompt_len: 44,
+      bias_ids: 48,
+      bias_values: 56,
+      bias_len: 64,
+      reserved: 68,
+    },
+  },
+} as const
+
+export const KT_ABI_MAJOR = 1
+export const KT_ABI_MINOR = 0
+export const KT_OK = 0
+export const KT_ERR_INVALID_ARG = -1
+export const KT_ERR_UNSUPPORTED = -2
+export const KT_ERR_OUT_OF_MEMORY = -3
+export const KT_ERR_DEVICE = -4
+export const KT_ERR_CANCELLED = -5
+export const KT_ERR_INTERNAL = -6
+export const KT_F32 = 0
+export const KT_F16 = 1
+export const KT_Q4_0 = 2
+export const KT_Q4_1 = 3
+export const KT_Q5_0 = 6
+export const KT_Q5_1 = 7
+export const KT_Q8_0 = 8
+export const KT_Q2_K = 10
+export const KT_Q3_K = 11
+export const KT_Q4_K = 12
+export const KT_Q5_K = 13
+export const KT_Q6_K = 14
+export const KT_I8 = 24
+export const KT_I16 = 25
+export const KT_I32 = 26
+export const KT_I64 = 27
+export const KT_F64 = 28
+export const KT_BF16 = 30
+export const KT_TENSOR_PACKED = 1
+export const KT_ISA_AUTO = 0
+export const KT_ISA_SCALAR = 1
+export const KT_ISA_AVX2 = 2
+export const KT_ISA_AVX512 = 3
+export const KT_ISA_AVX512BF16 = 4
+export const KT_ISA_AMX = 5
+export const KT_ISA_NEON = 6
+export const KT_ISA_COUNT = 7
+export const KT_PRECISION_FAST = 0
+export const KT_PRECISION_F32 = 1
+export const KT_SLAB_HUGE_PAGES = 1
+export const KT_ADVISE_WILLNEED = 1
+export const KT_ADVISE_DONTNEED = 2
+export const KT_ACT_SILU = 0
+export const KT_ACT_GELU_TANH = 1
+export const KT_ACT_GELU_ERF = 2
+export const KT_ACT_RELU = 3
+export const KT_MEASURE_READ = 0
+export const KT_MEASURE_INT_DOT = 1
+export const KT_MEASURE_FMA = 2
+
+export const KT_ABI_HASH = 0xa3d2dc2488d23780n

@@ -1,0 +1,105 @@
+import { type Pointer, toArrayBuffer } from "bun:ffi"
+
+import { KtError, NativeError } from "../errors.ts"
+import { KT_SLAB_HUGE_PAGES } from "./abi.generated.ts"
+import type { Address, Library } from "./library.ts"
+
+/** One ArrayBuffer holds at most this much; larger memory is addressed, never viewed whole. */
+const MAX_VIEW_BYTES = 2 ** 32
+
+/** A view over native memory. It owns nothing: whoever owns the memory must outlive it. */
+export function nativeView(address: Address, bytes: number): ArrayBuffer {
+  if (bytes > MAX_VIEW_BYTES)
+    throw new KtError(`a view of ${bytes} bytes exceeds ${MAX_VIEW_BYTES}`)
+  return toArrayBuffer(address as Pointer, 0, bytes)
+}
+
+/** Reads a field that a native function wrote into a slot made with {@link outSlot}. */
+export function outSlot(words = 1): BigInt64Array {
+  // an explicit ArrayBuffer: views over small implicit ones may move under a compiled caller
+  return new BigInt64Array(new ArrayBuffer(words * 8))
+}
+
+/** Zeroed native memory with one owner. Views made from it are dead after dispose(). */
+export class Slab {
+  readonly address: Address
+  readonly bytes: number
+  readonly #library: Library
+  #alive = true
+
+  constructor(library: Library, bytes: number, options: { hugePages?: boolean } = {}) {
+    const out = outSlot()
+    const status = library.kt_slab_create(bytes, options.hugePages ? KT_SLAB_HUGE_PAGES : 0, out)
+    if (status !== 0) throw new NativeError("kt_slab_create", status, library.kt_last_error())
+    this.address = Number(out[0])
+    this.bytes = bytes
+    this.#library = library
+  }
+
+  /** A view of part of the slab. */
+  view(offset = 0, bytes = this.bytes - offset): ArrayBuffer {
+    if (!this.#alive) throw new KtError("slab used after dispose")
+    if (offset < 0 || bytes < 0 || offset + bytes > this.bytes)
+      throw new KtError(`view ${offset}+${bytes} is outside a slab of ${this.bytes} bytes`)
+    return nativeView(this.address + offset, bytes)
+  }
+
+  [Symbol.dispose](): void {
+    if (!this.#alive) return
+    this.#alive = false
+    this.#library.kt_slab_destroy(this.address, this.bytes)
+  }
+}
+
+/** Allocations that live until the next reset: bump allocation in one slab that grows between steps, never within one. */
+export class Arena {
+  readonly #library: Library
+  readonly #align: number
+  #slabs: Slab[]
+  #current: Slab
+  #used = 0
+  /** Counts resets, so that a tensor of an earlier step can be told. */
+  generation = 0
+
+  constructor(library: Library, bytes: number, align = 64) {
+    this.#library = library
+    this.#align = align
+    this.#current = new Slab(library, bytes, { hugePages: bytes >= 2 ** 22 })
+    this.#slabs = [this.#current]
+  }
+
+  /** Address of `bytes` bytes (not zeroed). */
+  alloc(bytes: number): Address {
+    const start = Math.ceil(this.#used / this.#align) * this.#align
+    if (start + bytes > this.#current.bytes) return this.#grow(bytes)
+    this.#used = start + bytes
+    return this.#current.address + start
+  }
+
+  #grow(bytes: number): Address {
+    const size = Math.max(
+      bytes,
+      this.#slabs.reduce((sum, slab) => sum + slab.bytes, 0),
+    )
+    this.#current = new Slab(this.#library, size, { hugePages: true })
+    this.#slabs.push(this.#current)
+    this.#used = bytes
+    return this.#current.address
+  }
+
+  /** Frees everything at once. After a step that outgrew the slab, one slab of the whole size replaces the pieces. */
+  reset(): void {
+    this.generation++
+    this.#used = 0
+    if (this.#slabs.length === 1) return
+    const total = this.#slabs.reduce((sum, slab) => sum + slab.bytes, 0)
+    for (const slab of this.#slabs) slab[Symbol.dispose]()
+    this.#current = new Slab(this.#library, total, { hugePages: true })
+    this.#slabs = [this.#current]
+  }
+
+  [Symbol.dispose](): void {
+    for (const slab of this.#slabs) slab[Symbol.dispose]()
+    this.#slabs = []
+  }
+}

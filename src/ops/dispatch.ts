@@ -1,0 +1,45 @@
+import { DeviceError, KtError } from "../errors.ts"
+import type { Backend } from "../native/backend.ts"
+import { type DTypeInfo, F32 } from "../tensor/dtype.ts"
+import { Tensor } from "../tensor/tensor.ts"
+
+/** The backend all operands of an op live on: the single dispatch point. */
+export function backendOf(op: string, first: Tensor, ...rest: readonly (Tensor | null)[]): Backend {
+  const { backend } = first
+  for (let i = 0; i < rest.length; i++) {
+    const other = rest[i]
+    if (other !== null && other !== undefined && other.backend !== backend) {
+      throw new DeviceError(
+        `${op}: operand 0 is on ${backend.name}:${backend.device}, operand ${i + 1} on ${other.backend.name}:${other.backend.device}`,
+      )
+    }
+  }
+  return backend
+}
+
+export function expectShape(
+  op: string,
+  name: string,
+  tensor: Tensor,
+  shape: readonly number[],
+): void {
+  if (tensor.ndim === shape.length && shape.every((size, i) => tensor.shape[i] === size)) return
+  throw new KtError(
+    `${op}: ${name} has shape [${tensor.shape.join(", ")}], expected [${shape.join(", ")}]`,
+  )
+}
+
+export function expectDtype(op: string, name: string, tensor: Tensor, dtype: DTypeInfo): void {
+  if (tensor.dtype !== dtype)
+    throw new KtError(`${op}: ${name} is ${tensor.dtype.name}, expected ${dtype.name}`)
+}
+
+/** An uninitialised f32 tensor in the step arena. */
+export function empty(like: Tensor, shape: readonly number[], dtype: DTypeInfo = F32): Tensor {
+  return Tensor.empty(like.backend, dtype, shape)
+}
+
+/** The descriptor of an operand that may be absent. */
+export function descOf(tensor: Tensor | null | undefined): number {
+  return tensor?.desc ?? 0
+}

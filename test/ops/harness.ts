@@ -1,0 +1,62 @@
+import { afterAll, describe, expect } from "bun:test"
+
+import { Backend, queryCpu } from "../../src/native/backend.ts"
+import { probeLibrary } from "../../src/native/library.ts"
+
+/** Every backend and ISA level of this machine, made once per test file; levels that are absent are named as skipped. */
+const ALL_ISAS = ["scalar", "avx2", "avx512", "avx512bf16", "amx", "neon"] as const
+
+/** Runs a suite once per ISA level of the CPU library that this machine has; the others are reported as skipped. */
+export function describeBackends(name: string, suite: (backend: Backend) => void): void {
+  const probe = probeLibrary("cpu")
+  if (!probe.available) throw new Error(`the CPU library must be built first: ${probe.reason}`)
+  const present = new Set(queryCpu(probe.library).isas)
+  for (const isa of ALL_ISAS) {
+    if (!present.has(isa)) {
+      describe.skip(`${name} [cpu ${isa}: this machine lacks it]`, () => {})
+      continue
+    }
+    describe(`${name} [cpu ${isa}]`, () => {
+      const backend = new Backend({ isa, threads: 2 }, probe.library)
+      afterAll(() => backend[Symbol.dispose]())
+      suite(backend)
+    })
+  }
+}
+
+/** Deterministic normal-ish values. */
+export function randomArray(length: number, seed: number, scale = 1): Float32Array {
+  let state = (seed * 2654435761 + 12345) >>> 0
+  const next = (): number => {
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0
+    return state / 4294967296
+  }
+  const out = new Float32Array(length)
+  for (let i = 0; i < length; i++) out[i] = scale * (next() + next() + next() + next() - 2)
+  return out
+}
+
+/** Relative RMS error. */
+export function relativeError(got: ArrayLike<number>, want: ArrayLike<number>): number {
+  let error = 0
+  let norm = 0
+  for (let i = 0; i < want.length; i++) {
+    error += ((got[i] as number) - (want[i] as number)) ** 2
+    norm += (want[i] as number) ** 2
+  }
+  return norm === 0 ? Math.sqrt(error) : Math.sqrt(error / norm)
+}
+
+/** Fails unless the relative RMS error is at most `tolerance` and every value is finite where the reference is. */
+export function expectClose(
+  got: ArrayLike<number>,
+  want: ArrayLike<number>,
+  tolerance: number,
+): void {
+  expect(got.length).toBe(want.length)
+  const error = relativeError(got, want)
+  if (!(error <= tolerance))
+    throw new Error(
+      `relative error ${error.toExponential(2)} exceeds ${tolerance.toExponential(2)}`,
+    )
+}
