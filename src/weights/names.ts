@@ -1,0 +1,206 @@
+import { FormatError } from "../errors.ts"
+import type { GgufFile } from "./gguf.ts"
+import type { SafetensorsFile } from "./safetensors.ts"
+
+/**
+ * How one GGUF architecture names what the model tree names as Hugging Face checkpoints do. Keys are module paths, values
+ * GGUF base names; `.weight` and `.bias` follow both. A new architecture is one entry of `TABLES`.
+ */
+interface NameTable {
+  /** Modules outside the layers. */
+  readonly root: Readonly<Record<string, string>>
+  /** Modules below `model.layers.N.`, as `blk.N.` names them. */
+  readonly layer: Readonly<Record<string, string>>
+  /** Path below the layer whose children are the experts. */
+  readonly experts?: string
+  /** An expert's projections; GGUF has them stacked (`ffn_gate_exps`), old files one by one (`ffn_gate.N`). */
+  readonly expert?: Readonly<Record<string, string>>
+}
+
+const ROOT = { "model.embed_tokens": "token_embd", "model.norm": "output_norm", lm_head: "output" }
+const NORMS = { input_layernorm: "attn_norm", post_attention_layernorm: "ffn_norm" }
+const ATTENTION = {
+  "self_attn.q_proj": "attn_q",
+  "self_attn.k_proj": "attn_k",
+  "self_attn.v_proj": "attn_v",
+  "self_attn.o_proj": "attn_output",
+}
+const QK_NORM = { "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm" }
+const GATED_PROJECTIONS = { gate_proj: "ffn_gate", up_proj: "ffn_up", down_proj: "ffn_down" }
+const MLP = { "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down" }
+
+/** Keyed by `general.architecture`; Mistral models have the architecture llama. */
+const TABLES: Readonly<Record<string, NameTable>> = {
+  llama: { root: ROOT, layer: { ...NORMS, ...ATTENTION, ...MLP } },
+  qwen2: { root: ROOT, layer: { ...NORMS, ...ATTENTION, ...MLP } },
+  qwen3: { root: ROOT, layer: { ...NORMS, ...ATTENTION, ...QK_NORM, ...MLP } },
+  gemma3: {
+    root: ROOT,
+    layer: {
+      input_layernorm: "attn_norm",
+      post_attention_layernorm: "post_attention_norm",
+      pre_feedforward_layernorm: "ffn_norm",
+      post_feedforward_layernorm: "post_ffw_norm",
+      ...ATTENTION,
+      ...QK_NORM,
+      ...MLP,
+    },
+  },
+  phi3: {
+    root: ROOT,
+    layer: {
+      ...NORMS,
+      "self_attn.qkv_proj": "attn_qkv",
+      "self_attn.o_proj": "attn_output",
+      "mlp.gate_up_proj": "ffn_up",
+      "mlp.down_proj": "ffn_down",
+    },
+  },
+  qwen3moe: {
+    root: ROOT,
+    layer: { ...NORMS, ...ATTENTION, ...QK_NORM, ...MLP, "mlp.gate": "ffn_gate_inp" },
+    experts: "mlp.experts",
+    expert: GATED_PROJECTIONS,
+  },
+}
+
+/** Tensors that configure the rope and belong to no module; `configFromGguf` has read them. */
+export const CONFIG_TENSORS: ReadonlySet<string> = new Set([
+  "rope_freqs.weight",
+  "rope_factors_long.weight",
+  "rope_factors_short.weight",
+])
+
+/** GGUF architectures whose names are known. */
+export const GGUF_ARCHITECTURES: readonly string[] = Object.keys(TABLES)
+
+/** Lookups in both directions, made once per architecture. */
+interface Names {
+  readonly table: NameTable
+  readonly rootBack: ReadonlyMap<string, string>
+  readonly layerBack: ReadonlyMap<string, string>
+  readonly expertBack: ReadonlyMap<string, string>
+}
+
+const known = new Map<string, Names>()
+
+function namesOf(architecture: string): Names | undefined {
+  const cached = known.get(architecture)
+  if (cached !== undefined) return cached
+  const table = Object.hasOwn(TABLES, architecture) ? TABLES[architecture] : undefined
+  if (table === undefined) return undefined
+  const back = (record: Readonly<Record<string, string>>): Map<string, string> =>
+    new Map(Object.entries(record).map(([hf, gguf]) => [gguf, hf]))
+  const names = {
+    table,
+    rootBack: back(table.root),
+    layerBack: back(table.layer),
+    expertBack: back(table.expert ?? {}),
+  }
+  known.set(architecture, names)
+  return names
+}
+
+function own(record: Readonly<Record<string, string>>, key: string): string | undefined {
+  return Object.hasOwn(record, key) ? record[key] : undefined
+}
+
+/**
+ * The GGUF name of a parameter of the model tree, or undefined where the architecture has none. A stack of experts is
+ * `model.layers.3.mlp.experts.gate_proj` (with or without `.weight`), one expert of a file that keeps them apart
+ * `model.layers.3.mlp.experts.7.gate_proj.weight`.
+ */
+export function ggufName(architecture: string, path: string): string | undefined {
+  const table = namesOf(architecture)?.table
+  if (table === undefined) return undefined
+  const [module, suffix] = splitSuffix(path)
+  const inLayer = /^model\.layers\.(\d+)\.(.+)$/.exec(module)
+  if (inLayer === null) {
+    const base = own(table.root, module)
+    return base === undefined || suffix === "" ? undefined : `${base}.${suffix}`
+  }
+  const [, layer = "", rest = ""] = inLayer
+  const base = own(table.layer, rest)
+  if (base !== undefined) return suffix === "" ? undefined : `blk.${layer}.${base}.${suffix}`
+  if (table.experts === undefined || !rest.startsWith(`${table.experts}.`)) return undefined
+  const [, expert, projection = ""] =
+    /^(?:(\d+)\.)?(.+)$/.exec(rest.slice(table.experts.length + 1)) ?? []
+  const stem = own(table.expert ?? {}, projection)
+  if (stem === undefined || (expert !== undefined && suffix === "")) return undefined
+  const stored = expert === undefined ? `${stem}_exps` : `${stem}.${expert}`
+  return `blk.${layer}.${stored}.${suffix === "" ? "weight" : suffix}`
+}
+
+/** The inverse of `ggufName`; stacks come back without `.weight`. */
+export function hfName(architecture: string, name: string): string | undefined {
+  const names = namesOf(architecture)
+  if (names === undefined) return undefined
+  const [base, suffix] = splitSuffix(name)
+  if (suffix === "") return undefined
+  const inLayer = /^blk\.(\d+)\.(.+)$/.exec(base)
+  if (inLayer === null) {
+    const module = names.rootBack.get(base)
+    return module === undefined ? undefined : `${module}.${suffix}`
+  }
+  const [, layer = "", rest = ""] = inLayer
+  const prefix = `model.layers.${layer}`
+  const module = names.layerBack.get(rest)
+  if (module !== undefined) return `${prefix}.${module}.${suffix}`
+  const [, stem = "", expert] = /^(.+?)(?:_exps|\.(\d+))$/.exec(rest) ?? []
+  const projection = names.expertBack.get(stem)
+  if (projection === undefined || names.table.experts === undefined) return undefined
+  const experts = `${prefix}.${names.table.experts}`
+  if (expert !== undefined) return `${experts}.${expert}.${projection}.${suffix}`
+  return suffix === "weight" ? `${experts}.${projection}` : `${experts}.${projection}.${suffix}`
+}
+
+function splitSuffix(path: string): [module: string, suffix: "" | "weight" | "bias"] {
+  if (path.endsWith(".weight")) return [path.slice(0, -7), "weight"]
+  if (path.endsWith(".bias")) return [path.slice(0, -5), "bias"]
+  return [path, ""]
+}
+
+/** How one open checkpoint names the parameters of the model tree. */
+export interface CheckpointNames {
+  /** Stored name of a parameter or of a stack of experts; undefined where the format has no name for it. */
+  stored(path: string): string | undefined
+  /** Stored name of one expert of the stack `path`, for checkpoints that keep experts apart. */
+  storedExpert(path: string, expert: number): string | undefined
+}
+
+/** Names of an open checkpoint; a GGUF of an unknown architecture is an error that lists the known ones. */
+export function checkpointNames(weights: GgufFile | SafetensorsFile): CheckpointNames {
+  if (weights.kind === "safetensors") return safetensorsNames(weights)
+  const { architecture } = weights
+  if (namesOf(architecture) === undefined) {
+    const list = GGUF_ARCHITECTURES.join(", ")
+    throw new FormatError(
+      weights.path,
+      `general.architecture: "${architecture}" is unknown; known are ${list}`,
+    )
+  }
+  return {
+    stored: (path) => ggufName(architecture, path),
+    storedExpert: (path, expert) => ggufName(architecture, oneExpert(path, expert)),
+  }
+}
+
+/** "….experts.gate_proj" → "….experts.7.gate_proj.weight" */
+function oneExpert(stack: string, expert: number): string {
+  const [module, suffix] = splitSuffix(stack)
+  const dot = module.lastIndexOf(".")
+  return `${module.slice(0, dot)}.${expert}${module.slice(dot)}.${suffix === "" ? "weight" : suffix}`
+}
+
+/** Multimodal checkpoints keep their language model under a prefix, in one of two places. */
+function safetensorsNames(weights: SafetensorsFile): CheckpointNames {
+  let stored = (path: string): string => path
+  if (weights.get("model.embed_tokens.weight") === undefined) {
+    if (weights.get("language_model.model.embed_tokens.weight") !== undefined) {
+      stored = (path) => `language_model.${path}`
+    } else if (weights.get("model.language_model.embed_tokens.weight") !== undefined) {
+      stored = (path) => path.replace(/^model\./, "model.language_model.")
+    }
+  }
+  return { stored, storedExpert: (path, expert) => stored(oneExpert(path, expert)) }
+}
