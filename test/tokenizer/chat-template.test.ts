@@ -1,0 +1,153 @@
+import { describe, expect, test } from "bun:test"
+
+import { ConfigError } from "../../src/errors.ts"
+import {
+  type ChatMessage,
+  ChatTemplate,
+  DEFAULT_TEMPLATE,
+} from "../../src/tokenizer/chat-template.ts"
+import { Tokenizer } from "../../src/tokenizer/tokenizer.ts"
+import { golden } from "../setup.ts"
+import { readGgufMetadata } from "./gguf-metadata.ts"
+
+const MESSAGES: readonly ChatMessage[] = [
+  { role: "system", content: "Be brief" },
+  { role: "user", content: "Hi" },
+  { role: "assistant", content: "Hello" },
+  { role: "user", content: "Weather?" },
+]
+const TOOLS = [
+  {
+    type: "function",
+    function: {
+      name: "weather",
+      description: 'of a <city> & "more" é',
+      parameters: { type: "object", properties: {} },
+    },
+  },
+]
+
+describe("prompts", () => {
+  const table: readonly [name: string, template: string, prompt: string][] = [
+    [
+      "ChatML, the default",
+      DEFAULT_TEMPLATE,
+      "<|im_start|>system\nBe brief<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n" +
+        "<|im_start|>user\nWeather?<|im_end|>\n<|im_start|>assistant\n",
+    ],
+    [
+      "white space around blocks",
+      "{%- for m in messages %}\n    {%- if m.role == 'user' %}\n        {{- m.content + ';' }}\n    {%- endif %}\n{%- endfor %}\n  {% if add_generation_prompt %}\n>\n  {% endif %}\n",
+      "Hi;Weather?;>\n",
+    ],
+    [
+      "special tokens, slices and namespaces",
+      "{{ bos_token }}{% set ns = namespace(n=0) %}{% for m in messages[1:] %}{% set ns.n = ns.n + loop.index %}{% endfor %}{{ ns.n }}{{ messages[-1]['content'] | upper }}{{ eos_token }}",
+      "<s>6WEATHER?</s>",
+    ],
+    [
+      "JSON as Python writes it",
+      "{{ tools | tojson }}\n{{ tools[0].function.parameters | tojson(indent=2) }}",
+      '[{"type": "function", "function": {"name": "weather", "description": "of a <city> & \\"more\\" é", "parameters": {"type": "object", "properties": {}}}}]\n' +
+        '{\n  "type": "object",\n  "properties": {}\n}',
+    ],
+    [
+      "macros, filters, break and generation marks",
+      "{% macro tag(x, y='/') %}<{{ x }}{{ y }}>{% endmacro %}{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ tag(i) }}{% endfor %}{% generation %}{{ ' a ' | trim }}{% endgeneration %}{{ x is defined | tojson }}",
+      "<0/><1/>afalse",
+    ],
+    [
+      "dates",
+      "{{ strftime_now('%d %b %Y, %B %A %-d %H:%M %y') }}",
+      "02 Jan 2026, January Friday 2 03:04 26",
+    ],
+    [
+      "variables of the request",
+      "{{ enable_thinking | tojson }} {{ documents | tojson }}",
+      "true null",
+    ],
+  ]
+  test.each(table)("%s", (_name, source, prompt) => {
+    const template = new ChatTemplate(source, {
+      bosToken: "<s>",
+      eosToken: "</s>",
+      now: () => new Date(2026, 0, 2, 3, 4),
+    })
+    expect(
+      template.render({ messages: MESSAGES, tools: TOOLS, vars: { enable_thinking: true } }),
+    ).toBe(prompt)
+  })
+})
+
+test("without a generation prompt the text ends with the last message", () => {
+  const prompt = new ChatTemplate(DEFAULT_TEMPLATE).render({
+    messages: MESSAGES.slice(1, 2),
+    addGenerationPrompt: false,
+  })
+  expect(prompt).toBe("<|im_start|>user\nHi<|im_end|>\n")
+})
+
+test("an empty list of tools is no tools", () => {
+  const template = new ChatTemplate("{% if tools is none %}none{% else %}some{% endif %}")
+  expect(template.render({ messages: [], tools: [] })).toBe("none")
+  expect(template.render({ messages: [], tools: TOOLS })).toBe("some")
+})
+
+describe("errors", () => {
+  test("a template that cannot be parsed", () => {
+    expect(() => new ChatTemplate("{% for %}", { source: "x.gguf" })).toThrow(ConfigError)
+    expect(() => new ChatTemplate("{% for %}", { source: "x.gguf" })).toThrow(
+      "x.gguf: cannot be parsed",
+    )
+  })
+
+  test("a template that refuses the messages says why", () => {
+    const template = new ChatTemplate("{{ raise_exception('System role not supported') }}", {
+      source: "x.gguf",
+    })
+    expect(() => template.render({ messages: MESSAGES })).toThrow(ConfigError)
+    expect(() => template.render({ messages: MESSAGES })).toThrow(
+      "x.gguf: cannot be rendered: System role not supported",
+    )
+  })
+})
+
+describe("templates of a model", () => {
+  const tokenizer = Tokenizer.fromGguf(readGgufMetadata(golden("gguf", "llama-f16.gguf")))
+  const plain = Tokenizer.fromGguf(readGgufMetadata(golden("gguf", "llama-tied-bf16.gguf")))
+
+  test("its own is used", () => {
+    const warnings: string[] = []
+    const template = ChatTemplate.of(tokenizer, { warn: (message) => warnings.push(message) })
+    expect(template.source).toBe(tokenizer.chatTemplate!)
+    expect(warnings).toEqual([])
+    const ids = tokenizer.encodePrompt(template.render({ messages: MESSAGES }))
+    expect([...ids].filter((id) => id === tokenizer.tokenId("<|im_start|>"))).toHaveLength(5)
+  })
+
+  test("ChatML stands in, with one warning", () => {
+    const warnings: string[] = []
+    const template = ChatTemplate.of(plain, {
+      source: "m.gguf",
+      warn: (message) => warnings.push(message),
+    })
+    expect(template.source).toBe(DEFAULT_TEMPLATE)
+    expect(warnings).toEqual(["m.gguf: the model has no chat template, so ChatML is used"])
+  })
+
+  test("a named one is preferred where there is one", () => {
+    const named = {
+      ...tokenizer,
+      chatTemplates: new Map([
+        ["default", "d"],
+        ["tool_use", "t"],
+      ]),
+      tokenText: () => "",
+    }
+    const of = (name: string): string =>
+      ChatTemplate.of({ ...named, bosId: undefined, eosId: undefined, padId: undefined }, { name })
+        .source
+    expect(of("tool_use")).toBe("t")
+    expect(of("rag")).toBe("d")
+  })
+})
