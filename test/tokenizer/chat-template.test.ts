@@ -53,7 +53,7 @@ describe("prompts", () => {
     ],
     [
       "macros, filters, break and generation marks",
-      "{% macro tag(x, y='/') %}<{{ x }}{{ y }}>{% endmacro %}{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ tag(i) }}{% endfor %}{% generation %}{{ ' a ' | trim }}{% endgeneration %}{{ x is defined | tojson }}",
+      "{% macro tag(x, y='/') %}<{{ x }}{{ y }}>{% endmacro %}{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ tag(i) }}{% endfor %}{% generation %}{{ ' a ' | trim }}{% endgeneration %}{{ (x is defined) | tojson }}",
       "<0/><1/>afalse",
     ],
     [
