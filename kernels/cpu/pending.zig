@@ -10,10 +10,8 @@ comptime {
     for ([_][]const u8{
         "kt_packed_bytes",
         "kt_pack_weight",
-        "kt_copy",
         "kt_add",
         "kt_act_mul",
-        "kt_embedding",
         "kt_linear",
         "kt_rope_table",
         "kt_rope",

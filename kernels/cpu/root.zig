@@ -3,6 +3,8 @@ comptime {
     _ = @import("core");
     _ = @import("ctx.zig");
     _ = @import("rms_norm.zig");
+    _ = @import("elementwise.zig");
+    _ = @import("embedding.zig");
     _ = @import("pending.zig");
 }
 

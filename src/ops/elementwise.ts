@@ -1,0 +1,26 @@
+import { KtError } from "../errors.ts"
+import { type DTypeInfo, F32 } from "../tensor/dtype.ts"
+import type { Tensor } from "../tensor/tensor.ts"
+import { backendOf, empty, expectShape } from "./dispatch.ts"
+
+/**
+ * out = src, both of one shape, either may be a strided view. Converts between F32, F16, BF16 and I32 (toward zero,
+ * saturating, NaN to 0), and from any weight type to F32; equal types are copied as they are.
+ */
+export function copy(src: Tensor, out: Tensor): Tensor {
+  const backend = backendOf("copy", src, out)
+  expectShape("copy", "out", out, src.shape)
+  backend.check(backend.library.kt_copy(backend.ctx, src.desc, out.desc), "copy")
+  return out
+}
+
+/** src in another plain type, contiguous. */
+export function cast(src: Tensor, dtype: DTypeInfo): Tensor {
+  return copy(src, empty(src, src.shape, dtype))
+}
+
+/** The values of a weight of any type in F32; src [..., n] in the file's layout (not packed). */
+export function dequantize(src: Tensor, out = empty(src, src.shape)): Tensor {
+  if (out.dtype !== F32) throw new KtError(`dequantize: out is ${out.dtype.name}, expected F32`)
+  return copy(src, out)
+}
