@@ -184,13 +184,15 @@ export function partsFromGguf(metadata: GgufMetadata, file: string): TokenizerPa
   // some converters mark turn ends as ordinary tokens, which plain text could then produce
   for (const id of eogIds) kinds[id] = TokenKind.control
 
+  const added = addedTokens(vocabulary, kinds, metadata)
   return {
     source: file,
     vocabulary,
     kinds,
     model,
     spelling,
-    added: addedTokens(vocabulary, kinds, metadata),
+    verbatim: new Set(added.map((token) => token.id)),
+    added,
     prefix: putBos ? [bosId!] : [],
     suffix: putEos ? [eosId!] : [],
     stripsLeadingSpace: addSpacePrefix,

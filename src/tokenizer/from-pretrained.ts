@@ -152,6 +152,8 @@ function partsFromJson(json: TokenizerJson, config: Json, path: string): Tokeniz
     kinds,
     model: textModel(json, config, vocabulary, unknownId, library),
     spelling,
+    // the Metaspace decoder also reads U+2581 in added tokens, such as Gemma's runs of spaces
+    verbatim: new Set(spelling === "metaspace" ? [] : added.map((token) => token.id)),
     added,
     prefix,
     suffix,

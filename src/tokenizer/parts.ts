@@ -10,6 +10,8 @@ export interface TokenizerParts {
   readonly kinds: Uint8Array
   readonly model: TextModel
   readonly spelling: Spelling
+  /** Tokens whose text is not spelled that way but stands for itself; control tokens always do. */
+  readonly verbatim: ReadonlySet<number>
   readonly added: readonly AddedToken[]
   /** Ids put before and after a text that is encoded with `addSpecial`. */
   readonly prefix: readonly number[]

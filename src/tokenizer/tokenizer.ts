@@ -36,7 +36,6 @@ export class Tokenizer {
   readonly #parts: TokenizerParts
   readonly #vocabulary: Vocabulary
   readonly #special: SpecialTokens
-  readonly #verbatim: ReadonlySet<number>
   readonly #bytes: (Uint8Array | undefined)[] = []
 
   constructor(parts: TokenizerParts) {
@@ -50,7 +49,6 @@ export class Tokenizer {
     this.chatTemplates = parts.chatTemplates
     this.stripsLeadingSpace = parts.stripsLeadingSpace
     this.#special = new SpecialTokens(parts.added)
-    this.#verbatim = new Set(parts.added.map((token) => token.id))
   }
 
   /** From the metadata of a GGUF file; `file` is for messages. */
@@ -111,15 +109,7 @@ export class Tokenizer {
       at += piece.length
     }
     const text = new TextDecoder("utf-8", { ignoreBOM: true }).decode(all)
-    if (!this.stripsLeadingSpace) return text
-    // the start token, where it is shown, stands before the space
-    const lead = this.#leadingSpecial(ids, skipSpecial)
-    return text.charAt(lead) === " " ? text.slice(0, lead) + text.slice(lead + 1) : text
-  }
-
-  #leadingSpecial(ids: ArrayLike<number>, skipSpecial: boolean): number {
-    const id = ids[0]
-    return !skipSpecial && id !== undefined && id === this.bosId ? this.tokenText(id).length : 0
+    return this.stripsLeadingSpace && text.startsWith(" ") ? text.slice(1) : text
   }
 
   /** UTF-8 bytes (perhaps of part of a character) that the token adds to the text. */
@@ -152,7 +142,7 @@ export class Tokenizer {
 
   #spell(id: number): Uint8Array {
     const text = this.#vocabulary.texts[id]!
-    if (this.#verbatim.has(id) || this.isSpecial(id)) return utf8.encode(text)
+    if (this.#parts.verbatim.has(id) || this.isSpecial(id)) return utf8.encode(text)
     switch (this.#parts.spelling) {
       case "byte-level": {
         const bytes = new Uint8Array(text.length)
