@@ -1,0 +1,347 @@
+import { FormatError } from "../errors.ts"
+import { F32 } from "../tensor/dtype.ts"
+import type { GgufFile } from "../weights/gguf.ts"
+import {
+  checkedConfig,
+  defaultHeadDim,
+  type LayerType,
+  type ModelConfig,
+  type ModelType,
+  patternLayerTypes,
+} from "./config.ts"
+import { ROPE_TYPES, type RopeConfig, ropeConfig, type RopeType } from "./rope-config.ts"
+
+/** What an architecture is beyond its keys. */
+interface Traits {
+  readonly modelType: ModelType
+  /** The converter permutes q and k rows so that the rope turns adjacent pairs. */
+  readonly interleaved?: true
+  readonly qkNorm?: true
+  readonly gemma?: true
+  readonly moe?: true
+}
+
+/** Keyed by `general.architecture`. Mistral models are written as llama. */
+const TRAITS: Readonly<Record<string, Traits>> = {
+  llama: { modelType: "llama", interleaved: true },
+  qwen2: { modelType: "qwen2" },
+  qwen3: { modelType: "qwen3", qkNorm: true },
+  gemma3: { modelType: "gemma3_text", qkNorm: true, gemma: true },
+  phi3: { modelType: "phi3" },
+  qwen3moe: { modelType: "qwen3_moe", qkNorm: true, moe: true },
+}
+
+/** Gemma 3's every sixth layer is global, where the file does not say. */
+const GEMMA_PATTERN = 6
+/** The 27B alone scales attention by hidden_size / heads; files do not say, its layer count tells it apart. */
+const GEMMA_27B_LAYERS = 62
+
+/** The configuration of a GGUF, from its metadata and its tensors' shapes. */
+export function configFromGguf(gguf: GgufFile): ModelConfig {
+  const { path, architecture } = gguf
+  const traits = Object.hasOwn(TRAITS, architecture) ? TRAITS[architecture] : undefined
+  if (traits === undefined) {
+    const known = Object.keys(TRAITS).join(", ")
+    throw new FormatError(
+      path,
+      `general.architecture: "${architecture}" is unknown; known are ${known}`,
+    )
+  }
+  const keys = new Keys(gguf)
+  const numExperts = keys.count("expert_count") ?? 0
+  if (numExperts > 0 && !traits.moe) {
+    throw new FormatError(
+      path,
+      `${architecture}.expert_count: ${numExperts}, only dense models of this architecture are known`,
+    )
+  }
+  const layers = keys.size("block_count", 4096)
+  const hidden = keys.size("embedding_length")
+  const heads = keys.size("attention.head_count", 65_536)
+  const headDim = keys.size("attention.key_length", 65_536, () =>
+    defaultHeadDim(path, hidden, heads),
+  )
+  const valueDim = keys.count("attention.value_length") ?? headDim
+  if (valueDim !== headDim) {
+    throw new FormatError(
+      path,
+      `${architecture}.attention.value_length: ${valueDim}, expected key_length ${headDim}`,
+    )
+  }
+  const embedding = gguf.get("token_embd.weight")
+  const vocab = embedding?.shape[0]
+  if (vocab === undefined)
+    throw new FormatError(path, "has no tensor token_embd.weight; a vocabulary alone is no model")
+  const window = keys.count("attention.sliding_window")
+  const layer_types = layerTypes(keys, traits, layers, window)
+  const slides = layer_types.includes("sliding_attention")
+  const has = (name: string): boolean => gguf.get(name) !== undefined
+  return checkedConfig(path, {
+    model_type: traits.modelType,
+    layout: "gguf",
+    vocab_size: vocab,
+    hidden_size: hidden,
+    intermediate_size: keys.size("feed_forward_length"),
+    num_hidden_layers: layers,
+    num_attention_heads: heads,
+    num_key_value_heads: keys.size("attention.head_count_kv", 65_536, () => heads),
+    head_dim: headDim,
+    max_position_embeddings: keys.size("context_length", 1_073_741_824),
+    rms_norm_eps:
+      keys.float("attention.layer_norm_rms_epsilon") ??
+      keys.missing("attention.layer_norm_rms_epsilon"),
+    hidden_act: traits.gemma ? "gelu_pytorch_tanh" : "silu",
+    tie_word_embeddings: !has("output.weight"),
+    attention_bias: has("blk.0.attn_q.bias") || has("blk.0.attn_qkv.bias"),
+    attention_output_bias: has("blk.0.attn_output.bias"),
+    mlp_bias: has("blk.0.ffn_down.bias"),
+    qk_norm: traits.qkNorm ?? false,
+    norm_offset: 0, // The converter has added Gemma's 1 to the weights.
+    embedding_scale: traits.gemma ? Math.sqrt(hidden) : 1,
+    attention_scale:
+      keys.float("attention.scale") ?? attentionScale(traits, layers, hidden, heads, headDim),
+    attn_logit_softcapping: keys.float("attn_logit_softcapping"),
+    final_logit_softcapping: keys.float("final_logit_softcapping"),
+    sliding_window: slides ? window : undefined,
+    layer_types,
+    ...ropes(keys, gguf, traits, headDim),
+    num_experts: numExperts,
+    num_experts_per_tok: keys.count("expert_used_count") ?? 0,
+    moe_intermediate_size: traits.moe ? keys.size("expert_feed_forward_length") : 0,
+    norm_topk_prob: traits.moe ? (keys.flag("expert_weights_norm") ?? true) : false,
+    decoder_sparse_step: 1,
+    mlp_only_layers: [],
+    bos_token_id: keys.tokenId("bos"),
+    eos_token_id: [
+      ...new Set([keys.tokenId("eos"), keys.tokenId("eot"), keys.tokenId("eom")]),
+    ].filter((id) => id !== undefined),
+  })
+}
+
+/**
+ * A configuration read from a Hugging Face folder, for weights that come from a GGUF instead: the hyper-parameters stay,
+ * what follows from the stored layout of the weights (order of q and k rows, Gemma's norms, a missing output matrix) is
+ * the GGUF's.
+ */
+export function withGgufLayout(config: ModelConfig, gguf: GgufFile): ModelConfig {
+  const own = configFromGguf(gguf)
+  const expected: ModelType = config.model_type === "mistral" ? "llama" : config.model_type
+  if (own.model_type !== expected) {
+    throw new FormatError(
+      gguf.path,
+      `general.architecture: "${gguf.architecture}" holds no ${config.model_type} model`,
+    )
+  }
+  for (const key of [
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+  ] as const) {
+    if (own[key] !== config[key])
+      throw new FormatError(gguf.path, `${key}: ${own[key]}, but config.json says ${config[key]}`)
+  }
+  const { interleaved } = own.rope
+  return Object.freeze({
+    ...config,
+    layout: "gguf" as const,
+    vocab_size: own.vocab_size, // Converters drop rows that only pad the embedding.
+    norm_offset: own.norm_offset,
+    tie_word_embeddings: own.tie_word_embeddings,
+    rope: Object.freeze({ ...config.rope, interleaved }),
+    rope_local: config.rope_local && Object.freeze({ ...config.rope_local, interleaved }),
+  })
+}
+
+function layerTypes(
+  keys: Keys,
+  traits: Traits,
+  layers: number,
+  window: number | undefined,
+): readonly LayerType[] {
+  const uniform = (type: LayerType): LayerType[] => Array<LayerType>(layers).fill(type)
+  if (window === undefined || window === 0) return uniform("full_attention")
+  const slides = keys.flags("attention.sliding_window_pattern")
+  if (slides !== undefined) return slides.map((s) => (s ? "sliding_attention" : "full_attention"))
+  const pattern = keys.count("attention.sliding_window_pattern", 4096)
+  if (traits.gemma || pattern !== undefined)
+    return patternLayerTypes(layers, pattern ?? GEMMA_PATTERN)
+  return uniform("sliding_attention")
+}
+
+function attentionScale(
+  traits: Traits,
+  layers: number,
+  hidden: number,
+  heads: number,
+  headDim: number,
+): number {
+  return 1 / Math.sqrt(traits.gemma && layers === GEMMA_27B_LAYERS ? hidden / heads : headDim)
+}
+
+function ropes(
+  keys: Keys,
+  gguf: GgufFile,
+  traits: Traits,
+  headDim: number,
+): { rope: RopeConfig; rope_local: RopeConfig | undefined } {
+  const { path, architecture } = gguf
+  const longest = keys.size("context_length", 1_073_741_824)
+  const original = keys.count("rope.scaling.original_context_length", 1_073_741_824)
+  const long = floats(gguf, "rope_factors_long.weight")
+  const short = floats(gguf, "rope_factors_short.weight")
+  const attnFactor = keys.float("rope.scaling.attn_factor")
+  const type = long === undefined ? ropeType(keys, path, architecture) : "longrope"
+  const common = {
+    rotary_dim: keys.count("rope.dimension_count") ?? headDim,
+    interleaved: traits.interleaved ?? false,
+    max_position_embeddings: longest,
+  }
+  const theta = keys.float("rope.freq_base") ?? 10_000
+  const factor = keys.float("rope.scaling.factor") ?? keys.float("rope.scale_linear")
+  const rope = ropeConfig(path, `${architecture}.rope`, {
+    ...common,
+    type,
+    theta,
+    factor: type === "longrope" || type === "default" ? undefined : factor,
+    original_max_position_embeddings: original,
+    // The file's factor multiplies YaRN's own; longrope's stands alone.
+    attention_factor:
+      type === "yarn" && attnFactor !== undefined
+        ? attnFactor * (1 + 0.1 * Math.log(factor ?? 1))
+        : attnFactor,
+    beta_fast: keys.float("rope.scaling.yarn_beta_fast"),
+    beta_slow: keys.float("rope.scaling.yarn_beta_slow"),
+    short_factor: short,
+    long_factor: long,
+    freq_factors: floats(gguf, "rope_freqs.weight"),
+  })
+  if (!traits.gemma) return { rope, rope_local: undefined }
+  const local = keys.float("rope.freq_base_swa") ?? 10_000
+  return {
+    rope,
+    rope_local: ropeConfig(path, `${architecture}.rope.freq_base_swa`, {
+      ...common,
+      type: "default",
+      theta: local,
+    }),
+  }
+}
+
+function ropeType(keys: Keys, path: string, architecture: string): RopeType {
+  const name = keys.text("rope.scaling.type")
+  if (name === undefined)
+    return keys.float("rope.scale_linear") === undefined ? "default" : "linear"
+  const type = ROPE_TYPES.find((known) => known === (name === "none" ? "default" : name))
+  if (type === undefined) {
+    throw new FormatError(
+      path,
+      `${architecture}.rope.scaling.type: "${name}" is unknown; known are none, ${ROPE_TYPES.join(", ")}`,
+    )
+  }
+  return type
+}
+
+/** The values of a small F32 tensor, or undefined where the file has none of that name. */
+function floats(gguf: GgufFile, name: string): number[] | undefined {
+  const entry = gguf.get(name)
+  if (entry === undefined) return undefined
+  if (entry.dtype !== F32 || entry.shape.length !== 1) {
+    throw new FormatError(
+      entry.file,
+      `tensor "${name}": ${entry.dtype.name} [${entry.shape.join(", ")}], expected a vector of F32`,
+    )
+  }
+  return Array.from(new Float32Array(new Uint8Array(gguf.bytes(name)).buffer))
+}
+
+/** Typed reading of an architecture's keys; a value of the wrong kind is an error that names key and value. */
+class Keys {
+  readonly #gguf: GgufFile
+
+  constructor(gguf: GgufFile) {
+    this.#gguf = gguf
+  }
+
+  /** A positive integer; where it is absent, `otherwise` or an error. */
+  size(key: string, max?: number, otherwise: () => number = () => this.missing(key)): number {
+    const n = this.count(key, max) ?? otherwise()
+    return n > 0 ? n : this.#wrong(key, n, "a positive integer")
+  }
+
+  /** A non-negative integer; a list (one value per layer) must hold the same value throughout. */
+  count(key: string, max = 16_777_216): number | undefined {
+    const value = this.#scalar(key)
+    if (value === undefined) return undefined
+    const n = typeof value === "bigint" ? Number(value) : value
+    if (typeof n !== "number" || !Number.isInteger(n) || n < 0 || n > max)
+      this.#wrong(key, value, `an integer up to ${max}`)
+    else return n
+  }
+
+  float(key: string): number | undefined {
+    const value = this.#scalar(key)
+    if (value === undefined) return undefined
+    const n = typeof value === "bigint" ? Number(value) : value
+    if (typeof n !== "number" || !Number.isFinite(n) || n < 0)
+      this.#wrong(key, value, "a finite number of at least 0")
+    // Zero is how files say "none".
+    else return n === 0 ? undefined : n
+  }
+
+  text(key: string): string | undefined {
+    const value = this.#scalar(key)
+    return value === undefined || typeof value === "string"
+      ? value
+      : this.#wrong(key, value, "a string")
+  }
+
+  flag(key: string): boolean | undefined {
+    const value = this.#scalar(key)
+    return value === undefined || typeof value === "boolean"
+      ? value
+      : this.#wrong(key, value, "a boolean")
+  }
+
+  /** A list of booleans; undefined where the key is absent or a single value. */
+  flags(key: string): readonly boolean[] | undefined {
+    const value = this.#gguf.metadata.get(this.#full(key))
+    if (!Array.isArray(value)) return undefined
+    return value.map((v) => (typeof v === "boolean" ? v : this.#wrong(key, v, "booleans")))
+  }
+
+  tokenId(kind: "bos" | "eos" | "eot" | "eom"): number | undefined {
+    const key = `tokenizer.ggml.${kind}_token_id`
+    const value = this.#gguf.metadata.get(key)
+    if (value === undefined) return undefined
+    if (typeof value === "number" && Number.isInteger(value) && value >= 0) return value
+    throw new FormatError(this.#gguf.path, `${key}: ${String(value)}, expected a token id`)
+  }
+
+  missing(key: string): never {
+    throw new FormatError(this.#gguf.path, `${this.#full(key)}: missing`)
+  }
+
+  #full(key: string): string {
+    return `${this.#gguf.architecture}.${key}`
+  }
+
+  #scalar(key: string): number | bigint | boolean | string | undefined {
+    const value = this.#gguf.metadata.get(this.#full(key))
+    if (typeof value !== "object") return value
+    const [first] = value
+    for (const item of value) {
+      if (item !== first)
+        this.#wrong(key, `${String(first)} and ${String(item)}`, "the same value for every layer")
+    }
+    return first
+  }
+
+  #wrong(key: string, value: unknown, expected: string): never {
+    throw new FormatError(
+      this.#gguf.path,
+      `${this.#full(key)}: ${String(value)}, expected ${expected}`,
+    )
+  }
+}

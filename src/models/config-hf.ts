@@ -1,0 +1,439 @@
+import { existsSync, readFileSync, statSync } from "node:fs"
+import { join } from "node:path"
+
+import { z } from "zod"
+
+import { FormatError } from "../errors.ts"
+import {
+  type Activation,
+  ACTIVATIONS,
+  checkedConfig,
+  defaultHeadDim,
+  LAYER_TYPES,
+  type LayerType,
+  MODEL_TYPES,
+  type ModelConfig,
+  type ModelType,
+  patternLayerTypes,
+} from "./config.ts"
+import { ROPE_TYPES, type RopeConfig, ropeConfig, type RopeType } from "./rope-config.ts"
+
+/** A config.json is some kilobytes; longrope factors and label maps make the largest reach a few hundred. */
+const MAX_CONFIG_BYTES = 16 * 1024 * 1024
+
+// Bounds well above every published model keep products of two sizes exact and allocations sane.
+const size = z.int().min(1).max(16_777_216)
+const context = z.int().min(1).max(1_073_741_824)
+const layerCount = z.int().min(1).max(4096)
+const positive = z.number().positive()
+const tokenId = z.int().nonnegative()
+const factors = z.array(positive).max(65_536)
+
+const Rope = z.object({
+  rope_type: z.string().nullish(),
+  type: z.string().nullish(),
+  rope_theta: positive.nullish(),
+  factor: positive.nullish(),
+  original_max_position_embeddings: context.nullish(),
+  attention_factor: positive.nullish(),
+  beta_fast: positive.nullish(),
+  beta_slow: positive.nullish(),
+  mscale: z.number().nonnegative().nullish(),
+  mscale_all_dim: z.number().nonnegative().nullish(),
+  truncate: z.boolean().nullish(),
+  low_freq_factor: positive.nullish(),
+  high_freq_factor: positive.nullish(),
+  short_factor: factors.nullish(),
+  long_factor: factors.nullish(),
+  partial_rotary_factor: positive.max(1).nullish(),
+})
+type Rope = z.infer<typeof Rope>
+
+/** transformers 5 writes one set of parameters, or one per layer type. */
+const RopeParameters = Rope.extend({
+  full_attention: Rope.nullish(),
+  sliding_attention: Rope.nullish(),
+})
+
+const HfConfig = z.object({
+  vocab_size: size,
+  hidden_size: size,
+  intermediate_size: size,
+  num_hidden_layers: layerCount,
+  num_attention_heads: z.int().min(1).max(65_536),
+  num_key_value_heads: z.int().min(1).max(65_536).nullish(),
+  head_dim: z.int().min(1).max(65_536).nullish(),
+  max_position_embeddings: context,
+  original_max_position_embeddings: context.nullish(),
+  rms_norm_eps: positive.max(1).nullish(),
+  hidden_act: z.string().nullish(),
+  hidden_activation: z.string().nullish(),
+  tie_word_embeddings: z.boolean().nullish(),
+  attention_bias: z.boolean().nullish(),
+  mlp_bias: z.boolean().nullish(),
+  sliding_window: context.nullish(),
+  use_sliding_window: z.boolean().nullish(),
+  max_window_layers: z.int().nonnegative().nullish(),
+  layer_types: z.array(z.enum(LAYER_TYPES)).max(4096).nullish(),
+  sliding_window_pattern: layerCount.nullish(),
+  _sliding_window_pattern: layerCount.nullish(),
+  use_bidirectional_attention: z.literal(false).nullish(),
+  rope_theta: positive.nullish(),
+  rope_scaling: Rope.nullish(),
+  rope_parameters: RopeParameters.nullish(),
+  rope_local_base_freq: positive.nullish(),
+  partial_rotary_factor: positive.max(1).nullish(),
+  query_pre_attn_scalar: positive.nullish(),
+  attn_logit_softcapping: positive.nullish(),
+  final_logit_softcapping: positive.nullish(),
+  bos_token_id: tokenId.nullish(),
+  eos_token_id: z.union([tokenId, z.array(tokenId).max(64)]).nullish(),
+  num_experts: z.int().min(1).max(65_536).nullish(),
+  num_local_experts: z.int().min(1).max(65_536).nullish(),
+  num_experts_per_tok: z.int().min(1).max(65_536).nullish(),
+  moe_intermediate_size: size.nullish(),
+  norm_topk_prob: z.boolean().nullish(),
+  decoder_sparse_step: layerCount.nullish(),
+  mlp_only_layers: z.array(z.int().nonnegative()).max(4096).nullish(),
+})
+type HfConfig = z.infer<typeof HfConfig>
+
+/** What a model type is beyond its keys: its code in transformers, and the class's defaults for absent keys. */
+interface Traits {
+  readonly attentionBias: "config" | "qkv" | "none"
+  readonly qkNorm?: true
+  readonly gemma?: true
+  readonly moe?: true
+  /** Layers that slide where `layer_types` does not say: those from `max_window_layers` on, each, all but every n-th. */
+  readonly sliding: "none" | "upper" | "all" | "pattern"
+  /** `use_sliding_window` must be true. */
+  readonly slidingIsOptIn?: true
+  readonly defaults: Readonly<Record<string, unknown>>
+}
+
+const TRAITS: Readonly<Record<ModelType, Traits>> = {
+  llama: { attentionBias: "config", sliding: "none", defaults: {} },
+  mistral: {
+    attentionBias: "none",
+    sliding: "all",
+    defaults: { sliding_window: 4096, num_key_value_heads: 8 },
+  },
+  qwen2: {
+    attentionBias: "qkv",
+    sliding: "upper",
+    slidingIsOptIn: true,
+    defaults: { num_key_value_heads: 32 },
+  },
+  qwen3: {
+    attentionBias: "config",
+    qkNorm: true,
+    sliding: "upper",
+    slidingIsOptIn: true,
+    defaults: { num_key_value_heads: 32, head_dim: 128 },
+  },
+  gemma3_text: {
+    attentionBias: "config",
+    qkNorm: true,
+    gemma: true,
+    sliding: "pattern",
+    // Hub checkpoints with a vision part leave out whatever equals these.
+    defaults: {
+      vocab_size: 262_208,
+      hidden_size: 2304,
+      intermediate_size: 9216,
+      num_hidden_layers: 26,
+      num_attention_heads: 8,
+      num_key_value_heads: 4,
+      head_dim: 256,
+      hidden_activation: "gelu_pytorch_tanh",
+      max_position_embeddings: 131_072,
+      tie_word_embeddings: true,
+      rope_theta: 1_000_000,
+      rope_local_base_freq: 10_000,
+      query_pre_attn_scalar: 256,
+      sliding_window: 4096,
+      bos_token_id: 2,
+      eos_token_id: 1,
+    },
+  },
+  phi3: { attentionBias: "none", sliding: "all", defaults: { rms_norm_eps: 1e-5 } },
+  qwen3_moe: {
+    attentionBias: "config",
+    qkNorm: true,
+    moe: true,
+    sliding: "all",
+    slidingIsOptIn: true,
+    defaults: {
+      num_key_value_heads: 4,
+      num_experts: 128,
+      num_experts_per_tok: 8,
+      moe_intermediate_size: 768,
+    },
+  },
+}
+
+/** The configuration of a Hugging Face folder: config.json, and generation_config.json for the ids that end a text. */
+export function configFromFolder(folder: string): ModelConfig {
+  const file = join(folder, "config.json")
+  const generation = join(folder, "generation_config.json")
+  const ending = existsSync(generation) ? readJson(generation) : undefined
+  return configFromJson(
+    file,
+    readJson(file),
+    ending === undefined ? undefined : eosIds(generation, ending),
+  )
+}
+
+/**
+ * The configuration that a parsed config.json holds, as transformers 4 or 5 writes it. `file` is for messages;
+ * `eos` replaces `eos_token_id`.
+ */
+export function configFromJson(file: string, json: unknown, eos?: readonly number[]): ModelConfig {
+  const outer = parsed(file, "", json, z.record(z.string(), z.unknown()))
+  const text = outer["model_type"] === "gemma3" ? languageModel(file, outer) : outer
+  const type = text["model_type"]
+  const modelType = MODEL_TYPES.find((known) => known === type)
+  if (modelType === undefined) {
+    const known = MODEL_TYPES.join(", ")
+    throw new FormatError(file, `model_type: ${shown(type)} is unknown; known are ${known}`)
+  }
+  if (text["quantization_config"] !== undefined && text["quantization_config"] !== null) {
+    throw new FormatError(
+      file,
+      `quantization_config: ${shown(text["quantization_config"])}, only unquantized safetensors are read`,
+      {
+        hint: "use the model's GGUF or its unquantized checkpoint",
+      },
+    )
+  }
+  const traits = TRAITS[modelType]
+  const aliased = { num_experts: text["num_local_experts"], ...withoutUndefined(text) }
+  const c = parsed(file, "", { ...traits.defaults, ...withoutUndefined(aliased) }, HfConfig)
+  const { hidden_size, num_attention_heads: heads } = c
+  const head_dim = c.head_dim ?? defaultHeadDim(file, hidden_size, heads)
+  const hasWindow = traits.slidingIsOptIn === undefined || c.use_sliding_window === true
+  const window =
+    hasWindow && traits.sliding !== "none" ? (c.sliding_window ?? undefined) : undefined
+  const layer_types = layerTypes(c, traits, window)
+  const slides = layer_types.includes("sliding_attention")
+  return checkedConfig(file, {
+    model_type: modelType,
+    layout: "huggingface",
+    vocab_size: c.vocab_size,
+    hidden_size,
+    intermediate_size: c.intermediate_size,
+    num_hidden_layers: c.num_hidden_layers,
+    num_attention_heads: heads,
+    num_key_value_heads: c.num_key_value_heads ?? heads,
+    head_dim,
+    max_position_embeddings: c.max_position_embeddings,
+    rms_norm_eps: c.rms_norm_eps ?? 1e-6,
+    hidden_act: activation(file, c, traits),
+    tie_word_embeddings: c.tie_word_embeddings ?? false,
+    attention_bias:
+      traits.attentionBias === "config"
+        ? (c.attention_bias ?? false)
+        : traits.attentionBias === "qkv",
+    attention_output_bias: traits.attentionBias === "config" && (c.attention_bias ?? false),
+    mlp_bias: modelType === "llama" && (c.mlp_bias ?? false),
+    qk_norm: traits.qkNorm ?? false,
+    norm_offset: traits.gemma ? 1 : 0,
+    embedding_scale: traits.gemma ? Math.sqrt(hidden_size) : 1,
+    attention_scale:
+      1 / Math.sqrt((traits.gemma ? c.query_pre_attn_scalar : undefined) ?? head_dim),
+    attn_logit_softcapping: traits.gemma ? (c.attn_logit_softcapping ?? undefined) : undefined,
+    final_logit_softcapping: traits.gemma ? (c.final_logit_softcapping ?? undefined) : undefined,
+    sliding_window: slides ? (window ?? c.sliding_window ?? undefined) : undefined,
+    layer_types,
+    ...ropes(file, c, traits, head_dim),
+    ...experts(c, traits),
+    bos_token_id: c.bos_token_id ?? undefined,
+    eos_token_id: eos ?? list(c.eos_token_id),
+  })
+}
+
+/** The text part of a checkpoint with a vision part; ids and tying may stand outside it. */
+function languageModel(
+  file: string,
+  outer: Readonly<Record<string, unknown>>,
+): Record<string, unknown> {
+  const { bos_token_id, eos_token_id, tie_word_embeddings, quantization_config, text_config } =
+    outer
+  const inner = parsed(file, "text_config", text_config, z.record(z.string(), z.unknown()))
+  const shared = { bos_token_id, eos_token_id, tie_word_embeddings, quantization_config }
+  return { ...withoutUndefined(shared), ...withoutUndefined(inner), model_type: "gemma3_text" }
+}
+
+function layerTypes(c: HfConfig, traits: Traits, window: number | undefined): readonly LayerType[] {
+  if (c.layer_types !== undefined && c.layer_types !== null) return c.layer_types
+  const { num_hidden_layers: layers } = c
+  if (window === undefined || traits.sliding === "none")
+    return Array<LayerType>(layers).fill("full_attention")
+  if (traits.sliding === "pattern")
+    return patternLayerTypes(layers, c.sliding_window_pattern ?? c._sliding_window_pattern ?? 6)
+  const first = traits.sliding === "upper" ? (c.max_window_layers ?? 28) : 0
+  return Array.from({ length: layers }, (_, i) =>
+    i < first ? "full_attention" : "sliding_attention",
+  )
+}
+
+function activation(file: string, c: HfConfig, traits: Traits): Activation {
+  const key = traits.gemma ? "hidden_activation" : "hidden_act"
+  const name = c[key] ?? "silu"
+  // Two names of the same tanh approximation.
+  const found = ACTIVATIONS.find((a) => a === (name === "gelu_new" ? "gelu_pytorch_tanh" : name))
+  if (found === undefined)
+    throw new FormatError(
+      file,
+      `${key}: ${shown(name)} is unknown; known are ${ACTIVATIONS.join(", ")}`,
+    )
+  return found
+}
+
+/** Both forms of rope settings: rope_theta and rope_scaling beside each other, or everything in rope_parameters. */
+function ropes(
+  file: string,
+  c: HfConfig,
+  traits: Traits,
+  headDim: number,
+): { rope: RopeConfig; rope_local: RopeConfig | undefined } {
+  const parameters = c.rope_parameters ?? undefined
+  const make = (key: string, rope: Rope | undefined, theta: number): RopeConfig => {
+    const type = ropeType(file, key, rope)
+    const partial = rope?.partial_rotary_factor ?? c.partial_rotary_factor ?? 1
+    const original =
+      rope?.original_max_position_embeddings ?? c.original_max_position_embeddings ?? undefined
+    return ropeConfig(file, key, {
+      type,
+      theta: rope?.rope_theta ?? theta,
+      rotary_dim: Math.floor(headDim * partial),
+      interleaved: false,
+      max_position_embeddings: c.max_position_embeddings,
+      original_max_position_embeddings: original,
+      // Where both contexts are known, longrope's factor is their ratio and no other.
+      factor:
+        type === "longrope" && original !== undefined ? undefined : (rope?.factor ?? undefined),
+      attention_factor:
+        type === "yarn" || type === "longrope" ? (rope?.attention_factor ?? undefined) : 1,
+      beta_fast: rope?.beta_fast ?? undefined,
+      beta_slow: rope?.beta_slow ?? undefined,
+      mscale: rope?.mscale ?? undefined,
+      mscale_all_dim: rope?.mscale_all_dim ?? undefined,
+      truncate: rope?.truncate ?? undefined,
+      low_freq_factor: rope?.low_freq_factor ?? undefined,
+      high_freq_factor: rope?.high_freq_factor ?? undefined,
+      short_factor: type === "longrope" ? (rope?.short_factor ?? undefined) : undefined,
+      long_factor: type === "longrope" ? (rope?.long_factor ?? undefined) : undefined,
+    })
+  }
+  const theta = c.rope_theta ?? 10_000
+  const isPerType =
+    parameters?.full_attention !== undefined || parameters?.sliding_attention !== undefined
+  if (parameters !== undefined && isPerType) {
+    const { full_attention: full, sliding_attention: sliding } = parameters
+    const local = c.rope_local_base_freq ?? theta
+    const rope_local = sliding
+      ? make("rope_parameters.sliding_attention", sliding, local)
+      : undefined
+    return { rope: make("rope_parameters.full_attention", full ?? undefined, theta), rope_local }
+  }
+  const rope = make(
+    parameters === undefined ? "rope_scaling" : "rope_parameters",
+    parameters ?? c.rope_scaling ?? undefined,
+    theta,
+  )
+  // Gemma's local layers have a base of their own and no scaling.
+  const rope_local = traits.gemma
+    ? make("rope_local_base_freq", undefined, c.rope_local_base_freq ?? 10_000)
+    : undefined
+  return { rope, rope_local }
+}
+
+function ropeType(file: string, key: string, rope: Rope | undefined): RopeType {
+  if (rope === undefined) return "default"
+  const name = rope.rope_type ?? rope.type
+  // "su" is longrope's first name, in early Phi-3 checkpoints.
+  const found = ROPE_TYPES.find((t) => t === (name === "su" ? "longrope" : name))
+  if (found === undefined) {
+    throw new FormatError(
+      file,
+      `${key}.rope_type: ${shown(name)} is unknown; known are ${ROPE_TYPES.join(", ")}`,
+    )
+  }
+  return found
+}
+
+function experts(
+  c: HfConfig,
+  traits: Traits,
+): Pick<
+  ModelConfig,
+  | "num_experts"
+  | "num_experts_per_tok"
+  | "moe_intermediate_size"
+  | "norm_topk_prob"
+  | "decoder_sparse_step"
+  | "mlp_only_layers"
+> {
+  return {
+    num_experts: traits.moe ? (c.num_experts ?? 0) : 0,
+    num_experts_per_tok: traits.moe ? (c.num_experts_per_tok ?? 0) : 0,
+    moe_intermediate_size: traits.moe ? (c.moe_intermediate_size ?? 0) : 0,
+    norm_topk_prob: c.norm_topk_prob ?? false,
+    decoder_sparse_step: c.decoder_sparse_step ?? 1,
+    mlp_only_layers: c.mlp_only_layers ?? [],
+  }
+}
+
+function eosIds(file: string, json: unknown): readonly number[] | undefined {
+  const schema = z.object({ eos_token_id: HfConfig.shape.eos_token_id })
+  const ids = list(parsed(file, "", json, schema).eos_token_id)
+  return ids.length === 0 ? undefined : ids
+}
+
+function list(ids: number | number[] | null | undefined): number[] {
+  return typeof ids === "number" ? [ids] : (ids ?? [])
+}
+
+function readJson(file: string): unknown {
+  const stat = statSync(file, { throwIfNoEntry: false })
+  if (stat === undefined) throw new FormatError(file, "no such file")
+  if (stat.size > MAX_CONFIG_BYTES)
+    throw new FormatError(file, `${stat.size} bytes, more than the limit of ${MAX_CONFIG_BYTES}`)
+  try {
+    return JSON.parse(readFileSync(file, "utf8"))
+  } catch (cause) {
+    throw new FormatError(
+      file,
+      `is no valid JSON (${cause instanceof Error ? cause.message : String(cause)})`,
+      { cause },
+    )
+  }
+}
+
+/** `json` checked; the message names the first offending key and its value. */
+function parsed<T>(file: string, at: string, json: unknown, schema: z.ZodType<T>): T {
+  const result = schema.safeParse(json)
+  if (result.success) return result.data
+  const [issue] = result.error.issues
+  const path = issue?.path ?? []
+  let value: unknown = json
+  for (const key of path)
+    value = typeof value === "object" && value !== null ? Reflect.get(value, key) : undefined
+  const field = [...(at === "" ? [] : [at]), ...path].join(".")
+  const found = value === undefined ? "missing" : shown(value)
+  throw new FormatError(
+    file,
+    `${field === "" ? "content" : field}: ${found} (${issue?.message ?? "invalid"})`,
+  )
+}
+
+function shown(value: unknown): string {
+  if (value === undefined) return "missing"
+  const text = JSON.stringify(value) ?? String(value)
+  return text.length > 80 ? `${text.slice(0, 80)}…` : text
+}
+
+function withoutUndefined(record: Readonly<Record<string, unknown>>): Record<string, unknown> {
+  return Object.fromEntries(Object.entries(record).filter(([, value]) => value !== undefined))
+}

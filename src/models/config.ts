@@ -1,0 +1,154 @@
+import { FormatError } from "../errors.ts"
+import type { RopeConfig } from "./rope-config.ts"
+
+/** Model types that have a model file. */
+export const MODEL_TYPES = [
+  "llama",
+  "mistral",
+  "qwen2",
+  "qwen3",
+  "gemma3_text",
+  "phi3",
+  "qwen3_moe",
+] as const
+export type ModelType = (typeof MODEL_TYPES)[number]
+
+export const LAYER_TYPES = ["full_attention", "sliding_attention"] as const
+export type LayerType = (typeof LAYER_TYPES)[number]
+
+export const ACTIVATIONS = ["silu", "gelu", "gelu_pytorch_tanh", "relu"] as const
+export type Activation = (typeof ACTIVATIONS)[number]
+
+/**
+ * Hyper-parameters of a model, from config.json or from GGUF metadata alone. Keys are config.json's where it has them;
+ * what files leave to defaults or write in several ways is normalised, so that model files read plain values. Plain
+ * data: it can be posted to a Worker.
+ */
+export interface ModelConfig {
+  readonly model_type: ModelType
+  /** Whose layout of weights `rope.interleaved` and `norm_offset` describe. */
+  readonly layout: "huggingface" | "gguf"
+  readonly vocab_size: number
+  readonly hidden_size: number
+  readonly intermediate_size: number
+  readonly num_hidden_layers: number
+  readonly num_attention_heads: number
+  readonly num_key_value_heads: number
+  readonly head_dim: number
+  readonly max_position_embeddings: number
+  readonly rms_norm_eps: number
+  readonly hidden_act: Activation
+  readonly tie_word_embeddings: boolean
+  /** q, k and v projections have biases. */
+  readonly attention_bias: boolean
+  /** The output projection has a bias. */
+  readonly attention_output_bias: boolean
+  readonly mlp_bias: boolean
+  /** q and k are RMS-normed per head before the rope. */
+  readonly qk_norm: boolean
+  /** Added to RMS norm weights: 1 where the checkpoint stores w of (1 + w). */
+  readonly norm_offset: 0 | 1
+  /** Multiplies the embeddings. */
+  readonly embedding_scale: number
+  /** Multiplies q·k before the softmax. */
+  readonly attention_scale: number
+  /** Scores become cap · tanh(score / cap); undefined = no cap. */
+  readonly attn_logit_softcapping: number | undefined
+  readonly final_logit_softcapping: number | undefined
+  /** Keys that a query of a sliding layer sees, its own included; undefined = no layer slides. */
+  readonly sliding_window: number | undefined
+  /** One per layer. */
+  readonly layer_types: readonly LayerType[]
+  readonly rope: RopeConfig
+  /** The sliding layers' rope, where it differs. */
+  readonly rope_local: RopeConfig | undefined
+  /** 0 = no mixture of experts. */
+  readonly num_experts: number
+  readonly num_experts_per_tok: number
+  readonly moe_intermediate_size: number
+  readonly norm_topk_prob: boolean
+  /** Layer i has experts if (i + 1) is a multiple of this and i is not in `mlp_only_layers`. */
+  readonly decoder_sparse_step: number
+  readonly mlp_only_layers: readonly number[]
+  readonly bos_token_id: number | undefined
+  /** Every id that ends a turn or the text. */
+  readonly eos_token_id: readonly number[]
+}
+
+/** Keys that a layer's attention sees (the query's own included), or 0 for all. */
+export function layerWindow(config: ModelConfig, layer: number): number {
+  return config.layer_types[layer] === "sliding_attention" ? (config.sliding_window ?? 0) : 0
+}
+
+/** The rope of a layer. */
+export function layerRope(config: ModelConfig, layer: number): RopeConfig {
+  const isLocal = config.layer_types[layer] === "sliding_attention"
+  return isLocal ? (config.rope_local ?? config.rope) : config.rope
+}
+
+/** Whether a layer's feed-forward part is a mixture of experts. */
+export function isMoeLayer(config: ModelConfig, layer: number): boolean {
+  if (config.num_experts === 0 || config.mlp_only_layers.includes(layer)) return false
+  return (layer + 1) % config.decoder_sparse_step === 0
+}
+
+/** Longest sequence the model is made for: its own, times the factor where the rope grows with the length. */
+export function maxContextLength(config: ModelConfig): number {
+  const { type, factor, original_max_position_embeddings: original } = config.rope
+  if (type === "dynamic") return Math.floor(config.max_position_embeddings * factor)
+  if (type === "yarn")
+    return Math.max(config.max_position_embeddings, Math.floor(original * factor))
+  return config.max_position_embeddings
+}
+
+/** Checks what no single field shows; messages start with `file` and name the key. Returns the config frozen. */
+export function checkedConfig(file: string, config: ModelConfig): ModelConfig {
+  const fail = (detail: string): never => {
+    throw new FormatError(file, detail)
+  }
+  const {
+    num_attention_heads: heads,
+    num_key_value_heads: kvHeads,
+    num_hidden_layers: layers,
+  } = config
+  if (heads % kvHeads !== 0)
+    fail(`num_attention_heads: ${heads} is no multiple of num_key_value_heads ${kvHeads}`)
+  if (config.layer_types.length !== layers) {
+    fail(
+      `layer_types: ${config.layer_types.length} entries for ${layers} layers (num_hidden_layers)`,
+    )
+  }
+  if (config.layer_types.includes("sliding_attention") && config.sliding_window === undefined) {
+    fail("sliding_window: missing, but layer_types has sliding_attention")
+  }
+  for (const { rotary_dim: dim } of [config.rope, config.rope_local ?? config.rope]) {
+    if (dim % 2 !== 0 || dim < 2 || dim > config.head_dim) {
+      fail(`rotary dimension: ${dim}, expected an even number up to head_dim ${config.head_dim}`)
+    }
+  }
+  if (config.num_experts > 0) {
+    const { num_experts: experts, num_experts_per_tok: used } = config
+    if (used < 1 || used > experts)
+      fail(`num_experts_per_tok: ${used}, expected 1 to num_experts ${experts}`)
+    if (config.moe_intermediate_size < 1) fail("moe_intermediate_size: missing")
+  }
+  return Object.freeze(config)
+}
+
+/** `hidden_size / num_attention_heads`, for files that leave head_dim to it. */
+export function defaultHeadDim(file: string, hidden: number, heads: number): number {
+  if (hidden % heads !== 0) {
+    throw new FormatError(
+      file,
+      `head_dim: missing, and hidden_size ${hidden} is no multiple of ${heads} heads`,
+    )
+  }
+  return hidden / heads
+}
+
+/** Layers of which every `pattern`-th is global and the others slide. */
+export function patternLayerTypes(layers: number, pattern: number): LayerType[] {
+  return Array.from({ length: layers }, (_, i) =>
+    (i + 1) % pattern === 0 ? "full_attention" : "sliding_attention",
+  )
+}
