@@ -6,42 +6,9 @@ import { FormatError } from "../errors.ts"
 import { BpeModel } from "./bpe.ts"
 import { endOfGenerationIds, type TokenizerParts } from "./parts.ts"
 import type { AddedToken } from "./special-tokens.ts"
-import { type PreTokenizerJson, splittersOf } from "./splitters.ts"
+import { splittersOf } from "./splitters.ts"
+import type { DecoderJson, ModelJson, TokenizerJson } from "./tokenizer-json.ts"
 import { type Spelling, type TextModel, TokenKind, Vocabulary } from "./vocabulary.ts"
-
-/** tokenizer.json as far as it is read here. */
-interface TokenizerJson {
-  readonly added_tokens?: readonly {
-    readonly id: number
-    readonly content: string
-    readonly special?: boolean
-    readonly lstrip?: boolean
-    readonly rstrip?: boolean
-  }[]
-  readonly normalizer?: object | null
-  readonly pre_tokenizer?: PreTokenizerJson | null
-  readonly post_processor?: object | null
-  readonly decoder?: DecoderJson | null
-  readonly model: ModelJson
-}
-
-interface DecoderJson {
-  readonly type: string
-  readonly decoders?: readonly DecoderJson[]
-}
-
-interface ModelJson {
-  readonly type?: string
-  readonly vocab: Record<string, number> | readonly (readonly [string, number])[]
-  readonly merges?: readonly string[] | readonly (readonly [string, string])[]
-  readonly unk_token?: string | null
-  readonly unk_id?: number | null
-  readonly continuing_subword_prefix?: string | null
-  readonly end_of_word_suffix?: string | null
-  readonly byte_fallback?: boolean
-  readonly fuse_unk?: boolean
-  readonly ignore_merges?: boolean
-}
 
 type Json = Record<string, unknown>
 
