@@ -1,0 +1,206 @@
+import { batch, signal } from "@preact/signals"
+
+import { fetchHealth, fetchModels, streamChat } from "./api.ts"
+import {
+  addAnswer,
+  addUserMessage,
+  editUserMessage,
+  putMessage,
+  removeMessage,
+  requestMessages,
+  truncateBefore,
+} from "./conversation.ts"
+import { applyEvent, type Draft, fillMessage, newDraft } from "./draft.ts"
+import { keep, notify, openConversation, update } from "./library.ts"
+import { saveApiKey, saveModel, saveTheme, type Theme } from "./preferences.ts"
+import {
+  announcement,
+  apiKey,
+  connection,
+  conversations,
+  current,
+  currentId,
+  editingId,
+  type Generation,
+  generations,
+  model,
+  modelId,
+  models,
+  openPanel,
+  startConversation,
+  theme,
+} from "./state.ts"
+import { splitThinking } from "./think.ts"
+import type { Conversation, Failure } from "./types.ts"
+
+/** While an answer streams it is stored this often, so that closing the page loses little. */
+const KEEP_INTERVAL_MS = 3000
+const HEALTH_ONLINE_MS = 20_000
+const HEALTH_OFFLINE_MS = 3000
+
+/** The answer whose request failed for want of a key; asked again once there is one. */
+let waitingForKey: { conversationId: string; messageId: string } | undefined
+
+export function send(text: string): void {
+  const content = text.trim()
+  if (content === "") return
+  const now = Date.now()
+  const conversation = addUserMessage(current.value ?? startConversation(now), content, now)
+  update(conversation)
+  openConversation(conversation.id)
+  void answer(conversation)
+}
+
+/** Stops the answer of a conversation (the one on screen by default). */
+export function stop(conversationId: string | null = currentId.value): void {
+  if (conversationId !== null) generations.value.get(conversationId)?.controller.abort()
+}
+
+export function regenerate(messageId: string): void {
+  const conversation = current.value
+  if (conversation === undefined || generations.value.has(conversation.id)) return
+  const shorter = truncateBefore(conversation, messageId)
+  if (shorter.messages.at(-1)?.role !== "user") return
+  void answer(shorter)
+}
+
+/** Asks for the answer that a user message at the end still lacks. */
+export function answerLast(): void {
+  const conversation = current.value
+  if (conversation?.messages.at(-1)?.role === "user") void answer(conversation)
+}
+
+export function resend(messageId: string, text: string): void {
+  const conversation = current.value
+  const content = text.trim()
+  editingId.value = null
+  if (conversation === undefined || content === "" || generations.value.has(conversation.id)) return
+  void answer(editUserMessage(conversation, messageId, content, Date.now()))
+}
+
+export function deleteMessage(messageId: string): void {
+  const conversation = current.value
+  if (conversation === undefined || generations.value.has(conversation.id)) return
+  update(removeMessage(conversation, messageId))
+  notify("Message deleted.", { undo: () => update(conversation) })
+}
+
+async function answer(conversation: Conversation): Promise<void> {
+  if (generations.value.has(conversation.id)) return
+  const withAnswer = addAnswer(conversation, model.value?.id, Date.now())
+  const message = withAnswer.messages.at(-1)
+  if (message === undefined) return
+  const generation: Generation = {
+    messageId: message.id,
+    controller: new AbortController(),
+    draft: signal(newDraft(performance.now())),
+  }
+  batch(() => {
+    announcement.value = "Answering"
+    update(withAnswer)
+    generations.value = new Map(generations.value).set(conversation.id, generation)
+  })
+  const draft = await receive(conversation, generation)
+  const filled = fillMessage(message, draft)
+  batch(() => {
+    const rest = new Map(generations.value)
+    rest.delete(conversation.id)
+    generations.value = rest
+    // The conversation may have been renamed, or deleted, meanwhile.
+    const latest = conversations.value.find((each) => each.id === conversation.id)
+    if (latest === undefined) return
+    update({ ...putMessage(latest, filled), updatedAt: Date.now() })
+    announcement.value =
+      filled.failure?.message ?? splitThinking(filled.content).answer.slice(0, 4000)
+  })
+  if (filled.failure !== undefined) afterFailure(filled.failure, conversation.id, message.id)
+}
+
+/** Reads the stream into the generation's draft, shown once a frame at most. */
+async function receive(conversation: Conversation, generation: Generation): Promise<Draft> {
+  const { controller, messageId } = generation
+  let draft = generation.draft.value
+  let isScheduled = false
+  let keptAt = performance.now()
+  const show = (): void => {
+    isScheduled = false
+    generation.draft.value = draft
+  }
+  const events = streamChat({
+    messages: requestMessages(conversation),
+    settings: conversation.settings,
+    model: model.value?.id,
+    apiKey: apiKey.value,
+    signal: controller.signal,
+  })
+  for await (const event of events) {
+    const now = performance.now()
+    draft = applyEvent(draft, event, now)
+    if (!isScheduled) {
+      isScheduled = true
+      // Hidden pages get no animation frames.
+      if (document.hidden) setTimeout(show, 250)
+      else requestAnimationFrame(show)
+    }
+    if (now - keptAt < KEEP_INTERVAL_MS) continue
+    keptAt = now
+    const latest = conversations.value.find((each) => each.id === conversation.id)
+    const message = latest?.messages.find((each) => each.id === messageId)
+    if (latest !== undefined && message !== undefined)
+      void keep(putMessage(latest, fillMessage(message, draft)))
+  }
+  if (draft.end === undefined) draft = { ...draft, end: "stopped" }
+  return draft
+}
+
+function afterFailure(failure: Failure, conversationId: string, messageId: string): void {
+  if (failure.kind === "connection") void checkHealth()
+  if (failure.kind !== "auth") return
+  waitingForKey = { conversationId, messageId }
+  openPanel.value = "key"
+}
+
+export async function acceptApiKey(key: string): Promise<void> {
+  apiKey.value = key.trim()
+  saveApiKey(apiKey.value)
+  openPanel.value = "none"
+  await refreshModels()
+  const waiting = waitingForKey
+  waitingForKey = undefined
+  if (waiting !== undefined && currentId.value === waiting.conversationId)
+    regenerate(waiting.messageId)
+}
+
+export function chooseModel(id: string): void {
+  modelId.value = id
+  saveModel(id)
+}
+
+export function chooseTheme(choice: Theme): void {
+  theme.value = choice
+  saveTheme(choice)
+}
+
+export async function refreshModels(): Promise<void> {
+  const result = await fetchModels(apiKey.value)
+  if ("value" in result) models.value = result.value
+  else if (result.failure.kind === "auth") openPanel.value = "key"
+}
+
+let healthTimer: ReturnType<typeof setTimeout> | undefined
+
+/** Asks for the server's health now and keeps asking, more often while it is away. Hidden pages wait until they are shown. */
+export async function checkHealth(): Promise<void> {
+  clearTimeout(healthTimer)
+  const before = connection.value
+  const now = await fetchHealth()
+  connection.value = now
+  if (now === "online" && (before !== "online" || models.value.length === 0)) void refreshModels()
+  clearTimeout(healthTimer)
+  healthTimer = setTimeout(
+    () => {
+      if (!document.hidden) void checkHealth()
+    },
+    now === "online" ? HEALTH_ONLINE_MS : HEALTH_OFFLINE_MS,
+  )
+}

@@ -1,0 +1,103 @@
+import { effect } from "@preact/signals"
+import { type JSX, render } from "preact"
+import { useEffect, useState } from "preact/hooks"
+
+import { checkHealth, stop } from "./actions.ts"
+import { Chat } from "./components/chat.tsx"
+import { Composer } from "./components/composer.tsx"
+import { Header } from "./components/header.tsx"
+import { KeyPanel } from "./components/key-panel.tsx"
+import { NoticeView } from "./components/notice-view.tsx"
+import { SettingsPanel } from "./components/settings-panel.tsx"
+import { Sidebar } from "./components/sidebar.tsx"
+import { loadLibrary, newChat } from "./library.ts"
+import {
+  announcement,
+  current,
+  currentGeneration,
+  isSidebarOpen,
+  openPanel,
+  theme,
+} from "./state.ts"
+
+/** Below this width the list of conversations is a drawer; styles/layout.css has the same number. */
+const NARROW = "(max-width: 820px)"
+
+function App(): JSX.Element {
+  const isNarrow = useMedia(NARROW)
+  const isDrawerOpen = isNarrow && isSidebarOpen.value
+  return (
+    <>
+      <a class="skip" href="#prompt" onClick={focusPrompt}>
+        Skip to the message box
+      </a>
+      <div class="layout">
+        <Sidebar isModal={isNarrow} />
+        {isDrawerOpen && <div class="scrim" onClick={() => (isSidebarOpen.value = false)} />}
+        <main class="main" inert={isDrawerOpen}>
+          <Header />
+          <Chat />
+          <Composer />
+        </main>
+      </div>
+      {openPanel.value === "settings" && <SettingsPanel />}
+      {openPanel.value === "key" && <KeyPanel />}
+      <NoticeView />
+      <div class="visually-hidden" aria-live="polite" aria-atomic="true">
+        {announcement.value}
+      </div>
+    </>
+  )
+}
+
+function useMedia(query: string): boolean {
+  const [matches, setMatches] = useState(() => matchMedia(query).matches)
+  useEffect(() => {
+    const list = matchMedia(query)
+    const follow = (): void => setMatches(list.matches)
+    list.addEventListener("change", follow)
+    return () => list.removeEventListener("change", follow)
+  }, [query])
+  return matches
+}
+
+/** The address carries the conversation, so the link must not change it. */
+function focusPrompt(event: Event): void {
+  event.preventDefault()
+  document.getElementById("prompt")?.focus()
+}
+
+function onKeyDown(event: KeyboardEvent): void {
+  if ((event.ctrlKey || event.metaKey) && !event.altKey && event.key.toLowerCase() === "k") {
+    event.preventDefault()
+    openPanel.value = "none"
+    newChat()
+  } else if (event.key === "Escape" && openPanel.value === "none") {
+    if (isSidebarOpen.value) isSidebarOpen.value = false
+    else if (currentGeneration.value !== undefined) stop()
+  }
+}
+
+const prefersDark = matchMedia("(prefers-color-scheme: dark)")
+
+function applyTheme(): void {
+  const isDark = theme.value === "system" ? prefersDark.matches : theme.value === "dark"
+  document.documentElement.dataset["theme"] = isDark ? "dark" : "light"
+}
+
+effect(applyTheme)
+prefersDark.addEventListener("change", applyTheme)
+effect(() => {
+  document.title =
+    current.value === undefined ? "KTransformers" : `${current.value.title} · KTransformers`
+})
+window.addEventListener("keydown", onKeyDown)
+window.addEventListener("online", () => void checkHealth())
+document.addEventListener("visibilitychange", () => {
+  if (!document.hidden) void checkHealth()
+})
+
+const root = document.getElementById("app")
+if (root !== null) render(<App />, root)
+void loadLibrary()
+void checkHealth()

@@ -1,0 +1,86 @@
+import type { JSX } from "preact"
+import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks"
+
+import { answerLast } from "../actions.ts"
+import { current, currentGeneration } from "../state.ts"
+import { EmptyState } from "./empty-state.tsx"
+import { Icon } from "./icons.tsx"
+import { MessageView } from "./message.tsx"
+
+/** This close to the end counts as being at the end. */
+const NEAR_END_PX = 24
+
+/** The messages, following the end as it grows until the reader scrolls up, and again once they return to the end. */
+export function Chat(): JSX.Element {
+  const scroller = useRef<HTMLDivElement>(null)
+  const content = useRef<HTMLDivElement>(null)
+  const isFollowing = useRef(true)
+  const [isAway, setAway] = useState(false)
+  const conversation = current.value
+  const count = conversation?.messages.length ?? 0
+
+  const toEnd = (): void => {
+    isFollowing.current = true
+    setAway(false)
+    const element = scroller.current
+    if (element !== null) element.scrollTop = element.scrollHeight
+  }
+
+  useEffect(() => {
+    const element = scroller.current
+    const inner = content.current
+    if (element === null || inner === null) return
+    let lastTop = element.scrollTop
+    const onScroll = (): void => {
+      const distance = element.scrollHeight - element.clientHeight - element.scrollTop
+      if (distance <= NEAR_END_PX && element.scrollTop >= lastTop) isFollowing.current = true
+      else if (element.scrollTop < lastTop - 1 && distance > 1) isFollowing.current = false
+      lastTop = element.scrollTop
+      setAway(!isFollowing.current && distance > NEAR_END_PX * 4)
+    }
+    const observer = new ResizeObserver(() => {
+      if (isFollowing.current) element.scrollTop = element.scrollHeight
+    })
+    element.addEventListener("scroll", onScroll, { passive: true })
+    observer.observe(inner)
+    observer.observe(element)
+    return () => {
+      element.removeEventListener("scroll", onScroll)
+      observer.disconnect()
+    }
+  }, [])
+
+  // Another conversation, or a message sent: show the end.
+  useLayoutEffect(toEnd, [conversation?.id, count])
+
+  const lacksAnswer =
+    conversation?.messages.at(-1)?.role === "user" && currentGeneration.value === undefined
+  return (
+    <div class="chat">
+      <div class="scroller" ref={scroller}>
+        <div class="column" ref={content}>
+          {conversation === undefined ? (
+            <EmptyState />
+          ) : (
+            <div class="messages" role="region" aria-label="Conversation">
+              {conversation.messages.map((message) => (
+                <MessageView key={message.id} message={message} />
+              ))}
+              {lacksAnswer && (
+                <button type="button" class="button answer-now" onClick={answerLast}>
+                  Answer this message
+                </button>
+              )}
+            </div>
+          )}
+        </div>
+      </div>
+      {isAway && (
+        <button type="button" class="to-end" onClick={toEnd}>
+          <Icon name="down" />
+          Latest
+        </button>
+      )}
+    </div>
+  )
+}

@@ -1,0 +1,162 @@
+import type { JSX, TargetedKeyboardEvent } from "preact"
+import { useEffect, useLayoutEffect, useRef } from "preact/hooks"
+
+import { send, stop } from "../actions.ts"
+import { contextTokens } from "../conversation.ts"
+import { draftStats } from "../draft.ts"
+import { formatCount, formatTokens } from "../format.ts"
+import {
+  connection,
+  current,
+  currentGeneration,
+  currentId,
+  editingId,
+  model,
+  unsent,
+} from "../state.ts"
+import { Icon } from "./icons.tsx"
+
+/** Past this share of the context the meter warns. */
+const NEARLY_FULL = 0.85
+
+export function Composer(): JSX.Element {
+  const area = useRef<HTMLTextAreaElement>(null)
+  const key = currentId.value ?? ""
+  const text = unsent.value.get(key) ?? ""
+  const isBusy = currentGeneration.value !== undefined
+  const isOffline = connection.value === "offline"
+
+  useLayoutEffect(() => {
+    const element = area.current
+    if (element === null) return
+    element.style.height = "auto"
+    element.style.height = `${element.scrollHeight}px`
+  }, [text])
+  useEffect(() => {
+    if (!isTouch()) area.current?.focus()
+  }, [key])
+
+  const submit = (): void => {
+    if (text.trim() === "" || isBusy) return
+    setUnsent(key, "")
+    send(text)
+  }
+  const onKeyDown = (event: TargetedKeyboardEvent<HTMLTextAreaElement>): void => {
+    if (event.isComposing) return
+    // On a touch keyboard Enter is the only way to a new line; the button sends.
+    if (event.key === "Enter" && !event.shiftKey && !isTouch()) {
+      event.preventDefault()
+      submit()
+    } else if (event.key === "ArrowUp" && text === "" && !isBusy) {
+      const last = current.value?.messages.findLast((message) => message.role === "user")
+      if (last === undefined) return
+      event.preventDefault()
+      editingId.value = last.id
+    }
+  }
+  return (
+    <div class="composer-wrap">
+      {isOffline && (
+        <p class="offline" role="status">
+          <Icon name="warning" /> The server does not answer. Trying again every few seconds.
+        </p>
+      )}
+      <form
+        class="composer"
+        onSubmit={(event) => {
+          event.preventDefault()
+          submit()
+        }}
+      >
+        <textarea
+          id="prompt"
+          ref={area}
+          rows={1}
+          aria-label="Message"
+          aria-describedby="prompt-hint"
+          placeholder="Ask anything"
+          value={text}
+          onInput={(event) => setUnsent(key, event.currentTarget.value)}
+          onKeyDown={onKeyDown}
+        />
+        {isBusy ? (
+          <button
+            type="button"
+            class="send is-stop"
+            aria-label="Stop answering"
+            title="Stop (Esc)"
+            onClick={() => stop()}
+          >
+            <Icon name="stop" />
+          </button>
+        ) : (
+          <button
+            type="submit"
+            class="send"
+            aria-label="Send message"
+            title="Send (Enter)"
+            disabled={text.trim() === ""}
+          >
+            <Icon name="send" />
+          </button>
+        )}
+      </form>
+      <div class="composer-foot">
+        <span id="prompt-hint" class="hint keys-hint">
+          <kbd>Enter</kbd> sends, <kbd>Shift</kbd> <kbd>Enter</kbd> makes a new line
+          {isBusy && (
+            <>
+              , <kbd>Esc</kbd> stops
+            </>
+          )}
+        </span>
+        <ContextMeter />
+      </div>
+    </div>
+  )
+}
+
+/** How much of the model's context the conversation fills. */
+function ContextMeter(): JSX.Element | null {
+  const conversation = current.value
+  const limit = model.value?.contextLength
+  const generation = currentGeneration.value
+  const before = conversation === undefined ? undefined : contextTokens(conversation)
+  const live = generation === undefined ? undefined : draftStats(generation.draft.value)
+  const used =
+    live !== undefined && live.promptTokens === 0 ? (before ?? 0) + live.answerTokens : before
+  if (used === undefined) return null
+  if (limit === undefined) return <span class="meter-text">{formatCount(used)} tokens</span>
+  const share = Math.min(1, used / limit)
+  return (
+    <span
+      class={share > NEARLY_FULL ? "meter is-full" : "meter"}
+      title={`${formatCount(used)} of ${formatCount(limit)} tokens of context used`}
+    >
+      <span
+        class="meter-bar"
+        role="meter"
+        aria-label="Context used"
+        aria-valuemin={0}
+        aria-valuemax={limit}
+        aria-valuenow={Math.min(used, limit)}
+      >
+        <span style={{ width: `${Math.max(2, share * 100)}%` }} />
+      </span>
+      <span class="meter-text">
+        {formatTokens(used)} of {formatTokens(limit)}
+      </span>
+    </span>
+  )
+}
+
+function setUnsent(key: string, text: string): void {
+  const next = new Map(unsent.value)
+  if (text === "") next.delete(key)
+  else next.set(key, text)
+  unsent.value = next
+}
+
+function isTouch(): boolean {
+  return matchMedia("(hover: none) and (pointer: coarse)").matches
+}

@@ -1,0 +1,80 @@
+import type { JSX } from "preact"
+import { useEffect, useRef, useState } from "preact/hooks"
+
+import { deleteConversation, exportFile, openConversation, renameConversation } from "../library.ts"
+import { currentId, generations } from "../state.ts"
+import type { Conversation } from "../types.ts"
+import { IconButton } from "./icon-button.tsx"
+
+export function ConversationItem({ conversation }: { conversation: Conversation }): JSX.Element {
+  const [isRenaming, setRenaming] = useState(false)
+  const { id, title } = conversation
+  const isCurrent = currentId.value === id
+  if (isRenaming)
+    return (
+      <li class="item">
+        <TitleInput
+          title={title}
+          onDone={(text) => {
+            setRenaming(false)
+            if (text !== undefined) renameConversation(id, text)
+          }}
+        />
+      </li>
+    )
+  return (
+    <li class={isCurrent ? "item is-current" : "item"}>
+      <button
+        type="button"
+        class="item-open"
+        aria-current={isCurrent ? "page" : undefined}
+        title={title}
+        onClick={() => openConversation(id)}
+      >
+        {generations.value.has(id) && <span class="pulse" role="img" aria-label="Answering" />}
+        <span class="item-title">{title}</span>
+      </button>
+      <div class="item-actions">
+        <IconButton icon="edit" label={`Rename ${title}`} onClick={() => setRenaming(true)} />
+        <IconButton
+          icon="download"
+          label={`Export ${title}`}
+          onClick={() => exportFile([conversation])}
+        />
+        <IconButton icon="trash" label={`Delete ${title}`} onClick={() => deleteConversation(id)} />
+      </div>
+    </li>
+  )
+}
+
+function TitleInput(props: {
+  title: string
+  onDone: (text: string | undefined) => void
+}): JSX.Element {
+  const input = useRef<HTMLInputElement>(null)
+  const isDone = useRef(false)
+  useEffect(() => input.current?.select(), [])
+  // Removing a focused input also blurs it, which must not count as a second answer.
+  const finish = (text: string | undefined): void => {
+    if (isDone.current) return
+    isDone.current = true
+    props.onDone(text)
+  }
+  return (
+    <input
+      ref={input}
+      class="item-input"
+      aria-label="Title"
+      defaultValue={props.title}
+      onBlur={(event) => finish(event.currentTarget.value)}
+      onKeyDown={(event) => {
+        if (event.isComposing) return
+        if (event.key === "Enter") finish(event.currentTarget.value)
+        if (event.key === "Escape") {
+          event.stopPropagation()
+          finish(undefined)
+        }
+      }}
+    />
+  )
+}

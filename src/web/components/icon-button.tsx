@@ -1,0 +1,56 @@
+import type { JSX } from "preact"
+import { useState } from "preact/hooks"
+
+import { copyText } from "./copy.ts"
+import { Icon, type IconName } from "./icons.tsx"
+
+interface Props {
+  icon: IconName
+  label: string
+  onClick: () => void
+  /** Keyboard shortcut shown in the tooltip. */
+  keys?: string
+  class?: string
+  disabled?: boolean
+}
+
+export function IconButton({
+  icon,
+  label,
+  onClick,
+  keys,
+  class: extra,
+  disabled,
+}: Props): JSX.Element {
+  return (
+    <button
+      type="button"
+      class={extra === undefined ? "icon-button" : `icon-button ${extra}`}
+      aria-label={label}
+      title={keys === undefined ? label : `${label} (${keys})`}
+      disabled={disabled ?? false}
+      onClick={onClick}
+    >
+      <Icon name={icon} />
+    </button>
+  )
+}
+
+const SHOWN_MS = 1600
+
+/** Copies what `text` gives when pressed and shows a tick for a moment. */
+export function CopyButton({ label, text }: { label: string; text: () => string }): JSX.Element {
+  const [isCopied, setCopied] = useState(false)
+  const copy = async (): Promise<void> => {
+    if (!(await copyText(text()))) return
+    setCopied(true)
+    setTimeout(() => setCopied(false), SHOWN_MS)
+  }
+  return (
+    <IconButton
+      icon={isCopied ? "check" : "copy"}
+      label={isCopied ? "Copied" : label}
+      onClick={() => void copy()}
+    />
+  )
+}

@@ -1,0 +1,40 @@
+import type { JSX } from "preact"
+import { useState } from "preact/hooks"
+
+import { acceptApiKey } from "../actions.ts"
+import { apiKey } from "../state.ts"
+import { Panel } from "./panel.tsx"
+
+/** Asks for the server's API key. */
+export function KeyPanel(): JSX.Element {
+  const [key, setKey] = useState(apiKey.value)
+  return (
+    <Panel title="API key" class="is-small">
+      <form
+        onSubmit={(event) => {
+          event.preventDefault()
+          void acceptApiKey(key)
+        }}
+      >
+        <label class="field">
+          <span class="hint">
+            This server asks for the key it was started with. It is kept in this browser only.
+          </span>
+          <input
+            id="api-key"
+            type="password"
+            autocomplete="off"
+            aria-label="API key"
+            value={key}
+            onInput={(event) => setKey(event.currentTarget.value)}
+          />
+        </label>
+        <div class="panel-foot">
+          <button type="submit" class="button is-primary">
+            {key.trim() === "" ? "Use no key" : "Use this key"}
+          </button>
+        </div>
+      </form>
+    </Panel>
+  )
+}

@@ -1,0 +1,149 @@
+import type { JSX } from "preact"
+import { useEffect, useRef, useState } from "preact/hooks"
+
+import { deleteMessage, regenerate, resend } from "../actions.ts"
+import { fillMessage } from "../draft.ts"
+import { currentGeneration, editingId, type Generation } from "../state.ts"
+import { splitThinking } from "../think.ts"
+import type { Message } from "../types.ts"
+import { FailureView } from "./failure.tsx"
+import { CopyButton, IconButton } from "./icon-button.tsx"
+import { MarkdownView } from "./markdown-view.tsx"
+import { StatsLine } from "./stats.tsx"
+import { ThinkingView } from "./thinking.tsx"
+
+export function MessageView({ message }: { message: Message }): JSX.Element {
+  if (message.role === "user") return <UserMessage message={message} />
+  const generation = currentGeneration.value
+  if (generation?.messageId === message.id)
+    return <StreamingAnswer message={message} generation={generation} />
+  return <Answer message={message} />
+}
+
+function UserMessage({ message }: { message: Message }): JSX.Element {
+  const isBusy = currentGeneration.value !== undefined
+  if (editingId.value === message.id) return <Editor message={message} />
+  return (
+    <article class="message from-user" aria-label="You">
+      <div class="bubble">{message.content}</div>
+      <div class="actions">
+        <CopyButton label="Copy message" text={() => message.content} />
+        <IconButton
+          icon="edit"
+          label="Edit and resend"
+          disabled={isBusy}
+          onClick={() => (editingId.value = message.id)}
+        />
+        <IconButton
+          icon="trash"
+          label="Delete message"
+          disabled={isBusy}
+          onClick={() => deleteMessage(message.id)}
+        />
+      </div>
+    </article>
+  )
+}
+
+function Editor({ message }: { message: Message }): JSX.Element {
+  const [text, setText] = useState(message.content)
+  const area = useRef<HTMLTextAreaElement>(null)
+  useEffect(() => {
+    area.current?.focus()
+    area.current?.setSelectionRange(text.length, text.length)
+  }, [])
+  const cancel = (): void => {
+    editingId.value = null
+    document.getElementById("prompt")?.focus()
+  }
+  const submit = (): void => {
+    resend(message.id, text)
+    document.getElementById("prompt")?.focus()
+  }
+  return (
+    <article class="message from-user is-editing" aria-label="Editing your message">
+      <textarea
+        ref={area}
+        class="editor"
+        aria-label="Edit message"
+        rows={Math.min(12, text.split("\n").length + 1)}
+        value={text}
+        onInput={(event) => setText(event.currentTarget.value)}
+        onKeyDown={(event) => {
+          if (event.isComposing) return
+          if (event.key === "Escape") {
+            event.stopPropagation()
+            cancel()
+          } else if (event.key === "Enter" && !event.shiftKey) {
+            event.preventDefault()
+            submit()
+          }
+        }}
+      />
+      <div class="editor-actions">
+        <span class="hint">Answers below this message are replaced.</span>
+        <button type="button" class="button is-quiet" onClick={cancel}>
+          Cancel
+        </button>
+        <button
+          type="button"
+          class="button is-primary"
+          disabled={text.trim() === ""}
+          onClick={submit}
+        >
+          Send
+        </button>
+      </div>
+    </article>
+  )
+}
+
+/** Reads the draft's signal, so each frame of a stream renders this one message and nothing else. */
+function StreamingAnswer(props: { message: Message; generation: Generation }): JSX.Element {
+  return <Answer message={fillMessage(props.message, props.generation.draft.value)} />
+}
+
+function Answer({ message }: { message: Message }): JSX.Element {
+  const isBusy = currentGeneration.value !== undefined
+  const isStreaming = message.state === "streaming"
+  const split = splitThinking(message.content)
+  const thinking = [message.reasoning ?? "", split.thinking]
+    .filter((text) => text !== "")
+    .join("\n\n")
+  const isThinking = isStreaming && split.answer === "" && (split.isOpen || thinking !== "")
+  const isWaiting = isStreaming && thinking === "" && split.answer === "" && !split.isOpen
+  const again = (): void => regenerate(message.id)
+  return (
+    <article class="message from-model" aria-label="Answer" aria-busy={isStreaming}>
+      {(thinking !== "" || isThinking) && <ThinkingView text={thinking} isOpen={isThinking} />}
+      {isWaiting && (
+        <p class="waiting">
+          <span /> Reading the prompt
+        </p>
+      )}
+      {split.answer !== "" && <MarkdownView text={split.answer} isStreaming={isStreaming} />}
+      {message.state === "stopped" && <p class="ended">Stopped here.</p>}
+      {message.state === "length" && (
+        <p class="ended">Cut off: the token limit or the end of the context was reached.</p>
+      )}
+      {message.failure !== undefined && (
+        <FailureView failure={message.failure} onRetry={isBusy ? undefined : again} />
+      )}
+      <footer class="message-foot">
+        {message.stats !== undefined && <StatsLine stats={message.stats} />}
+        {!isStreaming && (
+          <div class="actions">
+            <CopyButton label="Copy answer" text={() => split.answer} />
+            <IconButton icon="retry" label="Regenerate answer" disabled={isBusy} onClick={again} />
+            <IconButton
+              icon="trash"
+              label="Delete answer"
+              disabled={isBusy}
+              onClick={() => deleteMessage(message.id)}
+            />
+          </div>
+        )}
+      </footer>
+    </article>
+  )
+}

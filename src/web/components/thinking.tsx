@@ -1,0 +1,28 @@
+import type { JSX } from "preact"
+import { useState } from "preact/hooks"
+
+import { Icon } from "./icons.tsx"
+import { MarkdownView } from "./markdown-view.tsx"
+
+/** The model's reasoning, folded away; unfolded by hand it stays so. */
+export function ThinkingView({ text, isOpen }: { text: string; isOpen: boolean }): JSX.Element {
+  const [isUnfolded, setUnfolded] = useState(false)
+  return (
+    <div class={isOpen ? "thinking is-running" : "thinking"}>
+      <button
+        type="button"
+        class="thinking-head"
+        aria-expanded={isUnfolded}
+        onClick={() => setUnfolded(!isUnfolded)}
+      >
+        <Icon name="chevron" />
+        {isOpen ? "Thinking" : "Thoughts"}
+      </button>
+      {isUnfolded && text !== "" && (
+        <div class="thinking-body">
+          <MarkdownView text={text} isStreaming={isOpen} />
+        </div>
+      )}
+    </div>
+  )
+}

@@ -1,0 +1,199 @@
+import { saveDefaults } from "./preferences.ts"
+import {
+  conversations,
+  currentId,
+  defaults,
+  editingId,
+  generations,
+  isLoaded,
+  isSidebarOpen,
+  type Notice,
+  notice,
+  pendingSettings,
+} from "./state.ts"
+import {
+  excess,
+  MAX_CONVERSATIONS,
+  MAX_STORED_TITLE_CHARS,
+  memoryStore,
+  openStore,
+  type Store,
+} from "./storage.ts"
+import { exportConversations, importConversations, MAX_IMPORT_BYTES } from "./transfer.ts"
+import { type Conversation, EMPTY_SETTINGS, type Settings } from "./types.ts"
+
+/** The list of conversations: loading, keeping, choosing, naming, deleting, export and import. */
+
+const NOTICE_MS = 8000
+
+let store: Store = memoryStore()
+let noticeTimer: ReturnType<typeof setTimeout> | undefined
+/** Tells other tabs of the same browser that a conversation changed. */
+const channel =
+  typeof BroadcastChannel === "undefined" ? undefined : new BroadcastChannel("kt.conversations")
+
+export function notify(text: string, options: { isError?: boolean; undo?: () => void } = {}): void {
+  clearTimeout(noticeTimer)
+  const shown: Notice = { text, isError: options.isError ?? false, undo: options.undo }
+  notice.value = shown
+  noticeTimer = setTimeout(() => {
+    if (notice.value === shown) notice.value = undefined
+  }, NOTICE_MS)
+}
+
+export function closeNotice(): void {
+  notice.value = undefined
+}
+
+/** Opens the database and shows the conversation that the address names. */
+export async function loadLibrary(): Promise<void> {
+  try {
+    store = await openStore()
+    conversations.value = await store.load()
+  } catch (error) {
+    store = memoryStore()
+    notify(`Conversations last only until this page closes: ${reason(error)}.`, { isError: true })
+  }
+  isLoaded.value = true
+  followAddress()
+  window.addEventListener("hashchange", followAddress)
+  channel?.addEventListener("message", () => void reload())
+}
+
+/** Takes over what another tab stored, except conversations that are being answered here. */
+async function reload(): Promise<void> {
+  try {
+    const stored = await store.load()
+    const busy = conversations.value.filter((each) => generations.value.has(each.id))
+    const busyIds = new Set(busy.map((each) => each.id))
+    conversations.value = [...stored.filter((each) => !busyIds.has(each.id)), ...busy]
+  } catch (error) {
+    notify(`Stored conversations cannot be read: ${reason(error)}.`, { isError: true })
+  }
+}
+
+/** Writes a conversation to the database and drops the oldest ones beyond the limits. */
+export async function keep(conversation: Conversation): Promise<void> {
+  try {
+    await store.put(conversation)
+    const dropped = excess(conversations.value, conversation.id).filter(
+      (id) => !generations.value.has(id),
+    )
+    if (dropped.length > 0) {
+      conversations.value = conversations.value.filter((each) => !dropped.includes(each.id))
+      for (const id of dropped) await store.remove(id)
+      notify(
+        dropped.length === 1
+          ? `The oldest conversation was removed: ${MAX_CONVERSATIONS} are kept.`
+          : `The ${dropped.length} oldest conversations were removed to stay within what is kept.`,
+      )
+    }
+    channel?.postMessage(conversation.id)
+  } catch (error) {
+    notify(`This conversation could not be stored: ${reason(error)}.`, { isError: true })
+  }
+}
+
+/** Puts a changed or new conversation into the list and, unless told not to, into the database. */
+export function update(conversation: Conversation, options: { store?: boolean } = {}): void {
+  const rest = conversations.value.filter((each) => each.id !== conversation.id)
+  conversations.value = [...rest, conversation]
+  if (options.store !== false) void keep(conversation)
+}
+
+export function openConversation(id: string | null): void {
+  editingId.value = null
+  isSidebarOpen.value = false
+  currentId.value = id
+  const hash = id === null ? "" : `#${id}`
+  if (location.hash !== hash) history.pushState(null, "", hash === "" ? location.pathname : hash)
+}
+
+export function newChat(): void {
+  pendingSettings.value = { ...defaults.value }
+  openConversation(null)
+  document.getElementById("prompt")?.focus()
+}
+
+function followAddress(): void {
+  const id = location.hash.slice(1)
+  openConversation(conversations.value.some((each) => each.id === id) ? id : null)
+}
+
+export function renameConversation(id: string, title: string): void {
+  const conversation = conversations.value.find((each) => each.id === id)
+  const trimmed = title.trim().slice(0, MAX_STORED_TITLE_CHARS)
+  if (conversation === undefined || trimmed === "" || trimmed === conversation.title) return
+  update({ ...conversation, title: trimmed })
+}
+
+/** Deletes at once; the notice can bring it back. */
+export function deleteConversation(id: string): void {
+  const conversation = conversations.value.find((each) => each.id === id)
+  if (conversation === undefined) return
+  generations.value.get(id)?.controller.abort()
+  conversations.value = conversations.value.filter((each) => each.id !== id)
+  if (currentId.value === id) openConversation(null)
+  store.remove(id).then(
+    () => channel?.postMessage(id),
+    (error: unknown) =>
+      notify(`The conversation could not be deleted: ${reason(error)}.`, { isError: true }),
+  )
+  notify(`Deleted “${conversation.title}”.`, {
+    undo: () => {
+      update(conversation)
+      openConversation(id)
+    },
+  })
+}
+
+export function changeSettings(settings: Settings): void {
+  const conversation = conversations.value.find((each) => each.id === currentId.value)
+  if (conversation === undefined) pendingSettings.value = settings
+  else update({ ...conversation, settings })
+}
+
+export function makeDefault(settings: Settings): void {
+  defaults.value = { ...settings }
+  saveDefaults(settings)
+  notify("New chats start with these settings.")
+}
+
+export function forgetDefault(): void {
+  defaults.value = { ...EMPTY_SETTINGS }
+  saveDefaults(defaults.value)
+}
+
+/** Offers the conversations (all, or one) as a file. */
+export function exportFile(list: readonly Conversation[]): void {
+  const blob = new Blob([exportConversations(list)], { type: "application/json" })
+  const link = document.createElement("a")
+  link.href = URL.createObjectURL(blob)
+  const only = list.length === 1 ? list[0] : undefined
+  const name = only?.title.replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-+|-+$/g, "") ?? ""
+  link.download = name === "" ? "conversations.json" : `${name}.json`
+  link.click()
+  setTimeout(() => URL.revokeObjectURL(link.href), 10_000)
+}
+
+export async function importFile(file: File): Promise<void> {
+  if (file.size > MAX_IMPORT_BYTES) {
+    notify(`${file.name} is larger than ${MAX_IMPORT_BYTES / 1e6} MB.`, { isError: true })
+    return
+  }
+  const result = importConversations(await file.text(), conversations.value)
+  if (typeof result === "string") {
+    notify(`${file.name}: ${result}`, { isError: true })
+    return
+  }
+  conversations.value = [...conversations.value, ...result.conversations]
+  for (const conversation of result.conversations) await keep(conversation)
+  const rejected = result.rejected === 0 ? "" : ` ${result.rejected} could not be read.`
+  notify(`Imported ${result.conversations.length} conversations.${rejected}`, {
+    isError: result.rejected > 0,
+  })
+}
+
+function reason(error: unknown): string {
+  return error instanceof Error ? error.message.replace(/\.$/, "") : String(error)
+}

@@ -1,0 +1,176 @@
+import { settle } from "./conversation.ts"
+import { readSettings } from "./settings.ts"
+import type { Conversation, Failure, Message, Stats } from "./types.ts"
+
+/** More conversations than this make the list useless and the start slow; the oldest go first. */
+export const MAX_CONVERSATIONS = 500
+/** All text together, in characters (2 bytes each in most browsers): well under what browsers grant a site. */
+export const MAX_TOTAL_CHARS = 40_000_000
+/** One conversation; far above any context, so only a broken or hostile file exceeds it. */
+export const MAX_CONVERSATION_CHARS = 10_000_000
+export const MAX_MESSAGES = 5_000
+/** Longer than any title that titleFrom makes, for those typed by hand. */
+export const MAX_STORED_TITLE_CHARS = 200
+
+/** Where conversations are kept. Each call may fail with the browser's reason. */
+export interface Store {
+  load(): Promise<Conversation[]>
+  put(conversation: Conversation): Promise<void>
+  remove(id: string): Promise<void>
+}
+
+/** Size of a conversation in characters, for the limits above. */
+export function conversationChars(conversation: Conversation): number {
+  return conversation.messages.reduce(
+    (sum, message) => sum + message.content.length + (message.reasoning?.length ?? 0),
+    conversation.settings.system.length + conversation.title.length,
+  )
+}
+
+/**
+ * Which conversations to drop, oldest first, so that the rest is within the limits. `keepId` is never dropped: it is the one
+ * on screen.
+ */
+export function excess(conversations: readonly Conversation[], keepId: string | null): string[] {
+  const byAge = [...conversations].sort((a, b) => a.updatedAt - b.updatedAt)
+  let count = byAge.length
+  let chars = byAge.reduce((sum, each) => sum + conversationChars(each), 0)
+  const dropped: string[] = []
+  for (const conversation of byAge) {
+    if (count <= MAX_CONVERSATIONS && chars <= MAX_TOTAL_CHARS) break
+    if (conversation.id === keepId) continue
+    dropped.push(conversation.id)
+    count -= 1
+    chars -= conversationChars(conversation)
+  }
+  return dropped
+}
+
+/** A conversation out of unknown data, or `undefined` when it is not one or exceeds a limit. */
+export function readConversation(data: unknown): Conversation | undefined {
+  if (typeof data !== "object" || data === null) return undefined
+  const { id, title, createdAt, updatedAt, settings, messages } = data as Record<string, unknown>
+  if (typeof id !== "string" || id === "" || id.length > 64) return undefined
+  if (typeof title !== "string" || !Array.isArray(messages) || messages.length > MAX_MESSAGES)
+    return undefined
+  const read = messages.map(readMessage)
+  if (read.includes(undefined)) return undefined
+  const created = asTime(createdAt)
+  const conversation: Conversation = {
+    id,
+    title: title.slice(0, MAX_STORED_TITLE_CHARS),
+    createdAt: created,
+    updatedAt: Math.max(created, asTime(updatedAt)),
+    settings: readSettings(settings),
+    messages: read.filter((message) => message !== undefined),
+  }
+  if (conversationChars(conversation) > MAX_CONVERSATION_CHARS) return undefined
+  return settle(conversation)
+}
+
+function readMessage(data: unknown): Message | undefined {
+  if (typeof data !== "object" || data === null) return undefined
+  const record = data as Record<string, unknown>
+  const { id, role, content, reasoning, state, model } = record
+  if (typeof id !== "string" || typeof content !== "string") return undefined
+  if (role !== "user" && role !== "assistant") return undefined
+  const message: Message = { id, role, content, createdAt: asTime(record["createdAt"]) }
+  if (typeof reasoning === "string") message.reasoning = reasoning
+  if (typeof model === "string") message.model = model
+  const stats = readStats(record["stats"])
+  if (stats !== undefined) message.stats = stats
+  const failure = readFailure(record["failure"])
+  if (failure !== undefined) message.failure = failure
+  if (STATES.includes(state as (typeof STATES)[number]))
+    message.state = state as (typeof STATES)[number]
+  return message
+}
+
+const STATES = ["streaming", "done", "stopped", "length", "failed"] as const
+const STAT_KEYS = [
+  "firstTokenMs",
+  "generationMs",
+  "promptTokens",
+  "cachedTokens",
+  "answerTokens",
+  "tokensPerSecond",
+] as const
+const FAILURES = ["auth", "busy", "connection", "request", "server"] as const
+
+function readStats(data: unknown): Stats | undefined {
+  if (typeof data !== "object" || data === null) return undefined
+  const record = data as Record<string, unknown>
+  const isStats = STAT_KEYS.every((key) => Number.isFinite(record[key]) && Number(record[key]) >= 0)
+  if (!isStats) return undefined
+  return Object.fromEntries(STAT_KEYS.map((key) => [key, record[key]])) as unknown as Stats
+}
+
+function readFailure(data: unknown): Failure | undefined {
+  if (typeof data !== "object" || data === null) return undefined
+  const { kind, message } = data as Record<string, unknown>
+  const known = FAILURES.find((each) => each === kind)
+  if (known === undefined || typeof message !== "string") return undefined
+  return { kind: known, message }
+}
+
+function asTime(value: unknown): number {
+  return typeof value === "number" && Number.isFinite(value) && value >= 0 ? value : 0
+}
+
+const DATABASE = "ktransformers"
+const TABLE = "conversations"
+
+/** Opens the browser's database; fails with its reason where there is none (some private windows). */
+export function openStore(): Promise<Store> {
+  return new Promise((resolve, reject) => {
+    const opening = indexedDB.open(DATABASE, 1)
+    opening.onupgradeneeded = () => opening.result.createObjectStore(TABLE, { keyPath: "id" })
+    opening.onerror = () => reject(opening.error ?? new Error("the database cannot be opened"))
+    opening.onblocked = () => reject(new Error("the database is in use by an older page"))
+    opening.onsuccess = () => {
+      const database = opening.result
+      // A newer page in another tab must be able to upgrade.
+      database.onversionchange = () => database.close()
+      resolve(databaseStore(database))
+    }
+  })
+}
+
+function databaseStore(database: IDBDatabase): Store {
+  function run<T>(
+    mode: IDBTransactionMode,
+    work: (table: IDBObjectStore) => IDBRequest<T>,
+  ): Promise<T> {
+    return new Promise((resolve, reject) => {
+      const transaction = database.transaction(TABLE, mode)
+      const request = work(transaction.objectStore(TABLE))
+      transaction.oncomplete = () => resolve(request.result)
+      transaction.onerror = () => reject(transaction.error ?? new Error("the write failed"))
+      transaction.onabort = () => reject(transaction.error ?? new Error("the write was aborted"))
+    })
+  }
+  return {
+    async load() {
+      const rows: unknown[] = await run(
+        "readonly",
+        (table) => table.getAll() as IDBRequest<unknown[]>,
+      )
+      return rows.map(readConversation).filter((each) => each !== undefined)
+    },
+    async put(conversation) {
+      await run("readwrite", (table) => table.put(conversation))
+    },
+    async remove(id) {
+      await run("readwrite", (table) => table.delete(id))
+    },
+  }
+}
+
+/** Keeps nothing beyond this page; used when the browser's database cannot be opened, which the page then says. */
+export function memoryStore(): Store {
+  return {
+    load: () => Promise.resolve([]),
+    put: () => Promise.resolve(),
+    remove: () => Promise.resolve(),
+  }
+}
