@@ -151,6 +151,6 @@ export function searchConversations(
 
 /** Tokens that the conversation held after its last answer, `undefined` before the first. */
 export function contextTokens(conversation: Conversation): number | undefined {
-  const stats = conversation.messages.findLast((each) => each.stats !== undefined)?.stats
+  const stats = conversation.messages.findLast((each) => (each.stats?.promptTokens ?? 0) > 0)?.stats
   return stats === undefined ? undefined : stats.promptTokens + stats.answerTokens
 }

@@ -83,7 +83,8 @@ export function isSafeLink(href: string): boolean {
  * parsed again: the last two blocks, since more text can still join them (a list item after a blank line, a table's rule).
  * Blocks that did not change are the same objects, so the page keeps their elements.
  */
-export function renderBlocks(text: string, previous: readonly Block[] = []): Block[] {
+export function renderBlocks(source: string, previous: readonly Block[] = []): Block[] {
+  const text = source.replace(/\r\n?/g, "\n")
   const kept = stablePrefix(text, previous)
   const offset = kept.reduce((sum, block) => sum + block.raw.length, 0)
   const tokens = marked.lexer(text.slice(offset))

@@ -81,28 +81,30 @@ function readMessage(data: unknown): Message | undefined {
   if (stats !== undefined) message.stats = stats
   const failure = readFailure(record["failure"])
   if (failure !== undefined) message.failure = failure
-  if (STATES.includes(state as (typeof STATES)[number]))
-    message.state = state as (typeof STATES)[number]
+  const known = STATES.find((each) => each === state)
+  if (known !== undefined) message.state = known
   return message
 }
 
 const STATES = ["streaming", "done", "stopped", "length", "failed"] as const
-const STAT_KEYS = [
-  "firstTokenMs",
-  "generationMs",
-  "promptTokens",
-  "cachedTokens",
-  "answerTokens",
-  "tokensPerSecond",
-] as const
 const FAILURES = ["auth", "busy", "connection", "request", "server"] as const
 
 function readStats(data: unknown): Stats | undefined {
   if (typeof data !== "object" || data === null) return undefined
   const record = data as Record<string, unknown>
-  const isStats = STAT_KEYS.every((key) => Number.isFinite(record[key]) && Number(record[key]) >= 0)
-  if (!isStats) return undefined
-  return Object.fromEntries(STAT_KEYS.map((key) => [key, record[key]])) as unknown as Stats
+  const stats: Stats = {
+    firstTokenMs: asMeasure(record["firstTokenMs"]),
+    generationMs: asMeasure(record["generationMs"]),
+    promptTokens: asMeasure(record["promptTokens"]),
+    cachedTokens: asMeasure(record["cachedTokens"]),
+    answerTokens: asMeasure(record["answerTokens"]),
+    tokensPerSecond: asMeasure(record["tokensPerSecond"]),
+  }
+  return Object.values(stats).some(Number.isNaN) ? undefined : stats
+}
+
+function asMeasure(value: unknown): number {
+  return typeof value === "number" && Number.isFinite(value) && value >= 0 ? value : Number.NaN
 }
 
 function readFailure(data: unknown): Failure | undefined {

@@ -50,8 +50,11 @@ export function Chat(): JSX.Element {
     }
   }, [])
 
-  // Another conversation, or a message sent: show the end.
-  useLayoutEffect(toEnd, [conversation?.id, count])
+  // Another conversation, or a message sent: show the end. The empty state is read from its top.
+  useLayoutEffect(() => {
+    if (count > 0) toEnd()
+    else isFollowing.current = false
+  }, [conversation?.id, count])
 
   const lacksAnswer =
     conversation?.messages.at(-1)?.role === "user" && currentGeneration.value === undefined

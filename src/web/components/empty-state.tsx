@@ -32,8 +32,12 @@ export function EmptyState(): JSX.Element {
       <Mark />
       <h1 id="empty-title">What are you working on?</h1>
       <p class="empty-sub">
-        {name === undefined ? "The model" : <strong>{name}</strong>} runs on your own machine. What
-        you write goes to that server and nowhere else.
+        {name !== undefined && (
+          <>
+            <strong>{name}</strong> answers.{" "}
+          </>
+        )}
+        What you write goes to this server and nowhere else; chats are kept in this browser.
       </p>
       <ul class="examples">
         {EXAMPLES.map(({ title, prompt }) => (

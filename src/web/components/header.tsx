@@ -25,8 +25,10 @@ export function Header(): JSX.Element {
         class="only-narrow"
         onClick={() => (isSidebarOpen.value = true)}
       />
-      <h2 class="header-title">{current.value?.title ?? "New chat"}</h2>
-      <ModelName />
+      <div class="header-text">
+        <h2 class="header-title">{current.value?.title ?? "New chat"}</h2>
+        <ModelName />
+      </div>
       <button
         type="button"
         class="button is-quiet settings-button"

@@ -1,0 +1,156 @@
+import index from "../../src/web/index.html"
+
+export interface Reply {
+  chunks: readonly string[]
+  /** Pause before each chunk. */
+  delayMs?: number
+  finish?: "stop" | "length"
+  /** Close the stream after this many chunks, without a finish reason. */
+  cutAfter?: number
+  /** Answer with this status and error message instead of a stream. */
+  status?: number
+  error?: string
+  headers?: Record<string, string>
+  promptTokens?: number
+}
+
+export interface ChatCall {
+  body: {
+    model?: string
+    stream: boolean
+    messages: { role: string; content: string }[]
+    [key: string]: unknown
+  }
+  authorization: string | null
+  isAborted: boolean
+}
+
+/** A server with the page and an OpenAI-shaped endpoint that answers as the test says. */
+export interface FakeServer {
+  url: string
+  calls: ChatCall[]
+  /** Decides the answer to the n-th call (from 0). */
+  reply: (call: ChatCall, index: number) => Reply
+  /** When set, the API asks for this key. */
+  apiKey: string
+  contextLength: number
+  isHealthy: boolean
+  stop(): Promise<void>
+}
+
+export function startFakeServer(): FakeServer {
+  const fake: FakeServer = {
+    url: "",
+    calls: [],
+    reply: () => ({ chunks: ["Hello", " there", "."] }),
+    apiKey: "",
+    contextLength: 8192,
+    isHealthy: true,
+    stop: () => server.stop(true),
+  }
+  const isAllowed = (request: Request): boolean =>
+    fake.apiKey === "" || request.headers.get("authorization") === `Bearer ${fake.apiKey}`
+  const server = Bun.serve({
+    hostname: "127.0.0.1",
+    port: 0,
+    idleTimeout: 60,
+    development: false,
+    routes: {
+      "/": index,
+      "/health": () => new Response("{}", { status: fake.isHealthy ? 200 : 503 }),
+      "/v1/models": (request) => {
+        if (!isAllowed(request)) return unauthorized()
+        return Response.json({
+          object: "list",
+          data: [{ id: "SmolLM2-135M-Instruct", context_length: fake.contextLength }],
+        })
+      },
+      "/v1/chat/completions": {
+        POST: async (request) => {
+          if (!isAllowed(request)) return unauthorized()
+          const call: ChatCall = {
+            body: (await request.json()) as ChatCall["body"],
+            authorization: request.headers.get("authorization"),
+            isAborted: false,
+          }
+          const number = fake.calls.push(call) - 1
+          return chatResponse(request, call, fake.reply(call, number))
+        },
+      },
+    },
+    fetch: () => new Response("not found", { status: 404 }),
+  })
+  fake.url = `http://127.0.0.1:${server.port}`
+  return fake
+}
+
+function unauthorized(): Response {
+  return Response.json({ error: { message: "The API key is missing or wrong." } }, { status: 401 })
+}
+
+function chatResponse(request: Request, call: ChatCall, reply: Reply): Response {
+  if (reply.status !== undefined)
+    return Response.json(
+      { error: { message: reply.error ?? "no" } },
+      { status: reply.status, headers: reply.headers ?? {} },
+    )
+  request.signal.addEventListener("abort", () => (call.isAborted = true))
+  const encoder = new TextEncoder()
+  const chunk = (data: object): Uint8Array<ArrayBuffer> =>
+    encoder.encode(`data: ${JSON.stringify({ object: "chat.completion.chunk", ...data })}\n\n`)
+  async function* stream(): AsyncGenerator<Uint8Array<ArrayBuffer>> {
+    yield encoder.encode(": heartbeat\n\n")
+    const start = performance.now()
+    let sent = 0
+    for (const text of reply.chunks) {
+      if (sent === reply.cutAfter) return
+      if (reply.delayMs !== undefined) await Bun.sleep(reply.delayMs)
+      if (call.isAborted) return
+      yield chunk({ choices: [{ index: 0, delta: { content: text }, finish_reason: null }] })
+      sent++
+    }
+    if (sent === reply.cutAfter) return
+    yield chunk({ choices: [{ index: 0, delta: {}, finish_reason: reply.finish ?? "stop" }] })
+    const promptTokens = reply.promptTokens ?? 42
+    const ms = performance.now() - start
+    yield chunk({
+      choices: [],
+      usage: {
+        prompt_tokens: promptTokens,
+        completion_tokens: sent,
+        total_tokens: promptTokens + sent,
+      },
+      timings: {
+        prompt_n: promptTokens - 30,
+        prompt_ms: 120,
+        prompt_per_second: 100,
+        predicted_n: sent,
+        predicted_ms: ms,
+        predicted_per_second: 131.2,
+        cache_n: 30,
+      },
+    })
+    yield encoder.encode("data: [DONE]\n\n")
+  }
+  return new Response(toStream(stream()), {
+    headers: { "content-type": "text/event-stream" },
+  })
+}
+
+function toStream(events: AsyncGenerator<Uint8Array>): ReadableStream<Uint8Array> {
+  return new ReadableStream({
+    async pull(controller) {
+      const { done, value } = await events.next()
+      if (done === true) controller.close()
+      else controller.enqueue(value)
+    },
+    async cancel() {
+      await events.return(undefined)
+    },
+  })
+}
+
+/** A text cut into pieces of about a token. */
+export function tokens(text: string): string[] {
+  return text.match(/\s*\S{1,5}|\s+$/g) ?? []
+}
