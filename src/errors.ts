@@ -48,3 +48,31 @@ export class DeviceError extends KtError {
 export class MemoryError extends KtError {
   override readonly name = "MemoryError"
 }
+
+export interface RequestErrorOptions {
+  readonly hint?: string
+  readonly cause?: unknown
+  /** Machine-readable reason, such as "context_length_exceeded". */
+  readonly code?: string
+  /** The request field at fault. */
+  readonly param?: string
+  readonly retryAfterSeconds?: number
+}
+
+/** A request that the server refuses or cannot finish; each API writes it in its own shape. */
+export class RequestError extends KtError {
+  override readonly name = "RequestError"
+  /** HTTP status. */
+  readonly status: number
+  readonly code: string | undefined
+  readonly param: string | undefined
+  readonly retryAfterSeconds: number | undefined
+
+  constructor(status: number, message: string, options: RequestErrorOptions = {}) {
+    super(message, options)
+    this.status = status
+    this.code = options.code
+    this.param = options.param
+    this.retryAfterSeconds = options.retryAfterSeconds
+  }
+}

@@ -1,0 +1,95 @@
+import { OpenAPIHono } from "@hono/zod-openapi"
+import type { MiddlewareHandler } from "hono"
+import { bodyLimit } from "hono/body-limit"
+import { cors } from "hono/cors"
+import { matchedRoutes } from "hono/route"
+
+import { RequestError } from "../errors.ts"
+import { Admission } from "./admission.ts"
+import { errorResponse } from "./api-error.ts"
+import { requireKey, requireOrigin } from "./auth.ts"
+import type { ServerContext, ServerEnv } from "./context.ts"
+import { asRequestError } from "./generate.ts"
+import { ServerMetrics } from "./metrics.ts"
+import { addChat } from "./ollama/chat.ts"
+import { addGenerate } from "./ollama/generate.ts"
+import { addOllamaModels } from "./ollama/models.ts"
+import { addChatCompletions } from "./openai/chat-completions.ts"
+import { addCompletions } from "./openai/completions.ts"
+import { addModels } from "./openai/models.ts"
+import { addOperations } from "./operations.ts"
+import { DEFAULT_SERVER_CONFIG, type ServerDeps } from "./types.ts"
+
+/** The application, and the queue that `startServer` drains. */
+export type ServerApp = OpenAPIHono<ServerEnv> & { readonly admission: Admission }
+
+/** A client's own request id is used when it is short and plain. */
+const REQUEST_ID = /^[\w.:-]{1,128}$/
+
+/** All routes over one engine; `app.request()` tests it in process, `startServer` serves it. */
+export function createApp(deps: ServerDeps): ServerApp {
+  const config = { ...DEFAULT_SERVER_CONFIG, ...deps.config }
+  const admission = new Admission(deps.client.info.maxBatchSize, config.maxQueue)
+  const metrics = new ServerMetrics(admission, deps.registry)
+  const { client, tokenizer, model } = deps
+  const context: ServerContext = { client, tokenizer, model, config, admission, metrics }
+  const app = new OpenAPIHono<ServerEnv>()
+
+  app.use(observe(metrics))
+  if (config.corsOrigins.length > 0) {
+    app.use(
+      cors({
+        origin: config.corsOrigins.includes("*") ? "*" : [...config.corsOrigins],
+        exposeHeaders: ["x-request-id", "retry-after"],
+      }),
+    )
+  }
+  app.use(requireKey(config.apiKeys))
+  // A key tells friend from foe already.
+  if (config.apiKeys.length === 0) app.use(requireOrigin(config.corsOrigins))
+  app.use(
+    bodyLimit({
+      maxSize: config.bodyLimit,
+      onError: () => {
+        throw new RequestError(413, `the request body is larger than ${config.bodyLimit} bytes`, {
+          code: "request_too_large",
+        })
+      },
+    }),
+  )
+  app.onError((error, c) => errorResponse(c, asRequestError(error)))
+  app.notFound((c) =>
+    errorResponse(
+      c,
+      new RequestError(404, `there is no ${c.req.method} ${c.req.path}`, { code: "not_found" }),
+    ),
+  )
+
+  addOperations(app, context)
+  addModels(app, context)
+  addChatCompletions(app, context)
+  addCompletions(app, context)
+  addOllamaModels(app, context)
+  addChat(app, context)
+  addGenerate(app, context)
+  return Object.assign(app, { admission })
+}
+
+/** Gives each request an id, a start time and a line in the metrics. */
+function observe(metrics: ServerMetrics): MiddlewareHandler<ServerEnv> {
+  return async (c, next) => {
+    const started = performance.now()
+    const given = c.req.header("x-request-id") ?? ""
+    const requestId = REQUEST_ID.test(given)
+      ? given
+      : `req_${crypto.randomUUID().replaceAll("-", "")}`
+    c.set("requestId", requestId)
+    c.set("arrivedMs", started)
+    await next()
+    c.res.headers.set("x-request-id", requestId)
+    // Unknown paths count as one route, or anybody could grow the metrics.
+    const route =
+      matchedRoutes(c).findLast(({ path }) => path !== "/*" && path !== "*")?.path ?? "other"
+    metrics.request(route, c.req.method, c.res.status, (performance.now() - started) / 1000)
+  }
+}

@@ -1,0 +1,70 @@
+import { createHash, timingSafeEqual } from "node:crypto"
+
+import type { MiddlewareHandler } from "hono"
+
+import { RequestError } from "../errors.ts"
+
+/** Routes that answer without a key. */
+const OPEN_PATHS = new Set(["/health", "/ready"])
+
+/** Asks for one of the keys as `Authorization: Bearer` or `x-api-key`; compared in constant time. */
+export function requireKey(keys: readonly string[]): MiddlewareHandler {
+  const digests = keys.map(digest)
+  return async (c, next) => {
+    if (digests.length > 0 && !OPEN_PATHS.has(c.req.path)) {
+      const bearer = /^Bearer\s+(.+)$/i.exec(c.req.header("authorization") ?? "")?.[1]
+      const given = bearer ?? c.req.header("x-api-key")
+      if (given === undefined) {
+        throw new RequestError(
+          401,
+          "an API key is required: send it as Authorization: Bearer KEY",
+          {
+            code: "invalid_api_key",
+          },
+        )
+      }
+      if (!matches(digests, digest(given))) {
+        throw new RequestError(401, "the API key is not valid", { code: "invalid_api_key" })
+      }
+    }
+    await next()
+  }
+}
+
+/**
+ * Refuses requests that web pages of other origins send: browsers send "simple" cross-origin POSTs without asking
+ * first, so CORS headers alone would let any page use a server on this machine.
+ */
+export function requireOrigin(allowed: readonly string[]): MiddlewareHandler {
+  const all = allowed.includes("*")
+  return async (c, next) => {
+    const origin = c.req.header("origin")
+    if (
+      origin !== undefined &&
+      !all &&
+      !allowed.includes(origin) &&
+      !sameHost(origin, c.req.header("host"))
+    ) {
+      throw new RequestError(403, `the origin ${origin} may not use this server`, {
+        code: "origin_not_allowed",
+        hint: "the server's CORS origins say which may",
+      })
+    }
+    await next()
+  }
+}
+
+function sameHost(origin: string, host: string | undefined): boolean {
+  return URL.canParse(origin) && new URL(origin).host === host
+}
+
+function digest(text: string): Buffer {
+  return createHash("sha256").update(text).digest()
+}
+
+/** Looks at every key, so that the time tells nothing. */
+function matches(digests: readonly Buffer[], given: Buffer): boolean {
+  let found = false
+  for (const key of digests) found = timingSafeEqual(key, given) || found
+  return found
+}

@@ -1,0 +1,71 @@
+import type { OpenAPIHono, RouteConfig } from "@hono/zod-openapi"
+import { z } from "@hono/zod-openapi"
+import type { Context } from "hono"
+
+import { RequestError } from "../errors.ts"
+import type { EngineClient } from "../worker/protocol.ts"
+import type { Admission } from "./admission.ts"
+import { generate, type Generation, type SequenceRequest } from "./generate.ts"
+import type { ServerMetrics } from "./metrics.ts"
+import type { ModelMetadata, ServerConfig, ServerTokenizer } from "./types.ts"
+
+/** Name under which every client finds the model that is served. */
+export const MODEL_ALIAS = "default"
+
+/** What routes work with. */
+export interface ServerContext {
+  readonly client: EngineClient
+  readonly tokenizer: ServerTokenizer
+  readonly model: ModelMetadata
+  readonly config: ServerConfig
+  readonly admission: Admission
+  readonly metrics: ServerMetrics
+}
+
+/** Variables of a request: its id and when it came. */
+export interface ServerEnv {
+  Variables: { requestId: string; arrivedMs: number }
+}
+
+export type App = OpenAPIHono<ServerEnv>
+export type RequestContext = Context<ServerEnv>
+
+/** RequestError 404 unless `name` is the served model, with or without Ollama's tag, or the alias. */
+export function checkModel(context: ServerContext, name: string | null | undefined): void {
+  if (name === undefined || name === null) return
+  const { name: known } = context.model
+  if (name === known || name === MODEL_ALIAS) return
+  if (name === `${known}:latest` || name === `${MODEL_ALIAS}:latest`) return
+  throw new RequestError(404, `model "${name}" not found; this server has "${known}"`, {
+    code: "model_not_found",
+    param: "model",
+  })
+}
+
+/** Starts the sequences of one HTTP request. */
+export function startGeneration(
+  context: ServerContext,
+  c: RequestContext,
+  sequences: readonly SequenceRequest[],
+  stop: readonly string[],
+): Generation {
+  return generate(
+    { ...context, requestTimeoutMs: context.config.requestTimeoutMs },
+    { sequences, stop, signal: c.req.raw.signal, arrivedMs: c.get("arrivedMs") },
+  )
+}
+
+/** Documents a route; the handler is added beside it, as bodies of any content type are read. */
+export function document(app: App, route: RouteConfig): void {
+  app.openAPIRegistry.registerPath(route)
+}
+
+export function jsonContent(
+  schema: z.ZodType,
+  description: string,
+): {
+  description: string
+  content: { "application/json": { schema: z.ZodType } }
+} {
+  return { description, content: { "application/json": { schema } } }
+}

@@ -1,0 +1,271 @@
+import { DeviceError, KtError, MemoryError, NativeError, RequestError } from "../errors.ts"
+import type { EngineClient, GenerateParams, TokenEvent } from "../worker/protocol.ts"
+import type { Admission, Ticket } from "./admission.ts"
+import { merge } from "./merge.ts"
+import type { ServerMetrics } from "./metrics.ts"
+import { TextStream } from "./text-stream.ts"
+import type { ServerTokenizer } from "./types.ts"
+
+/** One sequence to generate. */
+export interface SequenceRequest {
+  readonly ids: Int32Array
+  readonly params: GenerateParams
+}
+
+export interface GenerationRequest {
+  /** Choice i is sequence i. */
+  readonly sequences: readonly SequenceRequest[]
+  /** Strings that end a choice; not part of its text. */
+  readonly stop: readonly string[]
+  /** Aborted when the client goes away. */
+  readonly signal: AbortSignal | undefined
+  /** performance.now() when the request came in. */
+  readonly arrivedMs: number
+}
+
+export interface TokenLogprob {
+  readonly token: number
+  readonly logprob: number
+  readonly top: readonly (readonly [token: number, logprob: number])[]
+}
+
+export interface ChoiceUsage {
+  readonly promptTokens: number
+  readonly cachedTokens: number
+  /** Generated tokens, the one that ended the sequence included. */
+  readonly completionTokens: number
+}
+
+export interface ChoiceTimings {
+  readonly queueMs: number
+  /** Computing the prompt, up to the first token. */
+  readonly prefillMs: number
+  /** From the request's arrival to its first token. */
+  readonly ttftMs: number
+  /** From the first token to the last. */
+  readonly decodeMs: number
+}
+
+export type GenerationEvent =
+  | {
+      readonly type: "text"
+      readonly choice: number
+      /** Whole characters only. */
+      readonly text: string
+      /** Tokens whose text is complete with this event, when asked for. */
+      readonly logprobs: readonly TokenLogprob[]
+    }
+  | {
+      readonly type: "end"
+      readonly choice: number
+      readonly finishReason: "stop" | "length"
+      /** The stop string that ended the choice. */
+      readonly stopString: string | undefined
+      readonly usage: ChoiceUsage
+      readonly timings: ChoiceTimings
+    }
+
+/** Events of all choices as they come. `return()` (or leaving a `for await`) aborts what still runs. */
+export type Generation = AsyncIterableIterator<GenerationEvent>
+
+export interface GeneratorDeps {
+  readonly client: EngineClient
+  readonly tokenizer: ServerTokenizer
+  readonly admission: Admission
+  readonly metrics: ServerMetrics
+  readonly requestTimeoutMs: number
+}
+
+/** Tokens that one sequence may hold: the context, or the whole KV cache where that is smaller. */
+export function sequenceLimit(client: EngineClient): number {
+  const { contextLength, kvCacheTokens } = client.info
+  return kvCacheTokens > 0 ? Math.min(contextLength, kvCacheTokens) : contextLength
+}
+
+/**
+ * How many tokens may be generated: what was asked for, cut to what the context leaves. RequestError 400 when the
+ * prompt is empty or fills the context.
+ */
+export function fitTokens(
+  client: EngineClient,
+  promptTokens: number,
+  asked: number | undefined,
+  param: string,
+): number {
+  const limit = sequenceLimit(client)
+  if (promptTokens === 0) {
+    throw new RequestError(400, `${param}: the prompt holds no tokens`, {
+      code: "empty_prompt",
+      param,
+    })
+  }
+  if (promptTokens >= limit) {
+    throw new RequestError(
+      400,
+      `${param}: the prompt has ${promptTokens} tokens, but the context is ${limit} tokens and must leave room for an answer`,
+      { code: "context_length_exceeded", param },
+    )
+  }
+  return Math.min(asked ?? Number.POSITIVE_INFINITY, limit - promptTokens)
+}
+
+/** Admits the request (429, 503) and starts its sequences when the result is first read. */
+export function generate(deps: GeneratorDeps, request: GenerationRequest): Generation {
+  const ticket = deps.admission.enter(request.sequences.length)
+  const controller = new AbortController()
+  const signals = [controller.signal, ticket.signal]
+  if (request.signal !== undefined) signals.push(request.signal)
+  if (deps.requestTimeoutMs > 0) signals.push(timeoutSignal(deps.requestTimeoutMs, controller))
+  const signal = AbortSignal.any(signals)
+  const events = merge(
+    request.sequences.map((_, choice) => runChoice(deps, request, choice, signal)),
+  )
+  return closable(events, ticket, controller, signal, request.signal)
+}
+
+/** A generator that was never started runs no `finally`; this gives the ticket back in every case. */
+function closable(
+  events: AsyncGenerator<GenerationEvent>,
+  ticket: Ticket,
+  controller: AbortController,
+  signal: AbortSignal,
+  gone: AbortSignal | undefined,
+): Generation {
+  const close = (): void => {
+    gone?.removeEventListener("abort", close)
+    ticket.release()
+    controller.abort()
+  }
+  gone?.addEventListener("abort", close, { once: true })
+  return {
+    [Symbol.asyncIterator]() {
+      return this
+    },
+    async next() {
+      try {
+        const result = await events.next()
+        if (result.done === true) close()
+        return result
+      } catch (error) {
+        const cause = signal.aborted ? signal.reason : error
+        close()
+        throw asRequestError(cause)
+      }
+    },
+    async return() {
+      close()
+      // The pending read, if any, ends because the signal is aborted; nobody needs its outcome.
+      events.return(undefined).catch(() => {})
+      return { done: true, value: undefined }
+    },
+  }
+}
+
+async function* runChoice(
+  deps: GeneratorDeps,
+  request: GenerationRequest,
+  choice: number,
+  signal: AbortSignal,
+): AsyncGenerator<GenerationEvent> {
+  const sequence = request.sequences[choice]
+  if (sequence === undefined) throw new RangeError(`choice ${choice}`)
+  const { ids, params } = sequence
+  const wantLogprobs = params.logprobs !== undefined
+  const text = new TextStream(deps.tokenizer, request.stop)
+  let first: TokenEvent["first"]
+  let firstMs = 0
+  let lastMs = 0
+  let completionTokens = 0
+  let finishReason: "stop" | "length" | undefined
+
+  for await (const event of deps.client.generate(ids, params, signal)) {
+    if (event.finish === "error") {
+      throw new RequestError(500, event.error ?? "the engine failed", { code: "engine_error" })
+    }
+    if (event.finish === "abort") {
+      throw signal.reason ?? new RequestError(503, "the engine stopped", { code: "engine_stopped" })
+    }
+    lastMs = performance.now()
+    if (completionTokens++ === 0) {
+      first = event.first
+      firstMs = lastMs
+      deps.metrics.firstToken(first, (firstMs - request.arrivedMs) / 1000)
+    }
+    // The token that ends a sequence is not part of its text.
+    if (event.finish !== "stop") {
+      const delta = text.push(event.token, wantLogprobs ? logprobOf(event) : undefined)
+      if (delta.text !== "") yield { type: "text", choice, ...delta }
+    }
+    if (text.stopString !== undefined) {
+      finishReason = "stop"
+      break
+    }
+    if (event.finish !== undefined) finishReason = event.finish
+  }
+  if (signal.aborted) throw signal.reason
+  if (finishReason === undefined) {
+    throw new RequestError(500, "the engine ended the sequence without a reason", {
+      code: "engine_error",
+    })
+  }
+  const rest = text.flush()
+  if (rest.text !== "" || rest.logprobs.length > 0) yield { type: "text", choice, ...rest }
+  const decodeMs = lastMs - firstMs
+  deps.metrics.finished(completionTokens, decodeMs / 1000)
+  yield {
+    type: "end",
+    choice,
+    // A stop string may come to light only with the last characters.
+    finishReason: text.stopString === undefined ? finishReason : "stop",
+    stopString: text.stopString,
+    usage: {
+      promptTokens: ids.length,
+      cachedTokens: first?.cachedTokens ?? 0,
+      completionTokens,
+    },
+    timings: {
+      queueMs: first?.queueMs ?? 0,
+      prefillMs: first?.prefillMs ?? firstMs - request.arrivedMs,
+      ttftMs: firstMs - request.arrivedMs,
+      decodeMs,
+    },
+  }
+}
+
+function logprobOf(event: TokenEvent): TokenLogprob {
+  return {
+    token: event.token,
+    logprob: event.logprob ?? Number.NEGATIVE_INFINITY,
+    top: event.topLogprobs ?? [],
+  }
+}
+
+function timeoutSignal(timeoutMs: number, done: AbortController): AbortSignal {
+  const controller = new AbortController()
+  const timer = setTimeout(() => {
+    controller.abort(
+      new RequestError(504, `the request took longer than ${timeoutMs} ms`, {
+        code: "request_timeout",
+      }),
+    )
+  }, timeoutMs)
+  done.signal.addEventListener("abort", () => clearTimeout(timer), { once: true })
+  return controller.signal
+}
+
+/** What is thrown to a client: our own sentences, or a plain "internal error" that tells nothing of the inside. */
+export function asRequestError(error: unknown): RequestError {
+  if (error instanceof RequestError) return error
+  if (
+    error instanceof NativeError ||
+    error instanceof DeviceError ||
+    error instanceof MemoryError
+  ) {
+    return new RequestError(500, error.message, { code: "engine_error", cause: error })
+  }
+  if (error instanceof KtError) return new RequestError(400, error.message, { cause: error })
+  if (error instanceof Error && error.name === "AbortError") {
+    return new RequestError(499, "the client closed the request", { code: "client_closed" })
+  }
+  return new RequestError(500, "internal error", { code: "internal_error", cause: error })
+}

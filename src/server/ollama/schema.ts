@@ -1,0 +1,145 @@
+import { z } from "@hono/zod-openapi"
+
+import { accepted, MAX_TOP_LOGPROBS, refused, seedSchema, stopSchema } from "../schema.ts"
+
+const off =
+  (value: number) =>
+  (v: unknown): boolean =>
+    v === value
+
+const optionsSchema = z
+  .strictObject({
+    temperature: z.number().min(0).max(2).nullish(),
+    top_k: z.int().min(-1).nullish(),
+    top_p: z.number().gt(0).max(1).nullish(),
+    min_p: z.number().min(0).max(1).nullish(),
+    num_predict: z
+      .int()
+      .min(-2)
+      .nullish()
+      .openapi({ description: "-1 and -2: up to the end of the context" }),
+    stop: stopSchema,
+    seed: seedSchema,
+    repeat_penalty: z.number().gt(0).max(10).nullish(),
+    presence_penalty: z.number().min(-2).max(2).nullish(),
+    frequency_penalty: z.number().min(-2).max(2).nullish(),
+    num_ctx: accepted("the context is set when the server starts"),
+    num_keep: accepted("prompts are never cut"),
+    num_batch: accepted("set when the server starts"),
+    num_gpu: accepted("set when the server starts"),
+    main_gpu: accepted("set when the server starts"),
+    num_thread: accepted("set when the server starts"),
+    use_mmap: accepted("set when the server starts"),
+    numa: accepted("set when the server starts"),
+    low_vram: accepted("set when the server starts"),
+    repeat_last_n: refused("penalties look at the whole text", off(-1)),
+    typical_p: refused("this sampler is not supported", off(1)),
+    tfs_z: refused("this sampler is not supported", off(1)),
+    mirostat: refused("this sampler is not supported", off(0)),
+    mirostat_tau: accepted("mirostat is off"),
+    mirostat_eta: accepted("mirostat is off"),
+    penalize_newline: refused("all tokens are penalised alike", (v) => v === true),
+  })
+  .openapi("OllamaOptions")
+
+export type OllamaOptions = z.infer<typeof optionsSchema>
+
+const noImages = refused("the model reads text only", (v) => Array.isArray(v) && v.length === 0)
+
+const common = {
+  model: z.string().min(1).openapi({ description: 'A known model, or "default"' }),
+  stream: z.boolean().nullish().openapi({ description: "Default true: one JSON object a line" }),
+  options: optionsSchema.nullish(),
+  format: refused("constrained output is not supported", (v) => v === ""),
+  keep_alive: z
+    .union([z.string(), z.number()])
+    .nullish()
+    .openapi({ description: "The model stays loaded while the server runs" }),
+  think: refused("thinking is not told apart from the answer yet", (v) => v === false),
+  logprobs: z.boolean().nullish(),
+  top_logprobs: z.int().min(0).max(MAX_TOP_LOGPROBS).nullish(),
+  truncate: refused("prompts are never cut", (v) => v === false),
+  shift: refused("the context is never shifted", (v) => v === false),
+}
+
+const toolCall = z.looseObject({
+  function: z.looseObject({ name: z.string(), arguments: z.unknown() }),
+})
+
+const messageSchema = z.looseObject({
+  role: z.enum(["system", "user", "assistant", "tool"]),
+  content: z.string().nullish(),
+  images: noImages,
+  thinking: z.string().nullish(),
+  tool_calls: z.array(toolCall).nullish(),
+  tool_name: z.string().nullish(),
+  tool_call_id: z.string().nullish(),
+})
+
+export type OllamaMessage = z.infer<typeof messageSchema>
+
+export const chatRequestSchema = z
+  .strictObject({
+    ...common,
+    messages: z.array(messageSchema).nullish().openapi({ description: "Empty: loads the model" }),
+    tools: z
+      .array(z.looseObject({ type: z.string(), function: z.looseObject({ name: z.string() }) }))
+      .nullish()
+      .openapi({ description: "Rendered by the model's chat template" }),
+  })
+  .openapi("OllamaChatRequest")
+
+export const generateRequestSchema = z
+  .strictObject({
+    ...common,
+    prompt: z.string().nullish().openapi({ description: "Empty: loads the model" }),
+    system: z.string().nullish(),
+    raw: z
+      .boolean()
+      .nullish()
+      .openapi({ description: "The prompt is used as it is, without a template" }),
+    images: noImages,
+    suffix: refused("filling in the middle is not supported", (v) => v === ""),
+    template: refused("the model's own template is used", (v) => v === ""),
+    context: refused(
+      "send the conversation to /api/chat",
+      (v) => Array.isArray(v) && v.length === 0,
+    ),
+  })
+  .openapi("OllamaGenerateRequest")
+
+export const showRequestSchema = z
+  .strictObject({
+    model: z.string().nullish(),
+    name: z.string().nullish().openapi({ description: "Older name of model" }),
+    verbose: z.boolean().nullish(),
+    system: accepted("shown as it is"),
+    template: accepted("shown as it is"),
+    options: accepted("shown as it is"),
+  })
+  .openapi("OllamaShowRequest")
+
+const logprob = z.object({ token: z.string(), logprob: z.number(), bytes: z.array(z.int()) })
+const answer = {
+  model: z.string(),
+  created_at: z.string().openapi({ format: "date-time" }),
+  done: z.boolean(),
+  done_reason: z.enum(["stop", "length", "load"]).optional(),
+  logprobs: z.array(logprob.extend({ top_logprobs: z.array(logprob).optional() })).optional(),
+  total_duration: z.int().optional().openapi({ description: "Nanoseconds, as all durations" }),
+  load_duration: z.int().optional(),
+  prompt_eval_count: z.int().optional(),
+  prompt_eval_duration: z.int().optional(),
+  eval_count: z.int().optional(),
+  eval_duration: z.int().optional(),
+}
+
+export const chatResponseSchema = z
+  .object({ ...answer, message: z.object({ role: z.literal("assistant"), content: z.string() }) })
+  .openapi("OllamaChatResponse")
+
+export const generateResponseSchema = z
+  .object({ ...answer, response: z.string() })
+  .openapi("OllamaGenerateResponse")
+
+export const errorSchema = z.object({ error: z.string() }).openapi("OllamaError")

@@ -1,0 +1,158 @@
+import { openaiErrorBody } from "../api-error.ts"
+import { chatPrompt } from "../chat-prompt.ts"
+import {
+  type App,
+  checkModel,
+  document,
+  jsonContent,
+  type ServerContext,
+  startGeneration,
+} from "../context.ts"
+import { fitTokens, type Generation } from "../generate.ts"
+import { readBody } from "../request.ts"
+import { forChoice, generateParams } from "../sampling.ts"
+import { stopStrings } from "../schema.ts"
+import { sseResponse } from "../stream.ts"
+import type { RenderOptions } from "../types.ts"
+import { completionId, envelope, samplingOf } from "./common.ts"
+import { chatLogprobs, type FinishedChoice, timingsOf, usageOf } from "./format.ts"
+import { templateMessage } from "./messages.ts"
+import { type ChatRequest, chatRequestSchema, chatResponseSchema, errorSchema } from "./schema.ts"
+
+export function addChatCompletions(app: App, context: ServerContext): void {
+  document(app, {
+    method: "post",
+    path: "/v1/chat/completions",
+    summary: "Answer a conversation",
+    tags: ["OpenAI"],
+    request: { body: jsonContent(chatRequestSchema, "Messages and sampling") },
+    responses: {
+      200: jsonContent(chatResponseSchema, "The answer, or with stream: true server-sent events"),
+      "4XX": jsonContent(errorSchema, "Why the request is refused"),
+    },
+  })
+  app.post("/v1/chat/completions", async (c) => {
+    const body = await readBody(c, chatRequestSchema)
+    checkModel(context, body.model)
+    const { tokenizer, client, config } = context
+    const prompt = chatPrompt(
+      tokenizer,
+      body.messages.map(templateMessage),
+      renderOptions(body),
+      config,
+    )
+    const asked = body.max_completion_tokens ?? body.max_tokens ?? config.defaults.maxTokens
+    const maxTokens = fitTokens(client, prompt.ids.length, asked, "messages")
+    const logprobs = body.logprobs === true ? (body.top_logprobs ?? 0) : undefined
+    const params = generateParams(samplingOf(body, logprobs), maxTokens, config.defaults, tokenizer)
+    const count = body.n ?? 1
+    const sequences = Array.from({ length: count }, (_, i) => ({
+      ids: prompt.ids,
+      params: forChoice(params, i),
+    }))
+    const generation = startGeneration(context, c, sequences, stopStrings(body.stop))
+    const answer: Answer = {
+      id: completionId("chatcmpl"),
+      context,
+      generation,
+      count,
+      prefix: prompt.prefix,
+      wantLogprobs: logprobs !== undefined,
+      includeUsage: body.stream_options?.include_usage === true,
+    }
+    if (body.stream !== true) return c.json(await whole(answer))
+    return sseResponse(chunks(answer), {
+      heartbeatMs: config.heartbeatMs,
+      errorBody: openaiErrorBody,
+      onClose: () => void generation.return?.(),
+    })
+  })
+}
+
+interface Answer {
+  readonly id: string
+  readonly context: ServerContext
+  readonly generation: Generation
+  readonly count: number
+  /** Text that every choice starts with. */
+  readonly prefix: string
+  readonly wantLogprobs: boolean
+  readonly includeUsage: boolean
+}
+
+function renderOptions(body: ChatRequest): RenderOptions {
+  const vars = {
+    ...(body.reasoning_effort ? { reasoning_effort: body.reasoning_effort } : {}),
+    ...body.chat_template_kwargs,
+  }
+  const tools = body.tool_choice === "none" ? undefined : body.tools
+  return { vars, ...(tools && tools.length > 0 ? { tools } : {}) }
+}
+
+async function whole(answer: Answer): Promise<unknown> {
+  const { context, wantLogprobs } = answer
+  const choices = Array.from({ length: answer.count }, (_, index) => ({
+    index,
+    message: { role: "assistant", content: answer.prefix, refusal: null },
+    logprobs: wantLogprobs ? chatLogprobs(context.tokenizer, []) : null,
+    finish_reason: "stop",
+  }))
+  const finished: FinishedChoice[] = []
+  for await (const event of answer.generation) {
+    const choice = choices[event.choice]
+    if (choice === undefined) throw new RangeError(`choice ${event.choice}`)
+    if (event.type === "text") {
+      choice.message.content += event.text
+      if (choice.logprobs !== null) {
+        const more = chatLogprobs(context.tokenizer, event.logprobs)
+        choice.logprobs = { content: choice.logprobs.content.concat(more.content), refusal: null }
+      }
+    } else {
+      choice.finish_reason = event.finishReason
+      finished.push({ prompt: 0, usage: event.usage, timings: event.timings })
+    }
+  }
+  return {
+    ...envelope(answer.id, "chat.completion", context),
+    choices,
+    usage: usageOf(finished),
+    timings: timingsOf(finished),
+  }
+}
+
+async function* chunks(answer: Answer): AsyncGenerator<unknown> {
+  const { context, wantLogprobs } = answer
+  const head = envelope(answer.id, "chat.completion.chunk", context)
+  // With include_usage every chunk has the field, null until the last.
+  const usage = answer.includeUsage ? { usage: null } : {}
+  const chunk = (
+    index: number,
+    delta: unknown,
+    finish: string | null,
+    logprobs: unknown,
+  ): unknown => ({
+    ...head,
+    choices: [{ index, delta, logprobs, finish_reason: finish }],
+    ...usage,
+  })
+  for (let i = 0; i < answer.count; i++)
+    yield chunk(i, { role: "assistant", content: "" }, null, null)
+  if (answer.prefix !== "") {
+    for (let i = 0; i < answer.count; i++) yield chunk(i, { content: answer.prefix }, null, null)
+  }
+  const finished: FinishedChoice[] = []
+  for await (const event of answer.generation) {
+    if (event.type === "text") {
+      const logprobs = wantLogprobs ? chatLogprobs(context.tokenizer, event.logprobs) : null
+      yield chunk(event.choice, { content: event.text }, null, logprobs)
+    } else {
+      const choice = { prompt: 0, usage: event.usage, timings: event.timings }
+      finished.push(choice)
+      const last = chunk(event.choice, {}, event.finishReason, null) as object
+      yield { ...last, timings: timingsOf([choice]) }
+    }
+  }
+  if (answer.includeUsage) {
+    yield { ...head, choices: [], usage: usageOf(finished), timings: timingsOf(finished) }
+  }
+}

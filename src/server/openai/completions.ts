@@ -1,0 +1,268 @@
+import { RequestError } from "../../errors.ts"
+import type { GenerateParams } from "../../worker/protocol.ts"
+import { openaiErrorBody } from "../api-error.ts"
+import {
+  type App,
+  checkModel,
+  document,
+  jsonContent,
+  type RequestContext,
+  type ServerContext,
+  startGeneration,
+} from "../context.ts"
+import {
+  fitTokens,
+  type Generation,
+  type GenerationEvent,
+  type SequenceRequest,
+} from "../generate.ts"
+import { readBody } from "../request.ts"
+import { forChoice, generateParams } from "../sampling.ts"
+import { MAX_CHOICES, stopStrings } from "../schema.ts"
+import { sseResponse } from "../stream.ts"
+import type { ServerTokenizer } from "../types.ts"
+import { completionId, envelope, samplingOf } from "./common.ts"
+import {
+  type FinishedChoice,
+  type TextLogprobs,
+  textLogprobs,
+  timingsOf,
+  usageOf,
+} from "./format.ts"
+import {
+  type CompletionRequest,
+  completionRequestSchema,
+  completionResponseSchema,
+  errorSchema,
+} from "./schema.ts"
+
+export function addCompletions(app: App, context: ServerContext): void {
+  document(app, {
+    method: "post",
+    path: "/v1/completions",
+    summary: "Continue a text, without a chat template",
+    tags: ["OpenAI"],
+    request: { body: jsonContent(completionRequestSchema, "Prompts and sampling") },
+    responses: {
+      200: jsonContent(
+        completionResponseSchema,
+        "The text, or with stream: true server-sent events",
+      ),
+      "4XX": jsonContent(errorSchema, "Why the request is refused"),
+    },
+  })
+  app.post("/v1/completions", async (c) => {
+    const body = await readBody(c, completionRequestSchema)
+    checkModel(context, body.model)
+    const answer = start(context, c, body)
+    if (body.stream !== true) return c.json(await whole(answer))
+    return sseResponse(chunks(answer), {
+      heartbeatMs: context.config.heartbeatMs,
+      errorBody: openaiErrorBody,
+      onClose: () => void answer.generation.return?.(),
+    })
+  })
+}
+
+/** A prompt as text (for echo) and ids. */
+interface Prompt {
+  readonly text: string
+  readonly ids: Int32Array
+}
+
+interface Answer {
+  readonly id: string
+  readonly context: ServerContext
+  readonly generation: Generation
+  readonly prompts: readonly Prompt[]
+  /** Choices per prompt; choice = prompt · n + i. */
+  readonly n: number
+  readonly echo: boolean
+  readonly topCount: number | undefined
+  readonly includeUsage: boolean
+}
+
+function start(context: ServerContext, c: RequestContext, body: CompletionRequest): Answer {
+  const { tokenizer, client, config } = context
+  const prompts = promptsOf(body.prompt, tokenizer)
+  const n = body.n ?? 1
+  const echo = body.echo === true
+  const topCount = body.logprobs ?? undefined
+  if (prompts.length * n > MAX_CHOICES) {
+    throw new RequestError(
+      400,
+      `prompt: ${prompts.length} prompts with n ${n} are ${prompts.length * n} choices, at most ${MAX_CHOICES} are allowed`,
+      { code: "invalid_value", param: "prompt" },
+    )
+  }
+  if (echo && topCount !== undefined) {
+    throw new RequestError(400, "echo: log-probabilities of the prompt are not supported", {
+      code: "unsupported_value",
+      param: "echo",
+    })
+  }
+  const sampling = samplingOf(body, topCount)
+  const sequences: SequenceRequest[] = []
+  for (const { ids } of prompts) {
+    // OpenAI's older default for this route would be 16; texts end where the model ends them, as with chat.
+    const fitting = fitTokens(
+      client,
+      ids.length,
+      body.max_tokens ?? config.defaults.maxTokens,
+      "prompt",
+    )
+    const params = generateParams(sampling, fitting, config.defaults, tokenizer)
+    for (let i = 0; i < n; i++) sequences.push({ ids, params: forChoice(params, i) })
+  }
+  const generation =
+    body.max_tokens === 0
+      ? nothing(sequences)
+      : startGeneration(context, c, sequences, stopStrings(body.stop))
+  const includeUsage = body.stream_options?.include_usage === true
+  return { id: completionId("cmpl"), context, generation, prompts, n, echo, topCount, includeUsage }
+}
+
+function promptsOf(
+  prompt: CompletionRequest["prompt"],
+  tokenizer: ServerTokenizer,
+): readonly Prompt[] {
+  const fromText = (text: string): Prompt => ({
+    text,
+    ids: tokenizer.encode(text, { addSpecial: true, parseSpecial: true }),
+  })
+  const fromIds = (ids: readonly number[]): Prompt => {
+    const wrong = ids.find((id) => id >= tokenizer.vocabSize)
+    if (wrong !== undefined) {
+      throw new RequestError(
+        400,
+        `prompt ${wrong}: the model has tokens 0 to ${tokenizer.vocabSize - 1}`,
+        { code: "invalid_value", param: "prompt" },
+      )
+    }
+    return { text: decode(tokenizer, ids), ids: Int32Array.from(ids) }
+  }
+  if (typeof prompt === "string") return [fromText(prompt)]
+  if (isIds(prompt)) return [fromIds(prompt)]
+  return prompt.map((one) => (typeof one === "string" ? fromText(one) : fromIds(one)))
+}
+
+function isIds(
+  prompt: readonly (string | number | readonly number[])[],
+): prompt is readonly number[] {
+  return typeof prompt[0] === "number"
+}
+
+function decode(tokenizer: ServerTokenizer, ids: readonly number[]): string {
+  const decoder = new TextDecoder("utf-8", { ignoreBOM: true })
+  const parts = ids.map((id) => decoder.decode(tokenizer.tokenBytes(id), { stream: true }))
+  return parts.join("") + decoder.decode()
+}
+
+/** max_tokens 0: only the prompt is counted (and echoed). */
+function nothing(sequences: readonly { ids: Int32Array; params: GenerateParams }[]): Generation {
+  async function* ends(): AsyncGenerator<GenerationEvent> {
+    for (const [choice, { ids }] of sequences.entries()) {
+      yield {
+        type: "end",
+        choice,
+        finishReason: "length",
+        stopString: undefined,
+        usage: { promptTokens: ids.length, cachedTokens: 0, completionTokens: 0 },
+        timings: { queueMs: 0, prefillMs: 0, ttftMs: 0, decodeMs: 0 },
+      }
+    }
+  }
+  return ends()
+}
+
+function promptOf(answer: Answer, choice: number): number {
+  return Math.floor(choice / answer.n)
+}
+
+function echoed(answer: Answer, choice: number): string {
+  return answer.echo ? (answer.prompts[promptOf(answer, choice)]?.text ?? "") : ""
+}
+
+async function whole(answer: Answer): Promise<unknown> {
+  const { context, topCount } = answer
+  const choices = Array.from({ length: answer.prompts.length * answer.n }, (_, index) => ({
+    index,
+    text: echoed(answer, index),
+    logprobs: topCount === undefined ? null : textLogprobs(context.tokenizer, [], topCount, 0),
+    finish_reason: "stop",
+  }))
+  const finished: FinishedChoice[] = []
+  for await (const event of answer.generation) {
+    const choice = choices[event.choice]
+    if (choice === undefined) throw new RangeError(`choice ${event.choice}`)
+    if (event.type === "text") {
+      if (choice.logprobs !== null && topCount !== undefined) {
+        append(
+          choice.logprobs,
+          textLogprobs(context.tokenizer, event.logprobs, topCount, choice.text.length),
+        )
+      }
+      choice.text += event.text
+    } else {
+      choice.finish_reason = event.finishReason
+      finished.push({
+        prompt: promptOf(answer, event.choice),
+        usage: event.usage,
+        timings: event.timings,
+      })
+    }
+  }
+  return {
+    ...envelope(answer.id, "text_completion", context),
+    choices,
+    usage: usageOf(finished),
+    timings: timingsOf(finished),
+  }
+}
+
+function append(all: TextLogprobs, more: TextLogprobs): void {
+  all.tokens.push(...more.tokens)
+  all.token_logprobs.push(...more.token_logprobs)
+  all.top_logprobs?.push(...(more.top_logprobs ?? []))
+  all.text_offset.push(...more.text_offset)
+}
+
+async function* chunks(answer: Answer): AsyncGenerator<unknown> {
+  const { context, topCount } = answer
+  const head = envelope(answer.id, "text_completion", context)
+  const usage = answer.includeUsage ? { usage: null } : {}
+  const chunk = (
+    index: number,
+    text: string,
+    finish: string | null,
+    logprobs: unknown,
+  ): object => ({
+    ...head,
+    choices: [{ index, text, logprobs, finish_reason: finish }],
+    ...usage,
+  })
+  const lengths = Array.from({ length: answer.prompts.length * answer.n }, () => 0)
+  if (answer.echo) {
+    for (let i = 0; i < lengths.length; i++) yield chunk(i, echoed(answer, i), null, null)
+  }
+  const finished: FinishedChoice[] = []
+  for await (const event of answer.generation) {
+    if (event.type === "text") {
+      const offset = lengths[event.choice] ?? 0
+      lengths[event.choice] = offset + event.text.length
+      const logprobs =
+        topCount === undefined
+          ? null
+          : textLogprobs(context.tokenizer, event.logprobs, topCount, offset)
+      yield chunk(event.choice, event.text, null, logprobs)
+    } else {
+      const { usage, timings } = event
+      const choice = { prompt: promptOf(answer, event.choice), usage, timings }
+      finished.push(choice)
+      yield { ...chunk(event.choice, "", event.finishReason, null), timings: timingsOf([choice]) }
+    }
+  }
+  if (answer.includeUsage) {
+    yield { ...head, choices: [], usage: usageOf(finished), timings: timingsOf(finished) }
+  }
+}

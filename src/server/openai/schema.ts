@@ -1,0 +1,253 @@
+import { z } from "@hono/zod-openapi"
+
+import { accepted, MAX_CHOICES, MAX_TOP_LOGPROBS, refused, samplingFields } from "../schema.ts"
+
+const maxTokens = z.int().min(1).nullish()
+const isNoneOrAuto = (v: unknown): boolean => v === "auto" || v === "none"
+const isText = (v: unknown): boolean => (v as { type?: unknown }).type === "text"
+const isFalse = (v: unknown): boolean => v === false
+const isTrue = (v: unknown): boolean => v === true
+const isEmpty = (v: unknown): boolean => Array.isArray(v) && v.length === 0
+
+const contentPart = z
+  .looseObject({ type: z.string(), text: z.string().optional(), refusal: z.string().optional() })
+  .superRefine((part, ctx) => {
+    if (part.type === "text" && part.text !== undefined) return
+    if (part.type === "refusal" && part.refusal !== undefined) return
+    ctx.addIssue({
+      code: "custom",
+      path: [part.type === "text" ? "text" : "type"],
+      message:
+        part.type === "text"
+          ? "this field is required"
+          : `the model reads text only, not "${part.type}" parts`,
+      params: { code: "unsupported_value" },
+    })
+  })
+  .openapi("ContentPart")
+
+const content = z.union([z.string(), z.array(contentPart).min(1)])
+
+export const toolSchema = z
+  .looseObject({
+    type: z.literal("function"),
+    function: z.looseObject({
+      name: z.string().min(1),
+      description: z.string().nullish(),
+      parameters: z.record(z.string(), z.unknown()).nullish(),
+    }),
+  })
+  .openapi("Tool")
+
+const toolCall = z.looseObject({
+  id: z.string().optional(),
+  type: z.literal("function").optional(),
+  function: z.looseObject({ name: z.string(), arguments: z.string() }),
+})
+
+export const messageSchema = z
+  .looseObject({
+    role: z.enum(["system", "developer", "user", "assistant", "tool"]),
+    content: content.nullish(),
+    name: z.string().nullish(),
+    tool_calls: z.array(toolCall).nullish(),
+    tool_call_id: z.string().nullish(),
+    reasoning_content: z.string().nullish(),
+    function_call: refused("use tool_calls"),
+    audio: refused("the model reads text only"),
+  })
+  .superRefine((message, ctx) => {
+    const missing = (field: string, reason: string): void =>
+      ctx.addIssue({ code: "custom", path: [field], message: reason })
+    const calls = message.role === "assistant" && (message.tool_calls?.length ?? 0) > 0
+    if ((message.content === undefined || message.content === null) && !calls) {
+      missing("content", `a message of role "${message.role}" needs content`)
+    }
+    if (message.role === "tool" && !message.tool_call_id) {
+      missing("tool_call_id", "a tool's message must say which call it answers")
+    }
+  })
+  .openapi("ChatMessage")
+
+const common = {
+  model: z
+    .string()
+    .nullish()
+    .openapi({ description: 'A known model, or "default" (also when absent)' }),
+  ...samplingFields,
+  n: z.int().min(1).max(MAX_CHOICES).nullish(),
+  stream: z.boolean().nullish(),
+  stream_options: z
+    .strictObject({
+      include_usage: z.boolean().nullish(),
+      include_obfuscation: refused("", isFalse),
+    })
+    .nullish(),
+  user: accepted("callers are not told apart"),
+  metadata: accepted("nothing is stored"),
+  safety_identifier: accepted("callers are not told apart"),
+  prompt_cache_key: accepted("prefixes are found by content"),
+  prompt_cache_retention: accepted("prefixes are kept while memory lasts"),
+  cache_prompt: refused("prefix reuse is the server's setting", isTrue),
+  service_tier: refused("there is one tier", (v) => v === "auto" || v === "default"),
+  timings_per_token: refused("timings come with the last chunk", isFalse),
+}
+
+export const chatRequestSchema = z
+  .strictObject({
+    messages: z.array(messageSchema).min(1),
+    ...common,
+    max_tokens: maxTokens,
+    max_completion_tokens: maxTokens,
+    logprobs: z.boolean().nullish(),
+    top_logprobs: z.int().min(0).max(MAX_TOP_LOGPROBS).nullish(),
+    tools: z
+      .array(toolSchema)
+      .nullish()
+      .openapi({ description: "Rendered by the model's chat template" }),
+    tool_choice: refused('the model cannot be forced to call: use "auto" or "none"', isNoneOrAuto),
+    parallel_tool_calls: accepted("the model decides"),
+    reasoning_effort: z.string().nullish().openapi({ description: "Passed to the chat template" }),
+    chat_template_kwargs: z
+      .record(z.string(), z.unknown())
+      .nullish()
+      .openapi({ description: "Extension; variables for the chat template" }),
+    response_format: refused("constrained output is not supported; only type text is", isText),
+    modalities: refused(
+      "the model writes text only",
+      (v) => Array.isArray(v) && v.every((m) => m === "text"),
+    ),
+    audio: refused("the model writes text only"),
+    prediction: refused("predicted output is not supported"),
+    functions: refused("use tools", isEmpty),
+    function_call: refused("use tool_choice", (v) => v === "none" || v === "auto"),
+    web_search_options: refused("the server does not search"),
+    store: refused("answers are not stored", isFalse),
+    verbosity: refused("the model has no such setting"),
+  })
+  .openapi("ChatCompletionRequest")
+
+export type ChatRequest = z.infer<typeof chatRequestSchema>
+export type ChatRequestMessage = z.infer<typeof messageSchema>
+
+const tokenIds = z.array(z.int().min(0)).min(1)
+
+export const completionRequestSchema = z
+  .strictObject({
+    prompt: z
+      .union([z.string(), tokenIds, z.array(z.string()).min(1), z.array(tokenIds).min(1)])
+      .openapi({ description: "Text, texts, token ids, or several lists of token ids" }),
+    ...common,
+    max_tokens: z.int().min(0).nullish(),
+    echo: z.boolean().nullish(),
+    logprobs: z.int().min(0).max(MAX_TOP_LOGPROBS).nullish(),
+    best_of: refused("answers are not ranked; use n", (v) => v === 1),
+    suffix: refused("filling in the middle is not supported", (v) => v === ""),
+    response_format: refused("constrained output is not supported; only type text is", isText),
+  })
+  .openapi("CompletionRequest")
+
+export type CompletionRequest = z.infer<typeof completionRequestSchema>
+
+const usage = z
+  .object({
+    prompt_tokens: z.int(),
+    completion_tokens: z.int(),
+    total_tokens: z.int(),
+    prompt_tokens_details: z.object({ cached_tokens: z.int() }),
+  })
+  .openapi("Usage")
+
+const timings = z
+  .object({
+    cache_n: z.int(),
+    prompt_n: z.int(),
+    prompt_ms: z.number(),
+    prompt_per_second: z.number(),
+    predicted_n: z.int(),
+    predicted_ms: z.number(),
+    predicted_per_second: z.number(),
+    queue_ms: z.number(),
+    ttft_ms: z.number(),
+  })
+  .openapi("Timings")
+
+const finishReason = z.enum(["stop", "length"])
+const envelope = {
+  id: z.string(),
+  created: z.int(),
+  model: z.string(),
+  system_fingerprint: z.string(),
+}
+
+const chatLogprob = z.object({ token: z.string(), logprob: z.number(), bytes: z.array(z.int()) })
+const chatLogprobs = z.object({
+  content: z.array(chatLogprob.extend({ top_logprobs: z.array(chatLogprob) })),
+  refusal: z.null(),
+})
+
+export const chatResponseSchema = z
+  .object({
+    ...envelope,
+    object: z.literal("chat.completion"),
+    choices: z.array(
+      z.object({
+        index: z.int(),
+        message: z.object({ role: z.literal("assistant"), content: z.string(), refusal: z.null() }),
+        logprobs: chatLogprobs.nullable(),
+        finish_reason: finishReason,
+      }),
+    ),
+    usage,
+    timings,
+  })
+  .openapi("ChatCompletion")
+
+export const completionResponseSchema = z
+  .object({
+    ...envelope,
+    object: z.literal("text_completion"),
+    choices: z.array(
+      z.object({
+        index: z.int(),
+        text: z.string(),
+        logprobs: z
+          .object({
+            tokens: z.array(z.string()),
+            token_logprobs: z.array(z.number()),
+            top_logprobs: z.array(z.record(z.string(), z.number())).nullable(),
+            text_offset: z.array(z.int()),
+          })
+          .nullable(),
+        finish_reason: finishReason,
+      }),
+    ),
+    usage,
+    timings,
+  })
+  .openapi("Completion")
+
+export const modelSchema = z
+  .object({
+    id: z.string(),
+    object: z.literal("model"),
+    created: z.int(),
+    owned_by: z.string(),
+    meta: z.record(z.string(), z.unknown()),
+  })
+  .openapi("Model")
+
+export const modelListSchema = z
+  .object({ object: z.literal("list"), data: z.array(modelSchema) })
+  .openapi("ModelList")
+
+export const errorSchema = z
+  .object({
+    error: z.object({
+      message: z.string(),
+      type: z.string(),
+      param: z.string().nullable(),
+      code: z.string().nullable(),
+    }),
+  })
+  .openapi("Error")

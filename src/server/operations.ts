@@ -1,0 +1,81 @@
+import { z } from "@hono/zod-openapi"
+
+import { version } from "../../package.json" with { type: "json" }
+import { RequestError } from "../errors.ts"
+import type { EngineStats } from "../worker/protocol.ts"
+import { type App, document, jsonContent, type ServerContext } from "./context.ts"
+
+/** An engine step that is longer than this leaves /metrics with the last known engine values. */
+const STATS_TIMEOUT_MS = 2000
+
+/** Health, readiness, metrics and the description of the API. */
+export function addOperations(app: App, context: ServerContext): void {
+  document(app, {
+    method: "get",
+    path: "/health",
+    summary: "Whether the process answers",
+    tags: ["Operations"],
+    responses: { 200: jsonContent(z.object({ status: z.literal("ok") }), "It does") },
+  })
+  app.get("/health", (c) => c.json({ status: "ok" }))
+
+  const readySchema = z.object({ status: z.literal("ready"), model: z.string() })
+  document(app, {
+    method: "get",
+    path: "/ready",
+    summary: "Whether new requests are taken",
+    tags: ["Operations"],
+    responses: {
+      200: jsonContent(readySchema, "They are"),
+      503: { description: "The server is shutting down" },
+    },
+  })
+  app.get("/ready", (c) => {
+    if (context.admission.draining) {
+      throw new RequestError(503, "the server is shutting down", {
+        code: "shutting_down",
+        retryAfterSeconds: 5,
+      })
+    }
+    return c.json({ status: "ready", model: context.model.name })
+  })
+
+  document(app, {
+    method: "get",
+    path: "/metrics",
+    summary: "Prometheus metrics",
+    tags: ["Operations"],
+    responses: {
+      200: { description: "Text format", content: { "text/plain": { schema: z.string() } } },
+    },
+  })
+  app.get("/metrics", async (c) => {
+    const stats = await statsInTime(context)
+    if (stats !== undefined) context.metrics.engine(stats)
+    const { registry } = context.metrics
+    return c.body(await registry.metrics(), 200, { "content-type": registry.contentType })
+  })
+
+  app.openAPIRegistry.registerComponent("securitySchemes", "key", {
+    type: "http",
+    scheme: "bearer",
+  })
+  const open = context.config.apiKeys.length === 0
+  app.doc31("/openapi.json", {
+    openapi: "3.1.0",
+    info: { title: "KTransformers", version },
+    ...(open ? {} : { security: [{ key: [] }] }),
+  })
+}
+
+async function statsInTime(context: ServerContext): Promise<EngineStats | undefined> {
+  let timer: ReturnType<typeof setTimeout> | undefined
+  const late = new Promise<undefined>((resolve) => {
+    timer = setTimeout(() => resolve(undefined), STATS_TIMEOUT_MS)
+  })
+  try {
+    return await Promise.race([context.client.stats(), late])
+  } finally {
+    clearTimeout(timer)
+  }
+}

@@ -1,0 +1,113 @@
+import type { HTMLBundle, Server } from "bun"
+
+import { ConfigError } from "../errors.ts"
+import type { ServerApp } from "./app.ts"
+
+export interface ServeOptions {
+  readonly app: ServerApp
+  /** Pages by path, from HTML imports; "/" is what browsers get. */
+  readonly ui?: Readonly<Record<string, HTMLBundle>>
+  /** Default 127.0.0.1. */
+  readonly host?: string
+  /** 0 takes a free one. */
+  readonly port: number
+}
+
+export interface RunningServer {
+  /** Without a slash at the end. */
+  readonly url: string
+  readonly port: number
+  /**
+   * Refuses new requests, lets running ones finish for up to `graceMs`, then aborts them, each stream with an
+   * error in its API's shape.
+   */
+  stop(graceMs: number): Promise<void>
+}
+
+/** Where browsers that ask for "/" are sent: the page and "Ollama is running" share that path. */
+const UI_PATH = "/ui"
+/** Time for aborted streams to write their last error. */
+const FAREWELL_MS = 500
+
+/** Serves the app (and the web UI's static files). ConfigError when the port cannot be had. */
+export function startServer(options: ServeOptions): RunningServer {
+  const { app, ui = {}, host = "127.0.0.1", port } = options
+  const server = listen(app, ui, host, port)
+  let stopping: Promise<void> | undefined
+  return {
+    url: `http://${urlHost(host)}:${server.port}`,
+    port: server.port ?? port,
+    stop: (graceMs) => (stopping ??= stop(server, app, graceMs)),
+  }
+}
+
+function listen(
+  app: ServerApp,
+  ui: Readonly<Record<string, HTMLBundle>>,
+  hostname: string,
+  port: number,
+): Server<undefined> {
+  const { "/": page, ...pages } = ui
+  const fetch = (request: Request): Response | Promise<Response> => {
+    const isPage = request.method === "GET" && new URL(request.url).pathname === "/"
+    if (page !== undefined && isPage && wantsHtml(request)) {
+      return new Response(null, { status: 302, headers: { location: UI_PATH, vary: "accept" } })
+    }
+    return app.fetch(request)
+  }
+  try {
+    return Bun.serve({
+      hostname,
+      port,
+      // A long prompt may be silent for minutes; streams have their own heartbeat.
+      idleTimeout: 0,
+      // The app's own limit answers in the API's shape.
+      maxRequestBodySize: Number.MAX_SAFE_INTEGER,
+      development: false,
+      routes: page === undefined ? pages : { ...pages, [UI_PATH]: page },
+      fetch,
+    })
+  } catch (error) {
+    throw listenError(error, hostname, port)
+  }
+}
+
+function wantsHtml(request: Request): boolean {
+  return (request.headers.get("accept") ?? "").includes("text/html")
+}
+
+function listenError(error: unknown, host: string, port: number): ConfigError {
+  const code = (error as { code?: string }).code
+  if (code === "EADDRINUSE") {
+    return new ConfigError(`port ${port} on ${host} is in use`, {
+      hint: `choose another with --port, or end the program that listens there (ss -ltnp "sport = :${port}")`,
+      cause: error,
+    })
+  }
+  if (code === "EACCES") {
+    return new ConfigError(`port ${port} on ${host}: permission denied`, {
+      hint: "ports below 1024 need privileges; choose another with --port",
+      cause: error,
+    })
+  }
+  const reason = error instanceof Error ? error.message : String(error)
+  return new ConfigError(`cannot listen on ${host} port ${port}: ${reason}`, { cause: error })
+}
+
+function urlHost(host: string): string {
+  if (host === "0.0.0.0" || host === "::") return "127.0.0.1"
+  return host.includes(":") ? `[${host}]` : host
+}
+
+async function stop(server: Server<undefined>, app: ServerApp, graceMs: number): Promise<void> {
+  const { admission } = app
+  admission.drain()
+  await Promise.race([admission.idle(), Bun.sleep(graceMs)])
+  if (admission.active > 0) {
+    admission.abortAll()
+    await Promise.race([admission.idle(), Bun.sleep(FAREWELL_MS)])
+  }
+  // Work has ended; what is left is writing, and connections kept alive.
+  await Promise.race([server.stop(), Bun.sleep(FAREWELL_MS)])
+  await server.stop(true)
+}

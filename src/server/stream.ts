@@ -1,0 +1,105 @@
+import { RequestError } from "../errors.ts"
+import { asRequestError } from "./generate.ts"
+
+export interface StreamOptions {
+  /** Silence after which an SSE comment is sent; 0 for never. NDJSON has no comments and sends none. */
+  readonly heartbeatMs: number
+  /** An error after the first byte, in the API's shape. */
+  readonly errorBody: (error: RequestError) => unknown
+  /** Called once, when the stream has ended in any way. */
+  readonly onClose: () => void
+}
+
+const encoder = new TextEncoder()
+const HEARTBEAT = encoder.encode(": keep-alive\n\n")
+
+/** Server-sent events: one `data:` line an item, `[DONE]` at the end. */
+export function sseResponse(items: AsyncIterator<unknown>, options: StreamOptions): Response {
+  return respond(items, options, {
+    contentType: "text/event-stream; charset=utf-8",
+    frame: (item) => `data: ${JSON.stringify(item)}\n\n`,
+    last: "data: [DONE]\n\n",
+    heartbeatMs: options.heartbeatMs,
+  })
+}
+
+/** One JSON object a line. */
+export function ndjsonResponse(items: AsyncIterator<unknown>, options: StreamOptions): Response {
+  return respond(items, options, {
+    contentType: "application/x-ndjson",
+    frame: (item) => `${JSON.stringify(item)}\n`,
+    last: undefined,
+    heartbeatMs: 0,
+  })
+}
+
+interface Format {
+  readonly contentType: string
+  readonly frame: (item: unknown) => string
+  readonly last: string | undefined
+  readonly heartbeatMs: number
+}
+
+/**
+ * The body is pulled: a slow client is simply read for later, and `cancel` (the client went away) returns the
+ * iterator, which aborts the work.
+ */
+function respond(items: AsyncIterator<unknown>, options: StreamOptions, format: Format): Response {
+  let pending: Promise<IteratorResult<unknown>> | undefined
+  let closed = false
+  const close = (): void => {
+    if (closed) return
+    closed = true
+    options.onClose()
+  }
+  const body = new ReadableStream<Uint8Array>({
+    async pull(stream) {
+      try {
+        pending ??= items.next()
+        const result = await orSilence(pending, format.heartbeatMs)
+        if (closed) return
+        if (result === undefined) {
+          stream.enqueue(HEARTBEAT)
+          return
+        }
+        pending = undefined
+        if (result.done !== true) {
+          stream.enqueue(encoder.encode(format.frame(result.value)))
+          return
+        }
+        if (format.last !== undefined) stream.enqueue(encoder.encode(format.last))
+      } catch (error) {
+        if (closed) return
+        stream.enqueue(encoder.encode(format.frame(options.errorBody(asRequestError(error)))))
+      }
+      close()
+      stream.close()
+    },
+    async cancel() {
+      close()
+      await items.return?.()
+    },
+  })
+  return new Response(body, {
+    headers: {
+      "content-type": format.contentType,
+      "cache-control": "no-cache, no-transform",
+      // Asks buffering proxies (nginx) to pass chunks on at once.
+      "x-accel-buffering": "no",
+    },
+  })
+}
+
+/** The promise's value, or undefined when it takes longer than `silenceMs`. */
+async function orSilence<T>(promise: Promise<T>, silenceMs: number): Promise<T | undefined> {
+  if (silenceMs <= 0) return promise
+  let timer: ReturnType<typeof setTimeout> | undefined
+  const silence = new Promise<undefined>((resolve) => {
+    timer = setTimeout(() => resolve(undefined), silenceMs)
+  })
+  try {
+    return await Promise.race([promise, silence])
+  } finally {
+    clearTimeout(timer)
+  }
+}

@@ -1,0 +1,136 @@
+import type { Registry } from "prom-client"
+
+import type { EngineClient } from "../worker/protocol.ts"
+
+/** A message as chat templates see it: text content, tool calls with parsed arguments. */
+export interface TemplateMessage {
+  readonly role: string
+  readonly content: string | null
+  readonly name?: string
+  readonly tool_calls?: readonly TemplateToolCall[]
+  readonly tool_call_id?: string
+  readonly reasoning_content?: string
+}
+
+export interface TemplateToolCall {
+  readonly id?: string
+  readonly type: "function"
+  readonly function: { readonly name: string; readonly arguments: unknown }
+}
+
+export interface RenderOptions {
+  readonly tools?: readonly unknown[]
+  readonly addGenerationPrompt?: boolean
+  /** Extra variables for the template, such as `enable_thinking`. */
+  readonly vars?: Readonly<Record<string, unknown>>
+}
+
+/** What the server needs of a tokenizer. */
+export interface ServerTokenizer {
+  readonly vocabSize: number
+  readonly bosId: number | undefined
+  /** Tokens that end a generation. */
+  readonly eogIds: Iterable<number>
+  encode(
+    text: string,
+    options?: { readonly addSpecial?: boolean; readonly parseSpecial?: boolean },
+  ): Int32Array
+  /** A rendered chat template: control tokens are recognised; the start token is added where it is missing. */
+  encodePrompt(text: string): Int32Array
+  /** Texts begin with a space that is not the user's. */
+  readonly stripsLeadingSpace: boolean
+  /** The bytes a token stands for; not always whole UTF-8 characters. */
+  tokenBytes(id: number): Uint8Array
+  isSpecial(id: number): boolean
+  /** Throws when the model has no template or the template refuses the messages. */
+  renderChat(messages: readonly TemplateMessage[], options?: RenderOptions): string
+}
+
+/** What the model is called and shown as. */
+export interface ModelMetadata {
+  /** The id clients use; "default" is accepted too. */
+  readonly name: string
+  /** Unix seconds. */
+  readonly created: number
+  readonly sizeBytes: number
+  /** Hex digest of the weights (SHA-256), without a prefix. */
+  readonly digest: string
+  readonly details: {
+    /** "gguf" or "safetensors". */
+    readonly format: string
+    readonly family: string
+    /** As people write it: "135M". */
+    readonly parameterSize: string
+    /** As people write it: "Q4_1". */
+    readonly quantization: string
+  }
+  /** Jinja source of the chat template, shown by Ollama's /api/show. */
+  readonly chatTemplate?: string
+  /** Metadata shown by Ollama's /api/show as `model_info`. */
+  readonly info?: Readonly<Record<string, unknown>>
+}
+
+/** Sampling used where a request says nothing. */
+export interface SamplingDefaults {
+  readonly temperature: number
+  readonly topK: number
+  readonly topP: number
+  readonly minP: number
+  readonly repetitionPenalty: number
+  readonly presencePenalty: number
+  readonly frequencyPenalty: number
+  /** Undefined: up to the end of the context. */
+  readonly maxTokens?: number
+}
+
+export const DEFAULT_SAMPLING: SamplingDefaults = {
+  temperature: 0.8,
+  topK: 40,
+  topP: 0.95,
+  minP: 0.05,
+  repetitionPenalty: 1,
+  presencePenalty: 0,
+  frequencyPenalty: 0,
+}
+
+export interface ServerConfig {
+  /** Empty: no key is asked for. */
+  readonly apiKeys: readonly string[]
+  /** Sequences that may wait beyond those that run. */
+  readonly maxQueue: number
+  /** Origins of web pages that may call the server besides its own; "*" for all. */
+  readonly corsOrigins: readonly string[]
+  /** Largest request body in bytes. */
+  readonly bodyLimit: number
+  readonly defaults: SamplingDefaults
+  /** Start every chat answer with "<think>\n". */
+  readonly forceThink: boolean
+  /** Longest time for one request; 0 for none. */
+  readonly requestTimeoutMs: number
+  /** Silence on a stream after which a comment is sent, so that proxies keep it open; 0 for never. */
+  readonly heartbeatMs: number
+}
+
+/** 32 MiB holds a prompt of several million tokens as text or as ids. */
+export const DEFAULT_BODY_LIMIT = 32 * 1024 * 1024
+
+export const DEFAULT_SERVER_CONFIG: ServerConfig = {
+  apiKeys: [],
+  maxQueue: 256,
+  corsOrigins: [],
+  bodyLimit: DEFAULT_BODY_LIMIT,
+  defaults: DEFAULT_SAMPLING,
+  forceThink: false,
+  requestTimeoutMs: 0,
+  heartbeatMs: 15_000,
+}
+
+export interface ServerDeps {
+  readonly client: EngineClient
+  readonly tokenizer: ServerTokenizer
+  readonly model: ModelMetadata
+  /** Missing fields take DEFAULT_SERVER_CONFIG's. */
+  readonly config?: Partial<ServerConfig>
+  /** prom-client registry to add to; undefined makes one. */
+  readonly registry?: Registry
+}

@@ -1,0 +1,248 @@
+import { createApp, type ServerApp } from "../../src/server/app.ts"
+import type { ServerConfig, ServerTokenizer, TemplateMessage } from "../../src/server/types.ts"
+import type {
+  EngineClient,
+  EngineInfo,
+  EngineStats,
+  GenerateParams,
+  TokenEvent,
+} from "../../src/worker/protocol.ts"
+
+/** Bytes are tokens 0 to 255; these come after. */
+export const BOS = 256
+export const EOS = 257
+export const VOCAB = 258
+
+const encoder = new TextEncoder()
+
+/** One token a byte; the template is "role:content\n" a message, then "assistant:". */
+export const byteTokenizer: ServerTokenizer = {
+  vocabSize: VOCAB,
+  bosId: BOS,
+  eogIds: [EOS],
+  stripsLeadingSpace: false,
+  encode: (text, { addSpecial = true } = {}) =>
+    Int32Array.from([...(addSpecial ? [BOS] : []), ...encoder.encode(text)]),
+  encodePrompt: (text) => Int32Array.from([BOS, ...encoder.encode(text)]),
+  tokenBytes: (id) => (id < 256 ? Uint8Array.of(id) : encoder.encode(id === BOS ? "<s>" : "</s>")),
+  isSpecial: (id) => id >= 256,
+  renderChat(messages, { tools, addGenerationPrompt = true, vars } = {}) {
+    if (messages[0]?.role === "assistant") throw new Error("a conversation starts with the user")
+    const lines = messages.map((message) => `${message.role}:${contentOf(message)}\n`)
+    const head = tools === undefined ? "" : `tools:${JSON.stringify(tools)}\n`
+    const extra =
+      vars === undefined || Object.keys(vars).length === 0 ? "" : `vars:${JSON.stringify(vars)}\n`
+    return head + extra + lines.join("") + (addGenerationPrompt ? "assistant:" : "")
+  },
+}
+
+function contentOf(message: TemplateMessage): string {
+  const calls = message.tool_calls === undefined ? "" : JSON.stringify(message.tool_calls)
+  return (message.content ?? "") + calls
+}
+
+export interface Script {
+  /** Answer of sequence i (in the order of `generate` calls), as text or as token ids. */
+  readonly answer?: string | readonly number[] | ((call: number) => string | readonly number[])
+  /** Before each token. */
+  readonly delayMs?: number
+  /** After the answer: "eos" ends it, "endless" repeats it. */
+  readonly then?: "eos" | "endless"
+  readonly cachedTokens?: number
+  /** The engine fails at this token. */
+  readonly failAt?: number
+  readonly contextLength?: number
+  readonly maxBatchSize?: number
+}
+
+/** What one `generate` call was asked and what became of it. */
+export interface Call {
+  readonly ids: Int32Array
+  readonly params: GenerateParams
+  sent: number
+  ended: "finished" | "aborted" | undefined
+  /** Tokens computed after the abort was asked for. */
+  sentAfterAbort: number
+}
+
+/** An engine that says what the script says, obeys `maxTokens` and notices aborts between tokens. */
+export class FakeClient implements EngineClient {
+  readonly info: EngineInfo
+  readonly calls: Call[] = []
+  readonly #script: Script
+
+  constructor(script: Script = {}) {
+    this.#script = script
+    this.info = {
+      modelPath: "/models/fake.gguf",
+      architecture: "llama",
+      parameters: 134_515_008,
+      weightBytes: 98_000_000,
+      quantization: "Q4_1",
+      vocabSize: VOCAB,
+      contextLength: script.contextLength ?? 2048,
+      trainedContextLength: 8192,
+      maxBatchSize: script.maxBatchSize ?? 4,
+      kvCacheTokens: 0,
+      kvCacheBytes: 1_000_000,
+      threads: 2,
+      isa: "avx2",
+      device: "cpu",
+      precision: "fast",
+      loadMs: 12,
+    }
+  }
+
+  get running(): number {
+    return this.calls.filter((call) => call.ended === undefined).length
+  }
+
+  /** The prompt of call i as text. */
+  prompt(i = 0): string {
+    const ids = this.calls[i]?.ids ?? []
+    return new TextDecoder().decode(Uint8Array.from([...ids].filter((id) => id < 256)))
+  }
+
+  async *generate(
+    ids: Int32Array,
+    params: GenerateParams,
+    signal?: AbortSignal,
+  ): AsyncGenerator<TokenEvent> {
+    const number = this.calls.length
+    const call: Call = { ids, params, sent: 0, ended: undefined, sentAfterAbort: 0 }
+    this.calls.push(call)
+    const { delayMs = 0, then = "eos", failAt, cachedTokens = 0 } = this.#script
+    const tokens = this.#tokens(number)
+    try {
+      for (let i = 0; ; i++) {
+        if (delayMs > 0) await Bun.sleep(delayMs)
+        else if (i % 16 === 15) await Bun.sleep(0)
+        if (signal?.aborted) {
+          yield { id: number, token: -1, finish: "abort" }
+          return
+        }
+        if (i === failAt) {
+          yield { id: number, token: -1, finish: "error", error: "the kernel failed: status -4" }
+          return
+        }
+        const atEnd = then === "eos" && i >= tokens.length
+        const token = atEnd ? EOS : (tokens[i % tokens.length] ?? EOS)
+        const stops = params.ignoreEos !== true && params.stopTokens.includes(token)
+        const finish = stops ? "stop" : i + 1 >= params.maxTokens ? "length" : undefined
+        if (finish !== undefined) call.ended = "finished"
+        call.sent++
+        yield {
+          id: number,
+          token,
+          ...(finish === undefined ? {} : { finish }),
+          ...(i > 0
+            ? {}
+            : { first: { promptTokens: ids.length, cachedTokens, queueMs: 1, prefillMs: 5 } }),
+          ...logprobs(token, params.logprobs),
+        }
+        if (finish !== undefined) return
+        if (signal?.aborted) call.sentAfterAbort++
+      }
+    } finally {
+      call.ended ??= "aborted"
+    }
+  }
+
+  async stats(): Promise<EngineStats> {
+    return {
+      waiting: 0,
+      running: this.running,
+      kvPagesTotal: 64,
+      kvPagesFree: 60,
+      prefixCachePages: 3,
+      promptTokensTotal: 11,
+      cachedTokensTotal: 4,
+      generatedTokensTotal: 7,
+      stepsTotal: 9,
+      preemptionsTotal: 0,
+      stepSecondsTotal: 0.5,
+      residentBytes: 123_456_789,
+    }
+  }
+
+  async close(): Promise<void> {}
+
+  #tokens(call: number): readonly number[] {
+    const { answer = "Hello, world!" } = this.#script
+    const said = typeof answer === "function" ? answer(call) : answer
+    return typeof said === "string" ? [...encoder.encode(said)] : said
+  }
+}
+
+function logprobs(token: number, count: number | undefined): Partial<TokenEvent> {
+  if (count === undefined) return {}
+  const top = Array.from({ length: count }, (_, i) => [(token + i) % VOCAB, -0.5 - i] as const)
+  return { logprob: -0.5, topLogprobs: top }
+}
+
+export interface TestServer {
+  readonly app: ServerApp
+  readonly client: FakeClient
+  post(path: string, body: unknown, headers?: Record<string, string>): Promise<Response>
+}
+
+export function testServer(script: Script = {}, config: Partial<ServerConfig> = {}): TestServer {
+  const client = new FakeClient(script)
+  const app = createApp({
+    client,
+    tokenizer: byteTokenizer,
+    model: {
+      name: "fake",
+      created: 1_700_000_000,
+      sizeBytes: 98_000_000,
+      digest: "ab".repeat(32),
+      details: { format: "gguf", family: "llama", parameterSize: "135M", quantization: "Q4_1" },
+      chatTemplate: "{% for message in messages %}{{ message.content }}{% endfor %}{{ tools }}",
+    },
+    config: { heartbeatMs: 0, ...config },
+  })
+  const post = async (path: string, body: unknown, headers = {}): Promise<Response> =>
+    app.request(path, {
+      method: "POST",
+      headers: { "content-type": "application/json", ...headers },
+      body: typeof body === "string" ? body : JSON.stringify(body),
+    })
+  return { app, client, post }
+}
+
+/** The JSON objects of an SSE body; the last must be [DONE] unless `done` is false. */
+export function sseItems(text: string): { readonly items: Json[]; readonly done: boolean } {
+  const frames = text.split("\n\n").filter((frame) => frame.startsWith("data: "))
+  const done = frames.at(-1) === "data: [DONE]"
+  const items = frames
+    .slice(0, done ? -1 : undefined)
+    .map((frame) => JSON.parse(frame.slice(6)) as Json)
+  return { items, done }
+}
+
+export function ndjson(text: string): Json[] {
+  return text
+    .trimEnd()
+    .split("\n")
+    .map((line) => JSON.parse(line) as Json)
+}
+
+/** JSON of unknown shape: tests look fields up by path. */
+export type Json = { readonly [key: string]: Json } & readonly Json[] &
+  string &
+  number &
+  boolean &
+  null
+
+export async function json(response: Response | Promise<Response>): Promise<Json> {
+  return (await (await response).json()) as Json
+}
+
+/** Polls until true; fails after `timeoutMs`. */
+export async function until(condition: () => boolean, timeoutMs = 2000): Promise<void> {
+  const end = performance.now() + timeoutMs
+  while (!condition()) {
+    if (performance.now() > end) throw new Error(`not within ${timeoutMs} ms: ${condition}`)
+    await Bun.sleep(2)
+  }
+}
