@@ -26,7 +26,7 @@ export async function readBody<T>(c: Context, schema: z.ZodType<T>): Promise<T> 
   }
   const result = schema.safeParse(body)
   if (result.success) return result.data
-  const issue = deepest(result.error.issues)
+  const issue = deepest(result.error.issues, body)
   const path = fieldName(issue)
   throw new RequestError(400, describe(issue, path, body), {
     code: codeOf(issue),
@@ -41,10 +41,13 @@ function codeOf(issue: Issue): string {
 }
 
 /** A union's own message says nothing; the branch that got furthest does. */
-function deepest(issues: readonly Issue[]): Issue {
+function deepest(issues: readonly Issue[], body: unknown): Issue {
   const first = issues[0]
   if (first === undefined) throw new RangeError("no issue")
   if (first.code !== "invalid_union") return first
+  if (valueAt(body, first.path) === undefined) {
+    return { code: "custom", path: first.path, message: "this field is required", input: undefined }
+  }
   const inner = first.errors
     .map((branch) => branch[0])
     .filter((issue) => issue !== undefined)
@@ -82,10 +85,15 @@ function fieldName(issue: Issue): string {
 function describe(issue: Issue, path: string, body: unknown): string {
   const where = path === "" ? "the request body" : path
   if (issue.code === "unrecognized_keys") return `${where}: this field is not known here`
-  let value: unknown = body
-  for (const key of issue.path) value = (value as Record<PropertyKey, unknown> | undefined)?.[key]
+  const value = valueAt(body, issue.path)
   if (value !== undefined) return `${where} ${shown(value)}: ${expectation(issue)}`
   return `${where}: ${issue.code === "invalid_type" ? "this field is required" : issue.message}`
+}
+
+function valueAt(body: unknown, path: readonly PropertyKey[]): unknown {
+  let value = body
+  for (const key of path) value = (value as Record<PropertyKey, unknown> | undefined)?.[key]
+  return value
 }
 
 function expectation(issue: Issue): string {

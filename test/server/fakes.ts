@@ -227,15 +227,24 @@ export function ndjson(text: string): Json[] {
     .map((line) => JSON.parse(line) as Json)
 }
 
-/** JSON of unknown shape: tests look fields up by path. */
-export type Json = { readonly [key: string]: Json } & readonly Json[] &
-  string &
-  number &
-  boolean &
-  null
+/** JSON of unknown shape: tests look values up with `at` and `list`. */
+export type Json = unknown
+
+/** The value at a path, undefined where the path leads nowhere. */
+export function at(value: Json, ...path: (string | number)[]): Json {
+  let here = value
+  for (const key of path) here = (here as Record<PropertyKey, unknown> | null | undefined)?.[key]
+  return here
+}
+
+/** The array at a path, empty where there is none. */
+export function list(value: Json, ...path: (string | number)[]): Json[] {
+  const found = at(value, ...path)
+  return Array.isArray(found) ? found : []
+}
 
 export async function json(response: Response | Promise<Response>): Promise<Json> {
-  return (await (await response).json()) as Json
+  return (await response).json()
 }
 
 /** Polls until true; fails after `timeoutMs`. */

@@ -1,0 +1,556 @@
+import { describe, expect, test } from "bun:test"
+
+import { at, EOS, type Json, json, list, sseItems, testServer } from "./fakes.ts"
+
+const CHAT = "/v1/chat/completions"
+const TEXT = "/v1/completions"
+const hello = { model: "fake", messages: [{ role: "user", content: "hi" }] }
+
+async function streamed(response: Response): Promise<Json[]> {
+  expect(response.status).toBe(200)
+  expect(response.headers.get("content-type")).toStartWith("text/event-stream")
+  const { items, done } = sseItems(await response.text())
+  expect(done).toBe(true)
+  return items
+}
+
+function contentOf(items: readonly Json[], choice = 0): string {
+  return items
+    .flatMap((item) => [...list(item, "choices")])
+    .filter((one) => at(one, "index") === choice)
+    .map((one) => at(one, "delta", "content") ?? at(one, "text") ?? "")
+    .join("")
+}
+
+describe("chat completions", () => {
+  test("a whole answer has OpenAI's fields, usage and timings", async () => {
+    const { post, client } = testServer({ cachedTokens: 4 })
+    const body = await json(post(CHAT, hello))
+    expect(at(body, "id")).toStartWith("chatcmpl-")
+    expect(at(body, "object")).toBe("chat.completion")
+    expect(at(body, "model")).toBe("fake")
+    expect(at(body, "choices")).toEqual([
+      {
+        index: 0,
+        message: { role: "assistant", content: "Hello, world!", refusal: null },
+        logprobs: null,
+        finish_reason: "stop",
+      },
+    ])
+    const prompt = "user:hi\nassistant:".length + 1
+    expect(client.prompt()).toBe("user:hi\nassistant:")
+    expect(at(body, "usage")).toEqual({
+      prompt_tokens: prompt,
+      completion_tokens: 14,
+      total_tokens: prompt + 14,
+      prompt_tokens_details: { cached_tokens: 4 },
+    })
+    const timings = at(body, "timings")
+    expect(timings).toMatchObject({
+      cache_n: 4,
+      prompt_n: prompt - 4,
+      prompt_ms: 5,
+      predicted_n: 14,
+    })
+    expect(at(timings, "prompt_per_second")).toBeCloseTo(((prompt - 4) * 1000) / 5)
+    expect(at(timings, "ttft_ms")).toBeGreaterThan(0)
+  })
+
+  test("a stream starts with the role, ends with the reason, then usage and [DONE]", async () => {
+    const { post } = testServer()
+    const items = await streamed(
+      await post(CHAT, { ...hello, stream: true, stream_options: { include_usage: true } }),
+    )
+    expect(at(items[0], "choices", 0, "delta")).toEqual({ role: "assistant", content: "" })
+    expect(
+      items.slice(1).every((item) => at(item, "choices", 0, "delta", "role") === undefined),
+    ).toBe(true)
+    expect(contentOf(items)).toBe("Hello, world!")
+    const [last, usage] = items.slice(-2)
+    expect(at(last, "choices")).toEqual([
+      { index: 0, delta: {}, logprobs: null, finish_reason: "stop" },
+    ])
+    expect(at(last, "timings", "predicted_n")).toBe(14)
+    expect(at(last, "usage")).toBeNull()
+    expect(at(usage, "choices")).toEqual([])
+    expect(at(usage, "usage", "completion_tokens")).toBe(14)
+    expect(new Set(items.map((item) => at(item, "id"))).size).toBe(1)
+  })
+
+  test("without include_usage no chunk has usage", async () => {
+    const items = await streamed(await testServer().post(CHAT, { ...hello, stream: true }))
+    expect(items.some((item) => at(item, "usage") !== undefined)).toBe(false)
+    expect(at(items.at(-1), "choices", 0, "finish_reason")).toBe("stop")
+  })
+
+  test("max_tokens ends with length; max_completion_tokens wins", async () => {
+    const { post, client } = testServer()
+    const body = await json(post(CHAT, { ...hello, max_tokens: 9, max_completion_tokens: 5 }))
+    expect(at(body, "choices", 0)).toMatchObject({
+      message: { content: "Hello" },
+      finish_reason: "length",
+    })
+    expect(client.calls[0]!.params.maxTokens).toBe(5)
+  })
+
+  test("sampling fields reach the engine, absent ones are the server's", async () => {
+    const { post, client } = testServer()
+    await post(CHAT, {
+      ...hello,
+      temperature: 0.5,
+      top_p: 0.6,
+      top_k: 7,
+      min_p: 0.1,
+      repetition_penalty: 1.2,
+      presence_penalty: 0.3,
+      frequency_penalty: -0.4,
+      logit_bias: { "65": -100 },
+      seed: 42,
+      stop_token_ids: [10],
+    })
+    expect(client.calls[0]!.params).toEqual({
+      temperature: 0.5,
+      topP: 0.6,
+      topK: 7,
+      minP: 0.1,
+      repetitionPenalty: 1.2,
+      presencePenalty: 0.3,
+      frequencyPenalty: -0.4,
+      logitBias: [[65, -100]],
+      seed: 42,
+      stopTokens: [EOS, 10],
+      maxTokens: 2048 - 19,
+    })
+    await post(CHAT, { ...hello, temperature: null, seed: -1 })
+    const { temperature, seed } = client.calls[1]!.params
+    expect([temperature, seed]).toEqual([0.8, undefined])
+  })
+
+  test("n choices run side by side with seeds of their own", async () => {
+    const { post, client } = testServer({ answer: (call) => `answer ${call}`, delayMs: 1 })
+    const body = await json(post(CHAT, { ...hello, n: 3, seed: 5 }))
+    expect(list(body, "choices").map((choice) => at(choice, "message", "content"))).toEqual([
+      "answer 0",
+      "answer 1",
+      "answer 2",
+    ])
+    expect(client.calls.map((call) => call.params.seed)).toEqual([5, 6, 7])
+    // The prompt counts once.
+    expect(at(body, "usage")).toMatchObject({ prompt_tokens: 19, completion_tokens: 3 * 9 })
+
+    const items = await streamed(await post(CHAT, { ...hello, n: 2, stream: true }))
+    expect(items.slice(0, 2).map((item) => at(item, "choices", 0, "index"))).toEqual([0, 1])
+    expect([contentOf(items, 0), contentOf(items, 1)]).toEqual(["answer 3", "answer 4"])
+  })
+
+  test("a stop string over several tokens ends the answer and the sequence", async () => {
+    const { post, client } = testServer({ answer: "one two three four", then: "endless" })
+    const body = await json(post(CHAT, { ...hello, stop: ["zzz", "two three"] }))
+    expect(at(body, "choices", 0)).toMatchObject({
+      message: { content: "one " },
+      finish_reason: "stop",
+    })
+    expect(client.calls[0]!.ended).toBe("aborted")
+    expect(client.calls[0]!.sent).toBe("one two three".length)
+  })
+
+  test("what might begin a stop string is held back, and given when it does not", async () => {
+    const { post } = testServer({ answer: "a END b EN" })
+    const items = await streamed(await post(CHAT, { ...hello, stream: true, stop: "ENDING" }))
+    expect(contentOf(items)).toBe("a END b EN")
+    const pieces = items.map((item) => at(item, "choices", 0, "delta", "content"))
+    expect(pieces).toContain("END ")
+  })
+
+  test("characters spread over tokens arrive whole", async () => {
+    const text = "Grüße, 世界 👩‍💻!"
+    const items = await streamed(
+      await testServer({ answer: text }).post(CHAT, { ...hello, stream: true }),
+    )
+    expect(contentOf(items)).toBe(text)
+    for (const item of items) {
+      expect(JSON.stringify(item)).not.toContain("\ufffd")
+    }
+  })
+
+  test("log-probabilities have the tokens' bytes and spell the content", async () => {
+    const { post } = testServer({ answer: "né" })
+    const body = await json(post(CHAT, { ...hello, logprobs: true, top_logprobs: 2 }))
+    const content = list(body, "choices", 0, "logprobs", "content")
+    expect(content.map((token) => at(token, "bytes"))).toEqual([[110], [0xc3], [0xa9]])
+    expect(content[0]).toMatchObject({ token: "n", logprob: -0.5 })
+    expect(
+      list(content[0], "top_logprobs").map((top) => [at(top, "token"), at(top, "logprob")]),
+    ).toEqual([
+      ["n", -0.5],
+      ["o", -1.5],
+    ])
+    const bytes = Uint8Array.from(content.flatMap((token) => [...list(token, "bytes")]) as number[])
+    expect(new TextDecoder().decode(bytes)).toBe("né")
+
+    const without = await json(post(CHAT, { ...hello, logprobs: true }))
+    expect(at(without, "choices", 0, "logprobs", "content", 0, "top_logprobs")).toEqual([] as never)
+  })
+
+  test("log-probabilities of a stream go with their text, and end where a stop string begins", async () => {
+    const items = await streamed(
+      await testServer({ answer: "aé STOP" }).post(CHAT, {
+        ...hello,
+        stream: true,
+        logprobs: true,
+        stop: " STOP",
+      }),
+    )
+    const tokens = items.flatMap((item) => [...list(item, "choices", 0, "logprobs", "content")])
+    expect(tokens.flatMap((token) => [...list(token, "bytes")]) as number[]).toEqual([
+      ...new TextEncoder().encode("aé"),
+    ])
+    const withText = items.filter((item) => at(item, "choices", 0, "delta", "content") === "é")
+    expect(list(withText[0], "choices", 0, "logprobs", "content").length).toBe(2)
+  })
+
+  test("content parts, developer messages, tool calls and tools reach the template", async () => {
+    const { post, client } = testServer()
+    const tools = [{ type: "function", function: { name: "f", parameters: { type: "object" } } }]
+    await post(CHAT, {
+      tools,
+      chat_template_kwargs: { enable_thinking: false },
+      messages: [
+        { role: "developer", content: "be brief" },
+        {
+          role: "user",
+          content: [
+            { type: "text", text: "a" },
+            { type: "text", text: "b" },
+          ],
+        },
+        {
+          role: "assistant",
+          content: null,
+          tool_calls: [
+            { id: "c1", type: "function", function: { name: "f", arguments: '{"x":1}' } },
+          ],
+        },
+        { role: "tool", tool_call_id: "c1", content: "42" },
+      ],
+    })
+    const call = '[{"id":"c1","type":"function","function":{"name":"f","arguments":{"x":1}}}]'
+    expect(client.prompt()).toBe(
+      `tools:${JSON.stringify(tools)}\nvars:{"enable_thinking":false}\n` +
+        `system:be brief\nuser:a\nb\nassistant:${call}\ntool:42\nassistant:`,
+    )
+    await post(CHAT, { ...hello, tools, tool_choice: "none" })
+    expect(client.prompt(1)).toBe("user:hi\nassistant:")
+  })
+
+  test("forceThink opens the thinking in prompt and answer", async () => {
+    const { post, client } = testServer({ answer: "hm</think>yes" }, { forceThink: true })
+    const body = await json(post(CHAT, hello))
+    expect(at(body, "choices", 0, "message", "content")).toBe("<think>\nhm</think>yes")
+    expect(client.prompt()).toEndWith("assistant:<think>\n")
+    const items = await streamed(await post(CHAT, { ...hello, stream: true }))
+    expect(contentOf(items)).toBe("<think>\nhm</think>yes")
+  })
+
+  test("an engine failure is a 500, or an error event once the stream has begun", async () => {
+    const { post } = testServer({ failAt: 3 })
+    const response = await post(CHAT, hello)
+    expect(response.status).toBe(500)
+    expect(at(await json(response), "error")).toEqual({
+      message: "the kernel failed: status -4",
+      type: "server_error",
+      param: null,
+      code: "engine_error",
+    })
+    const { items, done } = sseItems(await (await post(CHAT, { ...hello, stream: true })).text())
+    expect(done).toBe(false)
+    expect(contentOf(items.slice(0, -1))).toBe("Hel")
+    expect(at(items.at(-1), "error")).toMatchObject({ message: "the kernel failed: status -4" })
+  })
+})
+
+describe("text completions", () => {
+  test("a string is encoded as it is, without a template", async () => {
+    const { post, client } = testServer()
+    const body = await json(post(TEXT, { model: "default", prompt: "Once" }))
+    expect(body).toMatchObject({ object: "text_completion", model: "fake" })
+    expect(at(body, "id")).toStartWith("cmpl-")
+    expect(at(body, "choices")).toEqual([
+      { index: 0, text: "Hello, world!", logprobs: null, finish_reason: "stop" },
+    ])
+    expect(client.prompt()).toBe("Once")
+    expect(client.calls[0]!.ids[0]).toBe(256)
+  })
+
+  test("token ids, several texts and several lists of ids", async () => {
+    const { post, client } = testServer({ answer: (call) => `<${call}>` })
+    await post(TEXT, { prompt: [72, 105] })
+    expect([...client.calls[0]!.ids]).toEqual([72, 105])
+    const texts = await json(post(TEXT, { prompt: ["a", "bc"], n: 2 }))
+    expect(
+      list(texts, "choices").map((choice) => [at(choice, "index"), at(choice, "text")]),
+    ).toEqual([
+      [0, "<1>"],
+      [1, "<2>"],
+      [2, "<3>"],
+      [3, "<4>"],
+    ])
+    expect([1, 2, 3, 4].map((i) => client.prompt(i))).toEqual(["a", "a", "bc", "bc"])
+    // Each prompt counts once: "a" and "bc" with their start tokens.
+    expect(at(texts, "usage")).toMatchObject({ prompt_tokens: 5, completion_tokens: 16 })
+    await post(TEXT, { prompt: [[1, 2], [3]] })
+    expect(client.calls.slice(5).map((call) => [...call.ids])).toEqual([[1, 2], [3]])
+  })
+
+  test("echo gives the prompt first; max_tokens 0 gives only that", async () => {
+    const { post, client } = testServer()
+    const body = await json(post(TEXT, { prompt: [72, 105], echo: true }))
+    expect(at(body, "choices", 0, "text")).toBe("HiHello, world!")
+    const items = await streamed(await post(TEXT, { prompt: "Hi ", echo: true, stream: true }))
+    expect(contentOf(items)).toBe("Hi Hello, world!")
+    const only = await json(post(TEXT, { prompt: "Hi", echo: true, max_tokens: 0 }))
+    expect(at(only, "choices", 0)).toMatchObject({ text: "Hi", finish_reason: "length" })
+    expect(at(only, "usage", "completion_tokens")).toBe(0)
+    expect(client.calls.length).toBe(2)
+  })
+
+  test("log-probabilities in the older form, whole and streamed alike", async () => {
+    const { post } = testServer({ answer: "abc" })
+    const body = await json(post(TEXT, { prompt: "x", logprobs: 1 }))
+    const whole = at(body, "choices", 0, "logprobs")
+    expect(whole).toEqual({
+      tokens: ["a", "b", "c"],
+      token_logprobs: [-0.5, -0.5, -0.5],
+      top_logprobs: [{ a: -0.5 }, { b: -0.5 }, { c: -0.5 }],
+      text_offset: [0, 1, 2],
+    })
+    const items = await streamed(await post(TEXT, { prompt: "x", logprobs: 1, stream: true }))
+    const offsets = items.flatMap((item) => [
+      ...list(item, "choices", 0, "logprobs", "text_offset"),
+    ])
+    expect(offsets as unknown[]).toEqual([0, 1, 2])
+  })
+
+  test("usage of a stream comes in a last chunk without choices", async () => {
+    const items = await streamed(
+      await testServer().post(TEXT, {
+        prompt: "x",
+        stream: true,
+        stream_options: { include_usage: true },
+      }),
+    )
+    expect(items.at(-1)).toMatchObject({
+      choices: [],
+      usage: { prompt_tokens: 2, completion_tokens: 14 },
+    })
+  })
+})
+
+describe("models", () => {
+  test("list and look-up, by name or alias", async () => {
+    const { app } = testServer()
+    const models = await json(app.request("/v1/models"))
+    expect(list(models, "data").length).toBe(1)
+    expect(at(models, "data", 0)).toMatchObject({
+      id: "fake",
+      object: "model",
+      owned_by: "ktransformers",
+    })
+    for (const id of ["fake", "default"]) {
+      expect(at(await json(app.request(`/v1/models/${id}`)), "id")).toBe("fake")
+    }
+    const missing = await app.request(`/v1/models/${encodeURIComponent("org/other")}`)
+    expect(missing.status).toBe(404)
+    expect(at(await json(missing), "error")).toMatchObject({
+      message: 'model "org/other" not found; this server has "fake"',
+      code: "model_not_found",
+    })
+  })
+})
+
+describe("refusals name the field and its value", () => {
+  const bad: [
+    name: string,
+    path: string,
+    body: unknown,
+    status: number,
+    param: string | null,
+    text: string,
+  ][] = [
+    ["broken JSON", CHAT, '{"messages":', 400, null, "the request body is not JSON"],
+    ["empty body", CHAT, "", 400, null, "it is empty"],
+    ["not an object", CHAT, [], 400, null, "expected an object"],
+    ["no messages", CHAT, {}, 400, "messages", "messages: this field is required"],
+    ["empty messages", CHAT, { messages: [] }, 400, "messages", "at least 1 item"],
+    [
+      "role",
+      CHAT,
+      { messages: [{ role: "x", content: "" }] },
+      400,
+      "messages[0].role",
+      '"x": expected',
+    ],
+    [
+      "content type",
+      CHAT,
+      { messages: [{ role: "user", content: 1 }] },
+      400,
+      "messages[0].content",
+      "1: expected a string or an array",
+    ],
+    [
+      "image",
+      CHAT,
+      { messages: [{ role: "user", content: [{ type: "image_url", image_url: {} }] }] },
+      400,
+      "messages[0].content[0].type",
+      '"image_url"',
+    ],
+    [
+      "content missing",
+      CHAT,
+      { messages: [{ role: "user" }] },
+      400,
+      "messages[0].content",
+      "needs content",
+    ],
+    [
+      "tool without id",
+      CHAT,
+      { messages: [{ role: "tool", content: "1" }] },
+      400,
+      "messages[0].tool_call_id",
+      "which call",
+    ],
+    [
+      "temperature",
+      CHAT,
+      { ...hello, temperature: 3 },
+      400,
+      "temperature",
+      "temperature 3: must be at most 2",
+    ],
+    ["top_p", CHAT, { ...hello, top_p: 0 }, 400, "top_p", "top_p 0: must be more than 0"],
+    [
+      "max_tokens",
+      CHAT,
+      { ...hello, max_tokens: 0 },
+      400,
+      "max_tokens",
+      "max_tokens 0: must be at least 1",
+    ],
+    [
+      "fraction",
+      CHAT,
+      { ...hello, max_tokens: 1.5 },
+      400,
+      "max_tokens",
+      "max_tokens 1.5: expected an integer",
+    ],
+    ["n", CHAT, { ...hello, n: 129 }, 400, "n", "n 129: must be at most 128"],
+    ["17 stops", CHAT, { ...hello, stop: Array(17).fill("a") }, 400, "stop", "at most 16 items"],
+    ["empty stop", CHAT, { ...hello, stop: "" }, 400, "stop", "at least 1 character"],
+    [
+      "top_logprobs",
+      CHAT,
+      { ...hello, logprobs: true, top_logprobs: 21 },
+      400,
+      "top_logprobs",
+      "at most 20",
+    ],
+    ["bias key", CHAT, { ...hello, logit_bias: { x: 1 } }, 400, "logit_bias.x", "token ids"],
+    [
+      "bias token",
+      CHAT,
+      { ...hello, logit_bias: { "999": 1 } },
+      400,
+      "logit_bias",
+      "tokens 0 to 257",
+    ],
+    ["unknown field", CHAT, { ...hello, temprature: 1 }, 400, "temprature", "not known"],
+    [
+      "json_object",
+      CHAT,
+      { ...hello, response_format: { type: "json_object" } },
+      400,
+      "response_format",
+      "json_object",
+    ],
+    [
+      "forced tool",
+      CHAT,
+      { ...hello, tool_choice: "required" },
+      400,
+      "tool_choice",
+      "cannot be forced",
+    ],
+    ["audio", CHAT, { ...hello, modalities: ["text", "audio"] }, 400, "modalities", "text only"],
+    ["store", CHAT, { ...hello, store: true }, 400, "store", "not stored"],
+    [
+      "template refuses",
+      CHAT,
+      { messages: [{ role: "assistant", content: "x" }] },
+      400,
+      "messages",
+      "starts with the user",
+    ],
+    ["model", CHAT, { ...hello, model: "gpt-4" }, 404, "model", "gpt-4"],
+    ["no prompt", TEXT, {}, 400, "prompt", "this field is required"],
+    [
+      "prompt token",
+      TEXT,
+      { prompt: [1, 300] },
+      400,
+      "prompt",
+      "300: the model has tokens 0 to 257",
+    ],
+    ["empty ids", TEXT, { prompt: [] }, 400, "prompt", "at least 1 item"],
+    ["too many", TEXT, { prompt: ["a", "b"], n: 128 }, 400, "prompt", "256 choices"],
+    ["echo logprobs", TEXT, { prompt: "a", echo: true, logprobs: 1 }, 400, "echo", "not supported"],
+    ["best_of", TEXT, { prompt: "a", best_of: 3 }, 400, "best_of", "not ranked"],
+    ["suffix", TEXT, { prompt: "a", suffix: "b" }, 400, "suffix", "not supported"],
+  ]
+  test.each(bad)("%s", async (_name, path, body, status, param, text) => {
+    const { post, client } = testServer()
+    const response = await post(path, body)
+    expect(response.status).toBe(status)
+    const error = at(await json(response), "error")
+    expect(at(error, "type")).toBe("invalid_request_error")
+    expect(at(error, "param")).toBe(param)
+    expect(at(error, "message")).toContain(text)
+    expect(client.calls.length).toBe(0)
+  })
+
+  test("fields that ask for nothing special pass", async () => {
+    const response = await testServer().post(CHAT, {
+      ...hello,
+      response_format: { type: "text" },
+      tool_choice: "auto",
+      modalities: ["text"],
+      store: false,
+      user: "u",
+      metadata: { a: "b" },
+      stop: null,
+      logit_bias: null,
+      functions: null,
+    })
+    expect(response.status).toBe(200)
+  })
+
+  test("a prompt that fills the context", async () => {
+    const { post } = testServer({ contextLength: 32 })
+    const long = { messages: [{ role: "user", content: "x".repeat(40) }] }
+    for (const [path, body] of [
+      [CHAT, long],
+      [CHAT, { ...long, stream: true }],
+      [TEXT, { prompt: "x".repeat(31) }],
+    ] as const) {
+      const response = await post(path, body)
+      expect(response.status).toBe(400)
+      expect(at(await json(response), "error", "code")).toBe("context_length_exceeded")
+    }
+    // One token less leaves room for one.
+    const body = await json(post(TEXT, { prompt: "x".repeat(30), max_tokens: 50 }))
+    expect(at(body, "choices", 0)).toMatchObject({ text: "H", finish_reason: "length" })
+  })
+})
