@@ -51,7 +51,8 @@ pub fn from(handle: ?*c.kt_ctx_t) ?*Ctx {
     return ctx;
 }
 
-fn tableOf(level: cpuid.Level) *const isa.kt_isa_table_t {
+/// The kernels of a level; the caller knows that this CPU runs it.
+pub fn tableOf(level: cpuid.Level) *const isa.kt_isa_table_t {
     if (builtin.cpu.arch == .x86_64) return switch (level) {
         c.KT_ISA_AVX2 => isa.kt_isa_avx2(),
         c.KT_ISA_AVX512 => isa.kt_isa_avx512(),

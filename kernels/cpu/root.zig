@@ -13,4 +13,5 @@ test {
     _ = @import("cpuid.zig");
     _ = @import("pool.zig");
     _ = @import("ctx.zig");
+    _ = @import("vmath_test.zig");
 }

@@ -18,6 +18,9 @@ typedef struct kt_isa_table {
   /* elementwise.inc */
   void (*convert_row)(uint32_t from, const void *src, uint32_t to, void *out, int64_t n);
   void (*scale_row)(float *x, float scale, int64_t n);
+  /* vmath.inc; out may be x */
+  void (*exp_row)(const float *x, float *out, int64_t n);
+  void (*tanh_row)(const float *x, float *out, int64_t n);
 } kt_isa_table_t;
 
 const kt_isa_table_t *kt_isa_scalar(void);
