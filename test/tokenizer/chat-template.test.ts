@@ -66,6 +66,21 @@ describe("prompts", () => {
       "{{ enable_thinking | tojson }} {{ documents | tojson }}",
       "true null",
     ],
+    [
+      "values shown as Python shows them",
+      "{{ enable_thinking }} {{ [1, 'it', \"it's\", none, 2.0] }} {{ {'a': true, 3: (1, 2)} | string }} {{ 'a' ~ false ~ none }}",
+      "True [1, 'it', \"it's\", None, 2.0] {'a': True, 3: (1, 2)} aFalseNone",
+    ],
+    [
+      "filters on what is missing",
+      "[{{ missing.description | trim }}|{{ missing | length }}|{{ none | selectattr('type', 'equalto', 'x') | list | length }}]",
+      "[|0|0]",
+    ],
+    [
+      "mappings with integer keys, tuples in loops, str.format, min and max",
+      "{% set m = {512: 'a', 16: 'b'} %}{{ m[512] }}{% for k, v in m | dictsort %}{{ k + 1 }}{{ v }}{% endfor %}{% for a, b in [('x', 'y')] %}{{ a }}{{ b }}{% endfor %} {{ '<{}|{n}>{{}}'.format(1, n='z') }} {{ [3, 1, 2] | min }}{{ [3, 1, 2] | max }}",
+      "a17b513axy <1|z>{} 13",
+    ],
   ]
   test.each(table)("%s", (_name, source, prompt) => {
     const template = new ChatTemplate(source, {
