@@ -33,7 +33,10 @@ const TRAITS: Readonly<Record<string, Traits>> = {
 
 /** Gemma 3's every sixth layer is global, where the file does not say. */
 const GEMMA_PATTERN = 6
-/** The 27B alone scales attention by hidden_size / heads; files do not say, its layer count tells it apart. */
+/**
+ * The 27B alone scales attention by hidden_size / heads; files do not say, its layer count tells it
+ * apart.
+ */
 const GEMMA_27B_LAYERS = 62
 
 /** The configuration of a GGUF, from its metadata and its tensors' shapes. */
@@ -119,9 +122,9 @@ export function configFromGguf(gguf: GgufFile): ModelConfig {
 }
 
 /**
- * A configuration read from a Hugging Face folder, for weights that come from a GGUF instead: the hyper-parameters stay,
- * what follows from the stored layout of the weights (order of q and k rows, Gemma's norms, a missing output matrix) is
- * the GGUF's.
+ * A configuration read from a Hugging Face folder, for weights that come from a GGUF instead: the
+ * hyper-parameters stay, what follows from the stored layout of the weights (order of q and k rows,
+ * Gemma's norms, a missing output matrix) is the GGUF's.
  */
 export function withGgufLayout(config: ModelConfig, gguf: GgufFile): ModelConfig {
   const own = configFromGguf(gguf)
@@ -256,7 +259,10 @@ function floats(gguf: GgufFile, name: string): number[] | undefined {
   return Array.from(new Float32Array(new Uint8Array(gguf.bytes(name)).buffer))
 }
 
-/** Typed reading of an architecture's keys; a value of the wrong kind is an error that names key and value. */
+/**
+ * Typed reading of an architecture's keys; a value of the wrong kind is an error that names key and
+ * value.
+ */
 class Keys {
   readonly #gguf: GgufFile
 

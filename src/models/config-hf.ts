@@ -18,7 +18,10 @@ import {
 } from "./config.ts"
 import { ROPE_TYPES, type RopeConfig, ropeConfig, type RopeType } from "./rope-config.ts"
 
-/** A config.json is some kilobytes; longrope factors and label maps make the largest reach a few hundred. */
+/**
+ * A config.json is some kilobytes; longrope factors and label maps make the largest reach a few
+ * hundred.
+ */
 const MAX_CONFIG_BYTES = 16 * 1024 * 1024
 
 // Bounds well above every published model keep products of two sizes exact and allocations sane.
@@ -98,13 +101,19 @@ const HfConfig = z.object({
 })
 type HfConfig = z.infer<typeof HfConfig>
 
-/** What a model type is beyond its keys: its code in transformers, and the class's defaults for absent keys. */
+/**
+ * What a model type is beyond its keys: its code in transformers, and the class's defaults for
+ * absent keys.
+ */
 interface Traits {
   readonly attentionBias: "config" | "qkv" | "none"
   readonly qkNorm?: true
   readonly gemma?: true
   readonly moe?: true
-  /** Layers that slide where `layer_types` does not say: those from `max_window_layers` on, each, all but every n-th. */
+  /**
+   * Layers that slide where `layer_types` does not say: those from `max_window_layers` on, each,
+   * all but every n-th.
+   */
   readonly sliding: "none" | "upper" | "all" | "pattern"
   /** `use_sliding_window` must be true. */
   readonly slidingIsOptIn?: true
@@ -172,7 +181,10 @@ const TRAITS: Readonly<Record<ModelType, Traits>> = {
   },
 }
 
-/** The configuration of a Hugging Face folder: config.json, and generation_config.json for the ids that end a text. */
+/**
+ * The configuration of a Hugging Face folder: config.json, and generation_config.json for the ids
+ * that end a text.
+ */
 export function configFromFolder(folder: string): ModelConfig {
   const file = join(folder, "config.json")
   const generation = join(folder, "generation_config.json")
@@ -185,8 +197,8 @@ export function configFromFolder(folder: string): ModelConfig {
 }
 
 /**
- * The configuration that a parsed config.json holds, as transformers 4 or 5 writes it. `file` is for messages;
- * `eos` replaces `eos_token_id`.
+ * The configuration that a parsed config.json holds, as transformers 4 or 5 writes it. `file` is
+ * for messages; `eos` replaces `eos_token_id`.
  */
 export function configFromJson(file: string, json: unknown, eos?: readonly number[]): ModelConfig {
   const outer = parsed(file, "", json, z.record(z.string(), z.unknown()))
@@ -290,7 +302,10 @@ function activation(file: string, c: HfConfig, traits: Traits): Activation {
   return found
 }
 
-/** Both forms of rope settings: rope_theta and rope_scaling beside each other, or everything in rope_parameters. */
+/**
+ * Both forms of rope settings: rope_theta and rope_scaling beside each other, or everything in
+ * rope_parameters.
+ */
 function ropes(
   file: string,
   c: HfConfig,

@@ -20,9 +20,9 @@ export const ACTIVATIONS = ["silu", "gelu", "gelu_pytorch_tanh", "relu"] as cons
 export type Activation = (typeof ACTIVATIONS)[number]
 
 /**
- * Hyper-parameters of a model, from config.json or from GGUF metadata alone. Keys are config.json's where it has them;
- * what files leave to defaults or write in several ways is normalised, so that model files read plain values. Plain
- * data: it can be posted to a Worker.
+ * Hyper-parameters of a model, from config.json or from GGUF metadata alone. Keys are config.json's
+ * where it has them; what files leave to defaults or write in several ways is normalised, so that
+ * model files read plain values. Plain data: it can be posted to a Worker.
  */
 export interface ModelConfig {
   readonly model_type: ModelType
@@ -92,7 +92,10 @@ export function isMoeLayer(config: ModelConfig, layer: number): boolean {
   return (layer + 1) % config.decoder_sparse_step === 0
 }
 
-/** Longest sequence the model is made for: its own, times the factor where the rope grows with the length. */
+/**
+ * Longest sequence the model is made for: its own, times the factor where the rope grows with the
+ * length.
+ */
 export function maxContextLength(config: ModelConfig): number {
   const { type, factor, original_max_position_embeddings: original } = config.rope
   if (type === "dynamic") return Math.floor(config.max_position_embeddings * factor)
@@ -101,7 +104,10 @@ export function maxContextLength(config: ModelConfig): number {
   return config.max_position_embeddings
 }
 
-/** Checks what no single field shows; messages start with `file` and name the key. Returns the config frozen. */
+/**
+ * Checks what no single field shows; messages start with `file` and name the key. Returns the
+ * config frozen.
+ */
 export function checkedConfig(file: string, config: ModelConfig): ModelConfig {
   const fail = (detail: string): never => {
     throw new FormatError(file, detail)

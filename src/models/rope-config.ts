@@ -11,17 +11,23 @@ export interface RopeConfig {
   /** Leading dimensions of each head that rotate; even. */
   readonly rotary_dim: number
   /**
-   * true: pairs (2i, 2i + 1); false: halves (i, i + rotary_dim / 2). A matter of how the checkpoint orders the rows of q
-   * and k: GGUF's architecture llama has them permuted for pairs.
+   * true: pairs (2i, 2i + 1); false: halves (i, i + rotary_dim / 2). A matter of how the checkpoint
+   * orders the rows of q and k: GGUF's architecture llama has them permuted for pairs.
    */
   readonly interleaved: boolean
   /** Scale of the context; 1 = none. */
   readonly factor: number
-  /** Context before scaling: bounds of yarn and llama3, switch of longrope, start of dynamic NTK's growth. */
+  /**
+   * Context before scaling: bounds of yarn and llama3, switch of longrope, start of dynamic NTK's
+   * growth.
+   */
   readonly original_max_position_embeddings: number
   /** Multiplies cos and sin. */
   readonly attention_factor: number
-  /** yarn: rotations over the original context above which a dimension is left alone, below which interpolated. */
+  /**
+   * yarn: rotations over the original context above which a dimension is left alone, below which
+   * interpolated.
+   */
   readonly beta_fast: number
   readonly beta_slow: number
   /** yarn: whether the bounds are rounded to whole dimensions. */
@@ -29,7 +35,10 @@ export interface RopeConfig {
   /** llama3: wavelengths above original / low are scaled, below original / high left alone. */
   readonly low_freq_factor: number
   readonly high_freq_factor: number
-  /** longrope: divisors of the frequencies up to and beyond the original context; rotary_dim / 2 each. */
+  /**
+   * longrope: divisors of the frequencies up to and beyond the original context; rotary_dim / 2
+   * each.
+   */
   readonly short_factor: readonly number[] | undefined
   readonly long_factor: readonly number[] | undefined
   /** Divisors of the frequencies that a GGUF brings along (`rope_freqs.weight`); rotary_dim / 2. */
@@ -59,8 +68,8 @@ export interface RopeSpec {
 }
 
 /**
- * Fills in defaults as transformers' rope utilities do and checks what each type needs. `where` is the key that messages
- * name.
+ * Fills in defaults as transformers' rope utilities do and checks what each type needs. `where` is
+ * the key that messages name.
  */
 export function ropeConfig(file: string, where: string, spec: RopeSpec): RopeConfig {
   const fail = (detail: string): never => {

@@ -4,14 +4,17 @@ import { FormatError } from "../errors.ts"
 import { MAX_GGUF_HEADER_BYTES } from "./limits.ts"
 import type { ByteSource } from "./source.ts"
 
-/** Bytes viewed at a time: large enough to make views rare, small enough not to touch the tensor data after the header. */
+/**
+ * Bytes viewed at a time: large enough to make views rare, small enough not to touch the tensor
+ * data after the header.
+ */
 const WINDOW_BYTES = 256 * 1024
 
 const TWO_32 = 2 ** 32
 
 /**
- * Reads little-endian values of a file's header one after another. Every read names the field it is for, so that a
- * file which ends too early gives an error that says where.
+ * Reads little-endian values of a file's header one after another. Every read names the field it is
+ * for, so that a file which ends too early gives an error that says where.
  */
 export class HeaderCursor {
   readonly source: ByteSource
@@ -112,7 +115,10 @@ export class HeaderCursor {
     return this.#window.toString("utf8", start, start + length)
   }
 
-  /** A length-prefixed string value; invalid UTF-8 reads as U+FFFD (vocabularies hold raw bytes now and then). */
+  /**
+   * A length-prefixed string value; invalid UTF-8 reads as U+FFFD (vocabularies hold raw bytes now
+   * and then).
+   */
   string(field: string, maxBytes: number): string {
     const length = this.count(field, maxBytes)
     this.#need(length, field)

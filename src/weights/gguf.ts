@@ -1,6 +1,7 @@
 import { basename, dirname, join } from "node:path"
 
 import { FormatError } from "../errors.ts"
+import { MappedFile } from "../native/mapped-file.ts"
 import { dtypeById, type DTypeInfo, rowBytes } from "../tensor/dtype.ts"
 import { HeaderCursor } from "./cursor.ts"
 import {
@@ -70,10 +71,11 @@ interface Shard {
 }
 
 /**
- * Opens a GGUF v2 or v3 file (little-endian) and, where it is the first of several shards, the others beside it. Reads
- * headers only. Any defect is one FormatError that names file, field and value.
+ * Opens a GGUF v2 or v3 file (little-endian) and, where it is the first of several shards, the
+ * others beside it. Reads headers only. Any defect is one FormatError that names file, field and
+ * value.
  */
-export function openGguf(path: string, open: OpenSource): GgufFile {
+export function openGguf(path: string, open: OpenSource = MappedFile.open): GgufFile {
   const table = new TensorTable()
   try {
     const source = open(path)
@@ -146,7 +148,7 @@ function addOtherShards(
     try {
       source = open(file)
     } catch (cause) {
-      throw new FormatError(file, `shard ${i} of ${count} is missing or cannot be opened`, {
+      throw new FormatError(file, `shard ${i} of ${count} cannot be opened: ${reason(cause)}`, {
         cause,
         hint: "put all shards of the model into one folder",
       })
@@ -167,6 +169,12 @@ function addOtherShards(
       `split.tensors.count: ${expected}, but the ${count} shards hold ${table.size} tensors`,
     )
   }
+}
+
+/** An error's own words, without the file that a FormatError puts before them. */
+function reason(error: unknown): string {
+  if (error instanceof FormatError) return error.message.slice(error.file.length + 2)
+  return error instanceof Error ? error.message : String(error)
 }
 
 function shardInteger(file: string, shard: Shard, key: string, absent: number): number {
@@ -291,7 +299,10 @@ function readArray(cursor: HeaderCursor, key: string): GgufArray {
   return typedArray(type, bytes)
 }
 
-/** `bytes` as numbers of the stored width; the processor must be little-endian, as all supported ones are. */
+/**
+ * `bytes` as numbers of the stored width; the processor must be little-endian, as all supported
+ * ones are.
+ */
 function typedArray(type: number, bytes: Uint8Array<ArrayBuffer>): GgufArray {
   const { buffer } = bytes
   switch (type) {
@@ -372,7 +383,10 @@ function tensorType(id: number, fail: (detail: string) => never): DTypeInfo {
   return dtypeById(id) ?? fail(`unknown type ${id}`)
 }
 
-/** The tensors with offsets from the start of the file, all of them inside the file and apart from each other. */
+/**
+ * The tensors with offsets from the start of the file, all of them inside the file and apart from
+ * each other.
+ */
 function placed(cursor: HeaderCursor, tensors: StoredTensor[], alignment: number): StoredTensor[] {
   const { path, size } = cursor.source
   const start = Math.ceil(cursor.offset / alignment) * alignment

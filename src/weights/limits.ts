@@ -1,6 +1,6 @@
 /**
- * Bounds of the checkpoint readers. A file's counts are believed only below these, so that a corrupt or hostile header
- * cannot make the process allocate, loop or open files without end.
+ * Bounds of the checkpoint readers. A file's counts are believed only below these, so that a
+ * corrupt or hostile header cannot make the process allocate, loop or open files without end.
  */
 
 /** Real models have 20 to 60 keys; a key takes 13 bytes or more, so this also bounds time. */
@@ -9,7 +9,9 @@ export const MAX_METADATA_KEYS = 65_536
 export const MAX_KEY_BYTES = 65_535
 /** The largest strings in use are embedded tokenizer.json files, up to 20 MB. */
 export const MAX_STRING_BYTES = 64 * 1024 * 1024
-/** Merge lists are the longest arrays in use: half a million entries with the largest vocabularies. */
+/**
+ * Merge lists are the longest arrays in use: half a million entries with the largest vocabularies.
+ */
 export const MAX_ARRAY_LENGTH = 4_194_304
 /** Stored one expert at a time, the largest models have some 50 000 tensors. */
 export const MAX_TENSORS = 262_144

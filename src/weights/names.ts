@@ -3,8 +3,9 @@ import type { GgufFile } from "./gguf.ts"
 import type { SafetensorsFile } from "./safetensors.ts"
 
 /**
- * How one GGUF architecture names what the model tree names as Hugging Face checkpoints do. Keys are module paths, values
- * GGUF base names; `.weight` and `.bias` follow both. A new architecture is one entry of `TABLES`.
+ * How one GGUF architecture names what the model tree names as Hugging Face checkpoints do. Keys
+ * are module paths, values GGUF base names; `.weight` and `.bias` follow both. A new architecture
+ * is one entry of `TABLES`.
  */
 interface NameTable {
   /** Modules outside the layers. */
@@ -13,7 +14,10 @@ interface NameTable {
   readonly layer: Readonly<Record<string, string>>
   /** Path below the layer whose children are the experts. */
   readonly experts?: string
-  /** An expert's projections; GGUF has them stacked (`ffn_gate_exps`), old files one by one (`ffn_gate.N`). */
+  /**
+   * An expert's projections; GGUF has them stacked (`ffn_gate_exps`), old files one by one
+   * (`ffn_gate.N`).
+   */
   readonly expert?: Readonly<Record<string, string>>
 }
 
@@ -106,9 +110,9 @@ function own(record: Readonly<Record<string, string>>, key: string): string | un
 }
 
 /**
- * The GGUF name of a parameter of the model tree, or undefined where the architecture has none. A stack of experts is
- * `model.layers.3.mlp.experts.gate_proj` (with or without `.weight`), one expert of a file that keeps them apart
- * `model.layers.3.mlp.experts.7.gate_proj.weight`.
+ * The GGUF name of a parameter of the model tree, or undefined where the architecture has none. A
+ * stack of experts is `model.layers.3.mlp.experts.gate_proj` (with or without `.weight`), one
+ * expert of a file that keeps them apart `model.layers.3.mlp.experts.7.gate_proj.weight`.
  */
 export function ggufName(architecture: string, path: string): string | undefined {
   const table = namesOf(architecture)?.table
@@ -162,13 +166,19 @@ function splitSuffix(path: string): [module: string, suffix: "" | "weight" | "bi
 
 /** How one open checkpoint names the parameters of the model tree. */
 export interface CheckpointNames {
-  /** Stored name of a parameter or of a stack of experts; undefined where the format has no name for it. */
+  /**
+   * Stored name of a parameter or of a stack of experts; undefined where the format has no name for
+   * it.
+   */
   stored(path: string): string | undefined
   /** Stored name of one expert of the stack `path`, for checkpoints that keep experts apart. */
   storedExpert(path: string, expert: number): string | undefined
 }
 
-/** Names of an open checkpoint; a GGUF of an unknown architecture is an error that lists the known ones. */
+/**
+ * Names of an open checkpoint; a GGUF of an unknown architecture is an error that lists the known
+ * ones.
+ */
 export function checkpointNames(weights: GgufFile | SafetensorsFile): CheckpointNames {
   if (weights.kind === "safetensors") return safetensorsNames(weights)
   const { architecture } = weights

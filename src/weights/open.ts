@@ -2,6 +2,7 @@ import { closeSync, existsSync, openSync, readdirSync, readSync, statSync } from
 import { join } from "node:path"
 
 import { FormatError } from "../errors.ts"
+import { MappedFile } from "../native/mapped-file.ts"
 import { type GgufFile, openGguf, shardOf, shardPath } from "./gguf.ts"
 import {
   openSafetensors,
@@ -12,10 +13,13 @@ import {
 import type { OpenSource } from "./source.ts"
 
 /**
- * Opens a checkpoint: a GGUF file (its first shard), a safetensors file, a folder with safetensors (preferred where a
- * folder holds both, as KTransformers does) or a folder with one GGUF model.
+ * Opens a checkpoint: a GGUF file (its first shard), a safetensors file, a folder with safetensors
+ * (preferred where a folder holds both, as KTransformers does) or a folder with one GGUF model.
  */
-export function openWeights(path: string, open: OpenSource): GgufFile | SafetensorsFile {
+export function openWeights(
+  path: string,
+  open: OpenSource = MappedFile.open,
+): GgufFile | SafetensorsFile {
   const where = locateWeights(path)
   return where.kind === "gguf" ? openGguf(where.path, open) : openSafetensors(where.path, open)
 }

@@ -15,6 +15,7 @@ import { basename, dirname, join } from "node:path"
 import { z } from "zod"
 
 import { ConfigError, FormatError } from "../errors.ts"
+import { MappedFile } from "../native/mapped-file.ts"
 import { BF16, type DTypeInfo, F16, F32, F64, I8, I16, I32, I64 } from "../tensor/dtype.ts"
 import {
   MAX_ELEMENTS,
@@ -37,7 +38,10 @@ export interface SafetensorsFile extends Checkpoint {
 export const SAFETENSORS_INDEX = "model.safetensors.index.json"
 export const SAFETENSORS_SINGLE = "model.safetensors"
 
-/** Types that have no GGML number: known by name and size, refused where something would compute with them. */
+/**
+ * Types that have no GGML number: known by name and size, refused where something would compute
+ * with them.
+ */
 function named(name: string, blockBytes: number, id: number): DTypeInfo {
   return { id, name, blockSize: 1, blockBytes }
 }
@@ -74,11 +78,11 @@ const Metadata = z.record(z.string(), z.string())
 const Index = z.object({ weight_map: z.record(z.string(), z.string()) })
 
 /**
- * Opens one safetensors file, or a folder that holds `model.safetensors.index.json` with its shards, or
- * `model.safetensors`, or a single other one. Reads headers only. Any defect is one FormatError that names file, field
- * and value.
+ * Opens one safetensors file, or a folder that holds `model.safetensors.index.json` with its
+ * shards, or `model.safetensors`, or a single other one. Reads headers only. Any defect is one
+ * FormatError that names file, field and value.
  */
-export function openSafetensors(path: string, open: OpenSource): SafetensorsFile {
+export function openSafetensors(path: string, open: OpenSource = MappedFile.open): SafetensorsFile {
   const isFolder = statSync(path, { throwIfNoEntry: false })?.isDirectory() ?? false
   const table = new TensorTable()
   try {
@@ -224,7 +228,10 @@ function storedTensor(
   return { name, dtype, shape: entry.shape, offset: start + begin, byteLength }
 }
 
-/** The format wants tensors back to back from the header's end to the file's: no overlap, no gap, nothing cut off. */
+/**
+ * The format wants tensors back to back from the header's end to the file's: no overlap, no gap,
+ * nothing cut off.
+ */
 function checkDense(
   path: string,
   tensors: readonly StoredTensor[],
@@ -281,14 +288,20 @@ function checked<T>(path: string, what: string, value: unknown, schema: z.ZodTyp
 type PlainArray =
   Float32Array | Float64Array | Int8Array | Int16Array | Int32Array | BigInt64Array | Uint8Array
 
-/** A tensor to write. `dtype` is needed where the array's type does not say it (F16 and BF16 in a Uint16Array). */
+/**
+ * A tensor to write. `dtype` is needed where the array's type does not say it (F16 and BF16 in a
+ * Uint16Array).
+ */
 export interface TensorData {
   readonly shape: readonly number[]
   readonly data: PlainArray | Uint16Array
   readonly dtype?: string
 }
 
-/** Writes a safetensors file: to a temporary name first, then renamed, so that `path` is never half a file. */
+/**
+ * Writes a safetensors file: to a temporary name first, then renamed, so that `path` is never half
+ * a file.
+ */
 export function writeSafetensors(
   path: string,
   tensors: Readonly<Record<string, TensorData>>,

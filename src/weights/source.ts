@@ -32,10 +32,16 @@ export interface WeightSource {
   close(): void
 }
 
-/** How a reader opens a file: the native mapping, or memory in tests. Disposed of when the checkpoint is closed. */
+/**
+ * How a reader opens a file: the native mapping, or memory in tests. Disposed of when the
+ * checkpoint is closed.
+ */
 export type OpenSource = (path: string) => ByteSource & Partial<Disposable>
 
-/** A checkpoint whose tensors' bytes can also be viewed from TypeScript (small tensors, tools, tests). */
+/**
+ * A checkpoint whose tensors' bytes can also be viewed from TypeScript (small tensors, tools,
+ * tests).
+ */
 export interface Checkpoint extends WeightSource {
   /** Every file of it, in order. */
   readonly files: readonly string[]

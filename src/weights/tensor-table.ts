@@ -11,7 +11,10 @@ export interface StoredTensor {
   readonly byteLength: number
 }
 
-/** The tensors of one or more open files under one name space: what GGUF and safetensors have in common. */
+/**
+ * The tensors of one or more open files under one name space: what GGUF and safetensors have in
+ * common.
+ */
 export class TensorTable {
   readonly #entries = new Map<string, WeightEntry>()
   readonly #places = new Map<string, { source: ByteSource; offset: number }>()

@@ -651,6 +651,47 @@ describe("GGUF metadata", () => {
   })
 })
 
+test("fuzz: a damaged header gives a configuration or a FormatError", () => {
+  const tokenizer = { "tokenizer.ggml.eos_token_id": 5, "tokenizer.ggml.eot_token_id": 7 }
+  const metadata = {
+    "general.architecture": "gemma3",
+    "gemma3.block_count": 2,
+    "gemma3.context_length": 64,
+    "gemma3.embedding_length": 8,
+    "gemma3.feed_forward_length": 8,
+    "gemma3.attention.head_count": 2,
+    "gemma3.attention.layer_norm_rms_epsilon": f32(1e-6),
+    "gemma3.attention.sliding_window": 8,
+    "gemma3.attention.sliding_window_pattern": array("bool", [true, false]),
+    "gemma3.rope.scaling.type": "yarn",
+    "gemma3.rope.scaling.factor": f32(2),
+    ...tokenizer,
+  }
+  const factors = f32Tensor("rope_freqs.weight", [2], [1, 2])
+  const bytes = ggufBytes(metadata, [
+    { name: "token_embd.weight", dtype: F32, shape: [4, 8] },
+    factors,
+  ])
+  const read = (data: Uint8Array): ModelConfig =>
+    configFromGguf(openGguf("m", memoryFiles({ m: data })))
+  expect(read(bytes).rope).toMatchObject({ type: "yarn", freq_factors: [1, 2] })
+  let survived = 0
+  fc.assert(
+    fc.property(fc.nat(bytes.length - 1), fc.integer({ min: 0, max: 255 }), (at, value) => {
+      const damaged = bytes.slice()
+      damaged[at] = value
+      try {
+        read(damaged)
+        survived++
+      } catch (error) {
+        if (!(error instanceof FormatError)) throw error
+      }
+    }),
+    { numRuns: 5000 },
+  )
+  expect(survived).toBeGreaterThan(0)
+})
+
 test("weights of a GGUF under a Hugging Face configuration", () => {
   const config = fromJson({
     model_type: "mistral",

@@ -401,7 +401,7 @@ describe("defects", () => {
       openGguf(first, memoryFiles({ [first]: one, [second]: two }))
     expect([...openBoth(a(), b(1, 2)).names()]).toEqual(["a", "b"])
     expect(failure(() => openGguf(first, memoryFiles({ [first]: a() })))).toBe(
-      `${second}: shard 2 of 2 is missing or cannot be opened`,
+      `${second}: shard 2 of 2 cannot be opened: no such file`,
     )
     expect(failure(() => openBoth(a(), b(1, 3)))).toBe(
       `${second}: split.count: 3, but ${first} says 2`,
