@@ -51,7 +51,9 @@ export function configFromGguf(gguf: GgufFile): ModelConfig {
     )
   }
   const keys = new Keys(gguf)
-  const numExperts = keys.count("expert_count") ?? 0
+  const numExperts = traits.moe
+    ? keys.size("expert_count", 65_536)
+    : (keys.count("expert_count") ?? 0)
   if (numExperts > 0 && !traits.moe) {
     throw new FormatError(
       path,

@@ -219,7 +219,7 @@ export function configFromJson(file: string, json: unknown, eos?: readonly numbe
     )
   }
   const traits = TRAITS[modelType]
-  const aliased = { num_experts: text["num_local_experts"], ...withoutUndefined(text) }
+  const aliased = { ...text, num_experts: text["num_experts"] ?? text["num_local_experts"] }
   const c = parsed(file, "", { ...traits.defaults, ...withoutUndefined(aliased) }, HfConfig)
   const { hidden_size, num_attention_heads: heads } = c
   const head_dim = c.head_dim ?? defaultHeadDim(file, hidden_size, heads)
@@ -258,7 +258,7 @@ export function configFromJson(file: string, json: unknown, eos?: readonly numbe
     sliding_window: slides ? (window ?? c.sliding_window ?? undefined) : undefined,
     layer_types,
     ...ropes(file, c, traits, head_dim),
-    ...experts(c, traits),
+    ...experts(file, c, traits),
     bos_token_id: c.bos_token_id ?? undefined,
     eos_token_id: eos ?? list(c.eos_token_id),
   })
@@ -379,6 +379,7 @@ function ropeType(file: string, key: string, rope: Rope | undefined): RopeType {
 }
 
 function experts(
+  file: string,
   c: HfConfig,
   traits: Traits,
 ): Pick<
@@ -390,10 +391,17 @@ function experts(
   | "decoder_sparse_step"
   | "mlp_only_layers"
 > {
+  const needed = (key: "num_experts" | "num_experts_per_tok" | "moe_intermediate_size"): number => {
+    const value = c[key]
+    if (!traits.moe) return 0
+    if (typeof value !== "number")
+      throw new FormatError(file, `${key}: ${shown(value)}, expected a number`)
+    return value
+  }
   return {
-    num_experts: traits.moe ? (c.num_experts ?? 0) : 0,
-    num_experts_per_tok: traits.moe ? (c.num_experts_per_tok ?? 0) : 0,
-    moe_intermediate_size: traits.moe ? (c.moe_intermediate_size ?? 0) : 0,
+    num_experts: needed("num_experts"),
+    num_experts_per_tok: needed("num_experts_per_tok"),
+    moe_intermediate_size: needed("moe_intermediate_size"),
     norm_topk_prob: c.norm_topk_prob ?? false,
     decoder_sparse_step: c.decoder_sparse_step ?? 1,
     mlp_only_layers: c.mlp_only_layers ?? [],

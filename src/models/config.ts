@@ -136,7 +136,6 @@ export function checkedConfig(file: string, config: ModelConfig): ModelConfig {
     const { num_experts: experts, num_experts_per_tok: used } = config
     if (used < 1 || used > experts)
       fail(`num_experts_per_tok: ${used}, expected 1 to num_experts ${experts}`)
-    if (config.moe_intermediate_size < 1) fail("moe_intermediate_size: missing")
   }
   return Object.freeze(config)
 }

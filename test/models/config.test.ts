@@ -371,6 +371,7 @@ describe("config.json", () => {
       { quantization_config: { quant_method: "fp8" } },
       'quantization_config: {"quant_method":"fp8"}',
     ],
+    [{ model_type: "qwen3_moe", num_experts: null }, "num_experts: null, expected a number"],
     [{ eos_token_id: -1 }, "eos_token_id: -1 ("],
     [{ model_type: "gemma3" }, "text_config: missing ("],
   ])("refuses %j", (change, message) => {
@@ -629,6 +630,20 @@ describe("GGUF metadata", () => {
     [{ "tokenizer.ggml.eos_token_id": "x" }, "tokenizer.ggml.eos_token_id: x, expected a token id"],
   ])("refuses %j", (change: Record<string, FixtureValue | undefined>, message) => {
     expect(failure(() => configFromGguf(gguf("llama", change)))).toContain(message)
+  })
+
+  test("a mixture of experts must say how many", () => {
+    expect(failure(() => configFromGguf(gguf("qwen3moe")))).toBe(
+      "m.gguf: qwen3moe.expert_count: missing",
+    )
+    const none = { expert_count: 4, expert_used_count: 2 }
+    expect(failure(() => configFromGguf(gguf("qwen3moe", none)))).toContain(
+      "expert_feed_forward_length: missing",
+    )
+    const most = { ...none, expert_used_count: 5, expert_feed_forward_length: 32 }
+    expect(failure(() => configFromGguf(gguf("qwen3moe", most)))).toContain(
+      "num_experts_per_tok: 5",
+    )
   })
 
   test("refuses tensors that cannot be factors, and a file without embedding", () => {
