@@ -219,7 +219,9 @@ export function configFromJson(file: string, json: unknown, eos?: readonly numbe
     )
   }
   const traits = TRAITS[modelType]
-  const aliased = { ...text, num_experts: text["num_experts"] ?? text["num_local_experts"] }
+  const local = text["num_local_experts"] ?? undefined
+  const aliased =
+    local === undefined ? text : { ...text, num_experts: text["num_experts"] ?? local }
   const c = parsed(file, "", { ...traits.defaults, ...withoutUndefined(aliased) }, HfConfig)
   const { hidden_size, num_attention_heads: heads } = c
   const head_dim = c.head_dim ?? defaultHeadDim(file, hidden_size, heads)
