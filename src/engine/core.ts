@@ -1,0 +1,166 @@
+import { KtError } from "../errors.ts"
+import type { BlockManager } from "../kvcache/block-manager.ts"
+import type { EngineStats, FinishReason, GenerateParams, TokenEvent } from "../worker/protocol.ts"
+import { checkParams, checkTokens } from "./params.ts"
+import { type Batch, type Scheduler, wantsToken } from "./scheduler.ts"
+import { type RopeKey, Sequence } from "./sequence.ts"
+
+export interface TokenLogprobs {
+  readonly logprob: number
+  readonly top: readonly (readonly [token: number, logprob: number])[]
+}
+
+/** What a step gave: entry i belongs to batch.seqs[i]. Valid until the next step. */
+export interface StepOutput {
+  /** The next token of sequences for which wantsToken() held; other entries are void. */
+  readonly tokens: Int32Array
+  readonly logprobs: readonly (TokenLogprobs | undefined)[]
+}
+
+/** Computes a step: the model and the sampler, or a test's replacement for both. */
+export interface StepRunner {
+  run(batch: Batch): StepOutput
+}
+
+/** Requests in, token events out: the loop that joins scheduler, KV pages and model. */
+export class EngineCore {
+  readonly #runner: StepRunner
+  readonly #scheduler: Scheduler
+  readonly #blocks: BlockManager
+  readonly #vocabSize: number
+  readonly #ropeKey: RopeKey | undefined
+  /** Events that wait for the next step(): ends of sequences that ended between steps. */
+  #pending: TokenEvent[] = []
+  #promptTokens = 0
+  #cachedTokens = 0
+  #generatedTokens = 0
+  #steps = 0
+  #stepSeconds = 0
+
+  constructor(
+    runner: StepRunner,
+    scheduler: Scheduler,
+    blocks: BlockManager,
+    model: { vocabSize: number; ropeKey?: RopeKey | undefined },
+  ) {
+    this.#runner = runner
+    this.#scheduler = scheduler
+    this.#blocks = blocks
+    this.#vocabSize = model.vocabSize
+    this.#ropeKey = model.ropeKey
+  }
+
+  get hasWork(): boolean {
+    return (
+      this.#scheduler.numRunning > 0 || this.#scheduler.numWaiting > 0 || this.#pending.length > 0
+    )
+  }
+
+  /** Queues a sequence. @throws ConfigError when it is empty, can never fit, or a parameter is out of range */
+  add(id: number, ids: Int32Array, params: GenerateParams): void {
+    checkParams(params, this.#vocabSize)
+    checkTokens(ids, this.#vocabSize)
+    this.#scheduler.add(new Sequence(id, ids, params, { ropeKey: this.#ropeKey }))
+  }
+
+  /** Ends a sequence now: it takes part in no further step. Its last event comes with the next step(). */
+  abort(id: number): void {
+    if (this.#scheduler.remove(id)) this.#pending.push({ id, token: -1, finish: "abort" })
+  }
+
+  abortAll(): void {
+    for (const id of this.#scheduler.ids()) this.abort(id)
+  }
+
+  /**
+   * Computes one step and returns what came of it, at most one event per sequence. When the step fails, the sequences
+   * that took part in it end with an error; the others go on.
+   */
+  step(): TokenEvent[] {
+    const events = this.#pending
+    this.#pending = []
+    const start = performance.now()
+    const batch = this.#scheduler.schedule()
+    if (batch.seqs.length === 0) {
+      if (this.#scheduler.numRunning + this.#scheduler.numWaiting > 0)
+        throw new KtError("the scheduler found nothing to compute although sequences wait")
+      return events
+    }
+    for (const seq of batch.seqs) seq.startedAt ??= start
+    try {
+      this.#finishStep(batch, this.#runner.run(batch), events)
+    } catch (error) {
+      const message = error instanceof Error ? error.message : String(error)
+      for (const { id } of batch.seqs) {
+        if (this.#scheduler.remove(id))
+          events.push({ id, token: -1, finish: "error", error: message })
+      }
+    }
+    this.#steps++
+    this.#stepSeconds += (performance.now() - start) / 1000
+    return events
+  }
+
+  stats(): EngineStats {
+    return {
+      waiting: this.#scheduler.numWaiting,
+      running: this.#scheduler.numRunning,
+      kvPagesTotal: this.#blocks.pages,
+      kvPagesFree: this.#blocks.numFree,
+      prefixCachePages: this.#blocks.prefixCache?.size ?? 0,
+      promptTokensTotal: this.#promptTokens,
+      cachedTokensTotal: this.#cachedTokens,
+      generatedTokensTotal: this.#generatedTokens,
+      stepsTotal: this.#steps,
+      preemptionsTotal: this.#scheduler.numPreemptions,
+      stepSecondsTotal: this.#stepSeconds,
+      residentBytes: process.memoryUsage.rss(),
+    }
+  }
+
+  #finishStep(batch: Batch, output: StepOutput, events: TokenEvent[]): void {
+    const { seqs } = batch
+    const ended = performance.now()
+    // before commit, which moves numComputed
+    const wanted = seqs.map(wantsToken)
+    this.#scheduler.commit(batch)
+    for (let i = 0; i < seqs.length; i++) {
+      if (wanted[i]) events.push(this.#accept(seqs[i] as Sequence, i, output, ended))
+    }
+  }
+
+  #accept(seq: Sequence, index: number, output: StepOutput, now: number): TokenEvent {
+    const token = output.tokens[index] as number
+    const logprobs = output.logprobs[index]
+    seq.append(token)
+    this.#generatedTokens++
+    const finish = this.#finishReason(seq, token)
+    if (finish !== undefined) this.#scheduler.remove(seq.id)
+    return {
+      id: seq.id,
+      token,
+      ...(logprobs === undefined ? {} : { logprob: logprobs.logprob, topLogprobs: logprobs.top }),
+      ...(finish === undefined ? {} : { finish }),
+      ...(seq.numGenerated > 1 ? {} : { first: this.#firstOf(seq, now) }),
+    }
+  }
+
+  #firstOf(seq: Sequence, now: number): NonNullable<TokenEvent["first"]> {
+    this.#promptTokens += seq.promptLength
+    this.#cachedTokens += seq.numCached
+    const started = seq.startedAt ?? now
+    return {
+      promptTokens: seq.promptLength,
+      cachedTokens: seq.numCached,
+      queueMs: started - seq.arrivedAt,
+      prefillMs: now - started,
+    }
+  }
+
+  #finishReason(seq: Sequence, token: number): FinishReason | undefined {
+    const { params } = seq
+    if (params.ignoreEos !== true && params.stopTokens.includes(token)) return "stop"
+    if (seq.numGenerated >= params.maxTokens) return "length"
+    return seq.length >= this.#scheduler.maxLength ? "length" : undefined
+  }
+}

@@ -1,0 +1,214 @@
+import { ConfigError, KtError } from "../errors.ts"
+import type { BlockManager } from "../kvcache/block-manager.ts"
+import type { Sequence } from "./sequence.ts"
+
+export interface SchedulerOptions {
+  /** Sequences that run at once. */
+  readonly maxBatchSize: number
+  /** New tokens per step. */
+  readonly maxBatchTokens: number
+  /** Prompt and output together. */
+  readonly contextLength: number
+}
+
+/** The work of one step: sequences with numScheduled new tokens each; single tokens first. Reused step after step. */
+export interface Batch {
+  readonly seqs: Sequence[]
+  numTokens: number
+}
+
+/** Whether the step computes the last known token, so that its logits give the next one. */
+export function wantsToken(seq: Sequence): boolean {
+  return seq.numComputed + seq.numScheduled === seq.length
+}
+
+/**
+ * Decides what each step computes. First come, first served: running sequences are kept in order of arrival, waiting
+ * ones too, and only the head of the queue may start. A step holds one token of every sequence that generates and fills
+ * the rest of the token budget with chunks of prompts, oldest first.
+ *
+ * A sequence starts when pages for all its known tokens are free and one more for each running sequence would remain;
+ * if generation later runs out of pages, the youngest running sequence gives its pages back and waits at the head of the
+ * queue, to be computed again with what it generated as part of its prompt.
+ */
+export class Scheduler {
+  readonly #options: SchedulerOptions
+  readonly #blocks: BlockManager
+  readonly #maxRunning: number
+  readonly #waiting: Sequence[] = []
+  readonly #running: Sequence[] = []
+  readonly #byId = new Map<number, Sequence>()
+  readonly #batch: Batch = { seqs: [], numTokens: 0 }
+  numPreemptions = 0
+
+  constructor(options: SchedulerOptions, blocks: BlockManager) {
+    this.#options = options
+    this.#blocks = blocks
+    // every running sequence gets a token in every step, so that none starves
+    this.#maxRunning = Math.min(options.maxBatchSize, options.maxBatchTokens)
+  }
+
+  get numWaiting(): number {
+    return this.#waiting.length
+  }
+
+  get numRunning(): number {
+    return this.#running.length
+  }
+
+  /** Tokens of prompt and output that one sequence can have: the context, or what all pages hold. */
+  get maxLength(): number {
+    return Math.min(this.#options.contextLength, this.#blocks.pages * this.#blocks.pageSize)
+  }
+
+  get(id: number): Sequence | undefined {
+    return this.#byId.get(id)
+  }
+
+  /** Queues a sequence. @throws ConfigError when it is empty or can never fit, KtError when its id is in use */
+  add(seq: Sequence): void {
+    if (this.#byId.has(seq.id)) throw new KtError(`sequence ${seq.id} exists already`)
+    if (seq.length === 0) throw new ConfigError("the prompt is empty")
+    if (seq.length >= this.maxLength) {
+      const { contextLength } = this.#options
+      const limit =
+        this.maxLength < contextLength
+          ? `${this.maxLength} tokens that the KV cache holds`
+          : `context of ${contextLength}`
+      throw new ConfigError(
+        `a prompt of ${seq.length} tokens leaves no room for an answer in the ${limit}`,
+      )
+    }
+    this.#byId.set(seq.id, seq)
+    this.#waiting.push(seq)
+  }
+
+  /** What the next step computes; an empty batch when there is nothing to do. Valid until the next call. */
+  schedule(): Batch {
+    const batch = this.#batch
+    batch.seqs.length = 0
+    batch.numTokens = 0
+    const preemptions = this.numPreemptions
+    for (let i = 0; i < this.#running.length; i++) {
+      const seq = this.#running[i] as Sequence
+      if (seq.numRemaining === 1 && this.#reserve(seq)) this.#take(seq, 1)
+    }
+    for (let i = 0; i < this.#running.length; i++) {
+      const seq = this.#running[i] as Sequence
+      if (seq.numRemaining > 1) this.#take(seq, seq.numRemaining)
+    }
+    if (preemptions === this.numPreemptions) this.#admit()
+    return batch
+  }
+
+  /** The step succeeded: its tokens are in the cache, and full pages can be shared. */
+  commit(batch: Batch): void {
+    for (const seq of batch.seqs) {
+      seq.numComputed += seq.numScheduled
+      seq.numScheduled = 0
+      this.#publish(seq)
+    }
+  }
+
+  /** Ends a sequence, whatever its state; its pages are free at once. False when there is none with this id. */
+  remove(id: number): boolean {
+    const seq = this.#byId.get(id)
+    if (seq === undefined) return false
+    this.#byId.delete(id)
+    const queue = seq.state === "running" ? this.#running : this.#waiting
+    queue.splice(queue.indexOf(seq), 1)
+    this.#releasePages(seq)
+    seq.state = "finished"
+    return true
+  }
+
+  /** Ids of all sequences, running ones first. */
+  ids(): number[] {
+    return [...this.#running, ...this.#waiting].map((seq) => seq.id)
+  }
+
+  #take(seq: Sequence, wanted: number): void {
+    const count = Math.min(wanted, this.#options.maxBatchTokens - this.#batch.numTokens)
+    if (count === 0) return
+    seq.numScheduled = count
+    this.#batch.seqs.push(seq)
+    this.#batch.numTokens += count
+  }
+
+  /** Starts waiting sequences while pages, places and tokens of the step last. */
+  #admit(): void {
+    const blocks = this.#blocks
+    while (this.#waiting.length > 0 && this.#running.length < this.#maxRunning) {
+      if (this.#batch.numTokens === this.#options.maxBatchTokens) return
+      const seq = this.#waiting[0] as Sequence
+      // the last token is always computed: its logits are what the sequence needs
+      const shareable = Math.floor((seq.length - 1) / blocks.pageSize)
+      const hits = blocks.match(seq.tokens, seq.ropeKeys, shareable)
+      const fresh = blocks.pagesFor(seq.length) - hits.length
+      const spare = this.#running.length
+      if (spare > 0 && fresh + blocks.countIdle(hits) + spare > blocks.numFree) return
+      this.#waiting.shift()
+      for (const block of hits) seq.pages.push(blocks.acquire(block))
+      for (let i = 0; i < fresh; i++) seq.pages.push(blocks.allocate())
+      seq.numComputed = hits.length * blocks.pageSize
+      seq.numCached = Math.min(seq.numComputed, seq.promptLength)
+      seq.numPublished = hits.length
+      seq.lastBlock = hits.at(-1)
+      seq.chainOpen = blocks.prefixCache !== undefined
+      seq.state = "running"
+      seq.epoch++
+      this.#running.push(seq)
+      this.#take(seq, seq.numRemaining)
+    }
+  }
+
+  /** A page for the next token. False when the sequence itself had to give way. */
+  #reserve(seq: Sequence): boolean {
+    if (seq.pages.length * this.#blocks.pageSize >= seq.length) return true
+    while (this.#blocks.numFree === 0) {
+      const youngest = this.#running.at(-1) as Sequence
+      this.#preempt(youngest)
+      if (youngest === seq) return false
+    }
+    seq.pages.push(this.#blocks.allocate())
+    return true
+  }
+
+  #preempt(seq: Sequence): void {
+    this.#running.pop()
+    if (seq.numScheduled > 0) {
+      this.#batch.seqs.splice(this.#batch.seqs.indexOf(seq), 1)
+      this.#batch.numTokens -= seq.numScheduled
+    }
+    this.#releasePages(seq)
+    seq.state = "waiting"
+    this.#waiting.unshift(seq)
+    this.numPreemptions++
+  }
+
+  #releasePages(seq: Sequence): void {
+    for (let page = seq.pages.pop(); page !== undefined; page = seq.pages.pop())
+      this.#blocks.release(page)
+    seq.numComputed = 0
+    seq.numScheduled = 0
+    seq.numPublished = 0
+    seq.lastBlock = undefined
+  }
+
+  #publish(seq: Sequence): void {
+    const { pageSize } = this.#blocks
+    while (seq.chainOpen && (seq.numPublished + 1) * pageSize <= seq.numComputed) {
+      const start = seq.numPublished * pageSize
+      const end = start + pageSize
+      const block = this.#blocks.publish(
+        seq.lastBlock,
+        seq.tokens.subarray(start, end),
+        seq.ropeKeys?.subarray(start, end),
+        seq.pages[seq.numPublished] as number,
+      )
+      seq.numPublished++
+      seq.lastBlock = block
+      seq.chainOpen = block !== undefined
+    }
+  }
+}

@@ -1,0 +1,107 @@
+import type { CachedBlock } from "../kvcache/prefix-cache.ts"
+import type { GenerateParams } from "../worker/protocol.ts"
+
+/** Maps the length a token is rotated for to the choice it makes; equal choices give equal K. */
+export type RopeKey = (length: number) => number
+
+export type SequenceState = "waiting" | "running" | "finished"
+
+/** One request: its tokens, how many of them are in the cache, and where. */
+export class Sequence {
+  readonly id: number
+  readonly params: GenerateParams
+  readonly seed: number
+  readonly promptLength: number
+  state: SequenceState = "waiting"
+  /** Tokens known: the prompt, then what was generated. */
+  length: number
+  /** Tokens whose K and V are in the cache. */
+  numComputed = 0
+  /** Tokens that the current step computes. */
+  numScheduled = 0
+  /** Page of tokens 0 .. pageSize-1, and so on. */
+  readonly pages: number[] = []
+  /** Counts admissions: what was written for an earlier one (block tables) is void. */
+  epoch = 0
+  /** Pages offered to the prefix cache, the block of the last one, and whether more can be chained to it. */
+  numPublished = 0
+  lastBlock: CachedBlock | undefined
+  chainOpen = true
+  /** Of the prompt, tokens found in the prefix cache when the sequence last began. */
+  numCached = 0
+  readonly arrivedAt: number
+  /** When the first step began that computed tokens of it; undefined before. */
+  startedAt: number | undefined
+  #tokens: Int32Array
+  #ropeKeys: Int32Array | undefined
+  readonly #ropeKey: RopeKey | undefined
+
+  constructor(
+    id: number,
+    prompt: Int32Array,
+    params: GenerateParams,
+    options: { ropeKey?: RopeKey | undefined; now?: number } = {},
+  ) {
+    this.id = id
+    this.params = params
+    this.seed = params.seed ?? randomSeed()
+    this.promptLength = prompt.length
+    this.length = prompt.length
+    this.arrivedAt = options.now ?? performance.now()
+    this.#tokens = new Int32Array(prompt.length + 64)
+    this.#tokens.set(prompt)
+    this.#ropeKey = options.ropeKey
+    if (options.ropeKey !== undefined) {
+      this.#ropeKeys = new Int32Array(this.#tokens.length)
+      this.#ropeKeys.fill(options.ropeKey(prompt.length), 0, prompt.length)
+    }
+  }
+
+  /** The tokens' buffer; entries from `length` on are void. Do not keep it: append() may replace it. */
+  get tokens(): Int32Array {
+    return this.#tokens
+  }
+
+  /** The rope choice per token, parallel to `tokens`; undefined where the model's rope does not depend on length. */
+  get ropeKeys(): Int32Array | undefined {
+    return this.#ropeKeys
+  }
+
+  get numRemaining(): number {
+    return this.length - this.numComputed
+  }
+
+  get numGenerated(): number {
+    return this.length - this.promptLength
+  }
+
+  /**
+   * The length that chooses length-dependent rope for the token at `position`: the whole prompt's for its tokens, then
+   * each new position's own. It does not change when a sequence is computed again after preemption.
+   */
+  ropeLength(position: number): number {
+    return position < this.promptLength ? this.promptLength : position + 1
+  }
+
+  append(token: number): void {
+    if (this.length === this.#tokens.length) {
+      this.#tokens = grown(this.#tokens)
+      if (this.#ropeKeys !== undefined) this.#ropeKeys = grown(this.#ropeKeys)
+    }
+    if (this.#ropeKeys !== undefined && this.#ropeKey !== undefined)
+      this.#ropeKeys[this.length] = this.#ropeKey(this.ropeLength(this.length))
+    this.#tokens[this.length++] = token
+  }
+}
+
+function grown(array: Int32Array): Int32Array {
+  const out = new Int32Array(array.length * 2)
+  out.set(array)
+  return out
+}
+
+/** 53 random bits. */
+function randomSeed(): number {
+  const words = crypto.getRandomValues(new Uint32Array(2))
+  return (words[0] as number) * 2097152 + ((words[1] as number) >>> 11)
+}

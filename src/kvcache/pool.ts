@@ -1,0 +1,73 @@
+import { KtError } from "../errors.ts"
+import type { LayerKVCache } from "../nn/forward-batch.ts"
+import { type DTypeInfo, rowBytes } from "../tensor/dtype.ts"
+import { Tensor } from "../tensor/tensor.ts"
+
+/** What one layer stores per token. */
+export interface KVLayerSpec {
+  readonly kvHeads: number
+  readonly kDim: number
+  readonly vDim: number
+}
+
+/** Slot numbers (page * page_size + offset) are i32. */
+const MAX_SLOTS = 2 ** 31 - 1
+
+/** Bytes of one page over all layers, K and V together. */
+export function kvBytesPerPage(
+  layers: readonly KVLayerSpec[],
+  pageSize: number,
+  dtype: DTypeInfo,
+): number {
+  let bytes = 0
+  for (const { kvHeads, kDim, vDim } of layers)
+    bytes += kvHeads * pageSize * (rowBytes(dtype, kDim) + rowBytes(dtype, vDim))
+  return bytes
+}
+
+/**
+ * The K and V pages of every layer. Address space is taken at once; the system gives memory to a page when it is first
+ * written, so an unused cache costs next to nothing.
+ */
+export class KVPool {
+  readonly layers: readonly LayerKVCache[]
+  readonly pages: number
+  readonly pageSize: number
+  readonly dtype: DTypeInfo
+  readonly bytes: number
+
+  /** @throws NativeError when the address space cannot be had */
+  constructor(
+    backend: Tensor["backend"],
+    layers: readonly KVLayerSpec[],
+    options: { pages: number; pageSize: number; dtype: DTypeInfo },
+  ) {
+    const { pages, pageSize, dtype } = options
+    if (pages * pageSize > MAX_SLOTS)
+      throw new KtError(`a KV cache of ${pages * pageSize} tokens exceeds ${MAX_SLOTS}`)
+    this.pages = pages
+    this.pageSize = pageSize
+    this.dtype = dtype
+    this.bytes = pages * kvBytesPerPage(layers, pageSize, dtype)
+    const made: LayerKVCache[] = []
+    this.layers = made
+    try {
+      for (const { kvHeads, kDim, vDim } of layers) {
+        const k = Tensor.allocate(backend, dtype, [pages, kvHeads, pageSize, kDim])
+        made.push({ k, v: k })
+        const v = Tensor.allocate(backend, dtype, [pages, kvHeads, pageSize, vDim])
+        made[made.length - 1] = { k, v }
+      }
+    } catch (error) {
+      this[Symbol.dispose]()
+      throw error
+    }
+  }
+
+  [Symbol.dispose](): void {
+    for (const { k, v } of this.layers) {
+      k[Symbol.dispose]()
+      v[Symbol.dispose]()
+    }
+  }
+}

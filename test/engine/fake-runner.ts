@@ -1,0 +1,164 @@
+import { EngineCore, type StepOutput, type StepRunner } from "../../src/engine/core.ts"
+import { type Batch, Scheduler, wantsToken } from "../../src/engine/scheduler.ts"
+import type { RopeKey } from "../../src/engine/sequence.ts"
+import { BlockManager } from "../../src/kvcache/block-manager.ts"
+import type { BlockHash } from "../../src/kvcache/prefix-cache.ts"
+import type { GenerateParams, TokenEvent } from "../../src/worker/protocol.ts"
+
+export const VOCAB = 50
+export const GREEDY: GenerateParams = {
+  temperature: 0,
+  topK: 0,
+  topP: 1,
+  minP: 0,
+  repetitionPenalty: 1,
+  presencePenalty: 0,
+  frequencyPenalty: 0,
+  maxTokens: 16,
+  stopTokens: [],
+}
+
+/** The next token of a "model" that looks at every token before it and at how each was rotated. */
+function nextToken(entries: Iterable<number>): number {
+  let state = 17
+  for (const entry of entries) state = (Math.imul(state, 31) + entry * 7 + 3) >>> 0
+  return (state >>> 7) % VOCAB
+}
+
+/** What the model generates for a prompt, computed without pages, batches or chunks. */
+export function expected(
+  prompt: readonly number[],
+  params: GenerateParams,
+  maxLength: number,
+  ropeKey?: RopeKey,
+): number[] {
+  const entry = (token: number, length: number): number =>
+    token + 1 + 1000 * (ropeKey?.(length) ?? 0)
+  const entries = prompt.map((token) => entry(token, prompt.length))
+  const out: number[] = []
+  while (out.length < params.maxTokens && prompt.length + out.length < maxLength) {
+    const token = nextToken(entries)
+    out.push(token)
+    if (params.stopTokens.includes(token)) break
+    entries.push(entry(token, prompt.length + out.length))
+  }
+  return out
+}
+
+/** A model that keeps its "keys" in the pages it is told, and reads them back through the page tables. */
+export class FakeRunner implements StepRunner {
+  readonly #slots: Int32Array
+  readonly #pageSize: number
+  readonly #ropeKey: RopeKey | undefined
+  readonly #blocks: BlockManager
+  readonly #tokens = new Int32Array(1024)
+  readonly maxTokens: number
+  readonly maxSeqs: number
+  failNext = false
+  steps = 0
+  computed = 0
+
+  constructor(
+    blocks: BlockManager,
+    limits: { maxTokens: number; maxSeqs: number },
+    ropeKey?: RopeKey,
+  ) {
+    this.#blocks = blocks
+    this.#pageSize = blocks.pageSize
+    this.#slots = new Int32Array(blocks.pages * blocks.pageSize).fill(-1)
+    this.#ropeKey = ropeKey
+    this.maxTokens = limits.maxTokens
+    this.maxSeqs = limits.maxSeqs
+  }
+
+  run(batch: Batch): StepOutput {
+    this.steps++
+    if (this.failNext) {
+      this.failNext = false
+      throw new Error("the step failed")
+    }
+    const total = batch.seqs.reduce((sum, seq) => sum + seq.numScheduled, 0)
+    if (total !== batch.numTokens || total > this.maxTokens || batch.seqs.length > this.maxSeqs)
+      throw new Error(`a step of ${total} tokens, ${batch.numTokens} said`)
+    for (const seq of batch.seqs) {
+      if (seq.numScheduled < 1 || seq.numScheduled > seq.numRemaining)
+        throw new Error(`${seq.numScheduled} tokens of ${seq.numRemaining}`)
+      for (let p = seq.numComputed; p < seq.numComputed + seq.numScheduled; p++) {
+        const page = seq.pages[Math.floor(p / this.#pageSize)]
+        if (page === undefined || this.#blocks.refCount(page) !== 1)
+          throw new Error(`token ${p} goes into page ${page}, which is shared or absent`)
+        this.#slots[page * this.#pageSize + (p % this.#pageSize)] =
+          (seq.tokens[p] as number) + 1 + 1000 * (this.#ropeKey?.(seq.ropeLength(p)) ?? 0)
+      }
+      this.computed += seq.numScheduled
+    }
+    for (const [i, seq] of batch.seqs.entries()) {
+      if (!wantsToken(seq)) continue
+      const keys: number[] = []
+      for (let p = 0; p < seq.length; p++) {
+        const page = seq.pages[Math.floor(p / this.#pageSize)] as number
+        keys.push(this.#slots[page * this.#pageSize + (p % this.#pageSize)] as number)
+      }
+      this.#tokens[i] = nextToken(keys)
+    }
+    return { tokens: this.#tokens, logprobs: [] }
+  }
+}
+
+export interface FakeOptions {
+  readonly pages: number
+  readonly pageSize: number
+  readonly maxBatchSize: number
+  readonly maxBatchTokens: number
+  readonly contextLength: number
+  readonly prefixCache: boolean
+  readonly ropeKey?: RopeKey | undefined
+  readonly hash?: BlockHash | undefined
+}
+
+export interface FakeEngine {
+  readonly core: EngineCore
+  readonly blocks: BlockManager
+  readonly scheduler: Scheduler
+  readonly runner: FakeRunner
+}
+
+export function fakeEngine(options: FakeOptions): FakeEngine {
+  const { ropeKey } = options
+  const blocks = new BlockManager(options)
+  const scheduler = new Scheduler(options, blocks)
+  const limits = { maxTokens: options.maxBatchTokens, maxSeqs: options.maxBatchSize }
+  const runner = new FakeRunner(blocks, limits, ropeKey)
+  return {
+    core: new EngineCore(runner, scheduler, blocks, { vocabSize: VOCAB, ropeKey }),
+    blocks,
+    scheduler,
+    runner,
+  }
+}
+
+/** Steps until nothing is left; the tokens of each sequence and how it ended. */
+export function drain(
+  core: EngineCore,
+  into = new Map<number, { tokens: number[]; finish?: string }>(),
+  limit = 20_000,
+): Map<number, { tokens: number[]; finish?: string }> {
+  for (let i = 0; core.hasWork; i++) {
+    if (i > limit) throw new Error(`${limit} steps were not enough`)
+    collect(core.step(), into)
+  }
+  return into
+}
+
+export function collect(
+  events: readonly TokenEvent[],
+  into: Map<number, { tokens: number[]; finish?: string }>,
+): void {
+  for (const event of events) {
+    let entry = into.get(event.id)
+    if (entry === undefined) into.set(event.id, (entry = { tokens: [] }))
+    if (entry.finish !== undefined) throw new Error(`an event after the end of ${event.id}`)
+    if (event.token >= 0) entry.tokens.push(event.token)
+    if (event.finish !== undefined) entry.finish = event.finish
+  }
+}
