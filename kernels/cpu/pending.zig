@@ -8,11 +8,8 @@ fn unsupported() callconv(.c) c.kt_status_t {
 
 comptime {
     for ([_][]const u8{
-        "kt_packed_bytes",
-        "kt_pack_weight",
         "kt_add",
         "kt_act_mul",
-        "kt_linear",
         "kt_rope_table",
         "kt_rope",
         "kt_store_kv",
@@ -20,9 +17,7 @@ comptime {
         "kt_topk_softmax",
         "kt_fused_experts",
         "kt_qkv_rope_store",
-        "kt_linear_residual",
         "kt_gate_up_act",
-        "kt_norm_linear",
         "kt_argmax",
         "kt_sample",
         "kt_logprobs",

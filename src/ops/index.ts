@@ -1,4 +1,5 @@
 /** The op vocabulary of the engine. */
+export { ACTIVATIONS, type Activation, gateUpAct, linear, linearResidual, normLinear, packWeight } from "./linear.ts"
 export { addRmsNorm, rmsNorm } from "./rms-norm.ts"
 export { cast, copy, dequantize } from "./elementwise.ts"
 export { embedding } from "./embedding.ts"

@@ -28,7 +28,6 @@ export interface AddedTokenJson {
 export interface DecoderJson {
   readonly type: string
   readonly decoders?: readonly DecoderJson[]
-  readonly [key: string]: unknown
 }
 
 export interface ModelJson {
@@ -94,7 +93,7 @@ export function tokenizerJsonFromGguf(metadata: GgufMetadata, file: string): Tok
         }),
       ),
     },
-    decoder: { type: "ByteLevel", add_prefix_space: true, trim_offsets: true, use_regex: true },
+    decoder: { type: "ByteLevel" },
     model: {
       type: "BPE",
       unk_token: null,

@@ -4,7 +4,33 @@
 #define KT_ISA_TABLE_H
 #include "kt.h"
 
+/* One matrix product, or a thread's share of it: out[t][r] = w[r] . x[t] (+ bias[r]) (+ out[t][r]). */
+typedef struct kt_matmul {
+  const void *w;
+  int64_t row_stride, rows, cols;
+  uint32_t dtype, packed;
+  const void *acts; /* int8 tiles (act.inc), or NULL: float activations */
+  int64_t tile_bytes;
+  int32_t tile_tokens; /* 1, 2, 4 or 8 */
+  int32_t accumulate;
+  const float *x; /* without acts: rows of x_stride floats */
+  int64_t x_stride;
+  const float *bias;
+  float *out;
+  int64_t out_stride; /* floats */
+} kt_matmul_t;
+
 typedef struct kt_isa_table {
+  /* act.inc, packed.inc, linear.inc */
+  int32_t row_block; /* rows that a packed weight keeps together; ranges of rows start at multiples of it */
+  int32_t act_token_bytes; /* of one token and 32 columns in a tile */
+  void (*quantize_row)(const float *x, int64_t n, void *tile, int32_t tokens, int32_t slot);
+  void (*copy_act)(const void *source, int32_t source_tokens, int32_t from, void *tile, int32_t tokens, int32_t to, int64_t n);
+  int64_t (*packed_bytes)(uint32_t dtype, int64_t rows, int64_t n);
+  void (*pack_rows)(uint32_t dtype, const char *rows, int64_t row_stride, int count, int64_t n, uint8_t *out);
+  int64_t (*matmul_scratch)(int64_t cols);
+  /* token0 is a multiple of tile_tokens, row0 of row_block; scratch has matmul_scratch(cols) bytes */
+  void (*matmul)(const kt_matmul_t *job, int64_t row0, int64_t row1, int64_t token0, int64_t token1, void *scratch);
   /* rms_norm.inc */
   void (*rms_norm_row)(const float *x, const float *weight, float eps, float offset, float *out, int64_t n);
   void (*add_row)(const float *a, const float *b, float *out, int64_t n);

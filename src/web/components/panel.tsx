@@ -1,5 +1,5 @@
 import type { ComponentChildren, JSX } from "preact"
-import { useLayoutEffect, useRef } from "preact/hooks"
+import { useEffect, useRef } from "preact/hooks"
 
 import { openPanel } from "../state.ts"
 import { IconButton } from "./icon-button.tsx"
@@ -13,24 +13,17 @@ interface Props {
 /** A modal dialog; the browser keeps the focus inside, closes it on Escape and gives the focus back. */
 export function Panel({ title, class: extra, children }: Props): JSX.Element {
   const dialog = useRef<HTMLDialogElement>(null)
-  // The close event comes later, when another panel may be open already.
-  const isGone = useRef(false)
-  useLayoutEffect(() => {
+  useEffect(() => {
     const element = dialog.current
     element?.showModal()
-    return () => {
-      isGone.current = true
-      element?.close()
-    }
+    return () => element?.close()
   }, [])
   return (
     <dialog
       ref={dialog}
       class={`panel ${extra}`}
       aria-labelledby="panel-title"
-      onClose={() => {
-        if (!isGone.current) openPanel.value = "none"
-      }}
+      onClose={() => (openPanel.value = "none")}
       onClick={(event) => {
         // The dialog itself is hit only outside its content: on the backdrop.
         if (event.target === event.currentTarget) openPanel.value = "none"

@@ -1,0 +1,271 @@
+//! What every op with a matrix product shares: activations normalised and quantised once, rows of several weights as one
+//! list of tasks. The order inside a region is prepare() (phase 0), then tasks claimed from phase 1 on.
+const std = @import("std");
+const core = @import("core");
+const ctx_mod = @import("ctx.zig");
+const check = @import("check.zig");
+const Member = @import("pool.zig").Member;
+const c = core.c;
+const status = core.status;
+const isa = ctx_mod.isa;
+
+/// Up to this many tokens every thread prepares its own copy: cheaper than waiting for each other.
+const max_private_tokens = 2;
+/// Work between two claims in generation: enough to hide the claim, little enough to balance.
+const bytes_per_task = 16 << 10;
+const alignment = 64;
+
+fn aligned(bytes: usize) usize {
+    return std.mem.alignForward(usize, bytes, alignment);
+}
+
+pub const Norm = struct { weight: [*]const f32, eps: f32, offset: f32 };
+
+/// A weight matrix argument [rows, cols], checked.
+pub const Weight = struct {
+    tensor: *const check.Tensor,
+    rows: usize,
+    cols: usize,
+    packed_rows: bool,
+    quantized: bool,
+
+    pub fn from(comptime name: []const u8, ctx: *const ctx_mod.Ctx, given: ?*const check.Tensor, cols: i64) ?Weight {
+        const t = check.tensor(name, given, 2) orelse return null;
+        if (!check.size(name, t, 1, cols)) return null;
+        return fromMatrix(name, ctx, t);
+    }
+
+    fn fromMatrix(comptime name: []const u8, ctx: *const ctx_mod.Ctx, t: *const check.Tensor) ?Weight {
+        if (!check.isWeightType(t.dtype)) {
+            _ = status.invalid("{s} has type {d}, which is no weight type", .{ name, t.dtype });
+            return null;
+        }
+        const is_packed = t.flags & c.KT_TENSOR_PACKED != 0;
+        if (is_packed and !ctx.fast()) {
+            _ = status.unsupported("{s} is packed for int8 activations; f32 precision reads unpacked weights", .{name});
+            return null;
+        }
+        return .{
+            .tensor = t,
+            .rows = @intCast(t.shape[t.ndim - 2]),
+            .cols = @intCast(t.shape[t.ndim - 1]),
+            .packed_rows = is_packed,
+            .quantized = check.blockOf(t.dtype).?.values > 1,
+        };
+    }
+
+    /// A stack [experts, rows, cols]; matrix e is at stride[0] * e.
+    pub fn stack(comptime name: []const u8, ctx: *const ctx_mod.Ctx, given: ?*const check.Tensor) ?Weight {
+        const t = check.tensor(name, given, 3) orelse return null;
+        return fromMatrix(name, ctx, t);
+    }
+
+    pub fn bytesPerRow(self: Weight) usize {
+        const block = check.blockOf(self.tensor.dtype).?;
+        return self.cols / @as(usize, @intCast(block.values)) * @as(usize, @intCast(block.bytes));
+    }
+};
+
+/// The left operand: x [tokens, n] f32, normalised on the way if asked, as int8 tiles and/or float rows.
+pub const Input = struct {
+    ctx: *ctx_mod.Ctx,
+    x: [*]const f32,
+    x_stride: usize, // floats
+    tokens: usize,
+    n: usize,
+    norm: ?Norm,
+    need_int8: bool,
+    need_float: bool,
+    private: bool,
+    tile_tokens: usize,
+    tile_bytes: usize,
+    /// Per copy: tiles, then float rows (only with a norm).
+    copies: [*]u8 = undefined,
+    copy_bytes: usize = 0,
+    floats_offset: usize = 0,
+
+    pub fn init(ctx: *ctx_mod.Ctx, x: check.Rows, norm: ?Norm, weights: []const Weight) Input {
+        var need_int8 = false;
+        var need_float = false;
+        for (weights) |w| {
+            if (w.quantized and ctx.fast()) need_int8 = true else need_float = true;
+        }
+        const tile_tokens: usize = if (x.count <= 2) x.count else if (x.count <= 4) 4 else 8;
+        const n: usize = @intCast(x.n);
+        const tile_bytes = aligned(n / 32 * tile_tokens * @as(usize, @intCast(ctx.isa.act_token_bytes)));
+        var self: Input = .{
+            .ctx = ctx,
+            .x = @ptrCast(@alignCast(x.data)),
+            .x_stride = x.stride / 4,
+            .tokens = x.count,
+            .n = n,
+            .norm = norm,
+            .need_int8 = need_int8,
+            .need_float = need_float,
+            .private = x.count <= max_private_tokens,
+            .tile_tokens = tile_tokens,
+            .tile_bytes = tile_bytes,
+        };
+        const tiles = if (need_int8) self.tileCount() * tile_bytes else 0;
+        // a normalised row is needed whole before it can be quantised: with shared tiles each tile has a row of its own
+        const float_rows = if (norm == null) 0 else if (need_float) x.count else if (self.private) 1 else ctx.pool.num_threads;
+        self.floats_offset = tiles;
+        self.copy_bytes = tiles + aligned(float_rows * n * 4);
+        return self;
+    }
+
+    fn tileCount(self: *const Input) usize {
+        return (self.tokens + self.tile_tokens - 1) / self.tile_tokens;
+    }
+
+    pub fn scratchBytes(self: *const Input) usize {
+        return self.copy_bytes * if (self.private) self.ctx.pool.num_threads else 1;
+    }
+
+    /// Makes the operand of this member; with shared tiles, waits until all are made.
+    pub fn prepare(self: *const Input, member: *Member) void {
+        if (self.private) {
+            const copy = self.copies + member.index * self.copy_bytes;
+            for (0..self.tokens) |token| self.prepareToken(copy, token, token, 0);
+            return;
+        }
+        if (self.need_int8 or self.norm != null) {
+            while (member.claim(0, self.tileCount())) |tile| {
+                const first = tile * self.tile_tokens;
+                for (first..first + self.tile_tokens) |token| self.prepareToken(self.copies, token, token, member.index);
+            }
+        }
+        member.barrier();
+    }
+
+    fn prepareToken(self: *const Input, copy: [*]u8, token: usize, slot: usize, row_buffer: usize) void {
+        var row: ?[*]const f32 = null;
+        if (token < self.tokens) {
+            row = self.x + token * self.x_stride;
+            if (self.norm) |norm| {
+                const floats: [*]f32 = @ptrCast(@alignCast(copy + self.floats_offset));
+                const out = floats + self.n * if (self.need_float) token else row_buffer;
+                self.ctx.isa.rms_norm_row.?(row.?, norm.weight, norm.eps, norm.offset, out, @intCast(self.n));
+                row = out;
+            }
+        }
+        if (self.need_int8) {
+            const tile = copy + slot / self.tile_tokens * self.tile_bytes;
+            self.ctx.isa.quantize_row.?(row orelse null, @intCast(self.n), tile, @intCast(self.tile_tokens), @intCast(slot % self.tile_tokens));
+        }
+    }
+
+    /// The part of a matmul job that describes the left operand, for one weight and one member.
+    pub fn job(self: *const Input, w: Weight, member_index: u32) isa.kt_matmul_t {
+        const copy = self.copies + if (self.private) member_index * self.copy_bytes else 0;
+        const int8 = w.quantized and self.ctx.fast();
+        var out = weightJob(w);
+        if (int8) {
+            out.acts = copy;
+            out.tile_bytes = @intCast(self.tile_bytes);
+        }
+        out.tile_tokens = @intCast(self.tile_tokens);
+        if (self.norm == null) {
+            out.x = self.x;
+            out.x_stride = @intCast(self.x_stride);
+        } else {
+            out.x = @ptrCast(@alignCast(copy + self.floats_offset));
+            out.x_stride = @intCast(self.n);
+        }
+        return out;
+    }
+};
+
+pub fn weightJob(w: Weight) isa.kt_matmul_t {
+    var out = std.mem.zeroes(isa.kt_matmul_t);
+    out.w = w.tensor.data;
+    out.row_stride = w.tensor.stride[w.tensor.ndim - 2];
+    out.rows = @intCast(w.rows);
+    out.cols = @intCast(w.cols);
+    out.dtype = w.tensor.dtype;
+    out.@"packed" = @intFromBool(w.packed_rows);
+    return out;
+}
+
+/// Rows of a weight times ranges of tokens, numbered.
+pub const Tasks = struct {
+    rows: usize,
+    tokens: usize,
+    rows_per_task: usize,
+    tokens_per_task: usize,
+    row_tasks: usize,
+    total: usize,
+
+    pub const Range = struct { row0: usize, row1: usize, token0: usize, token1: usize };
+
+    pub fn of(ctx: *const ctx_mod.Ctx, w: Weight, tokens: usize, tile_tokens: usize) Tasks {
+        const block: usize = @intCast(ctx.isa.row_block);
+        const blocks = (w.rows + block - 1) / block;
+        const threads = ctx.pool.num_threads;
+        var per_task: usize = 1;
+        var tokens_per_task = tokens;
+        if (tokens <= 8) {
+            per_task = std.math.clamp(bytes_per_task / @max(1, w.bytesPerRow() * block), 1, @max(1, blocks / (4 * threads)));
+        } else {
+            per_task = std.math.clamp(blocks / (8 * threads), 1, @max(1, 64 / block));
+            const wanted = 4 * threads;
+            const row_tasks = (blocks + per_task - 1) / per_task;
+            if (row_tasks < wanted and threads > 1) {
+                const splits = (wanted + row_tasks - 1) / row_tasks;
+                tokens_per_task = std.mem.alignForward(usize, @max(32, (tokens + splits - 1) / splits), tile_tokens);
+            }
+        }
+        const rows_per_task = per_task * block;
+        const row_tasks = (w.rows + rows_per_task - 1) / rows_per_task;
+        return .{
+            .rows = w.rows,
+            .tokens = tokens,
+            .rows_per_task = rows_per_task,
+            .tokens_per_task = tokens_per_task,
+            .row_tasks = row_tasks,
+            .total = row_tasks * ((tokens + tokens_per_task - 1) / tokens_per_task),
+        };
+    }
+
+    pub fn range(self: Tasks, task: usize) Range {
+        const row0 = task % self.row_tasks * self.rows_per_task;
+        const token0 = task / self.row_tasks * self.tokens_per_task;
+        return .{
+            .row0 = row0,
+            .row1 = @min(self.rows, row0 + self.rows_per_task),
+            .token0 = token0,
+            .token1 = @min(self.tokens, token0 + self.tokens_per_task),
+        };
+    }
+};
+
+/// Cuts one reservation of the context's scratch memory into pieces.
+pub const Scratch = struct {
+    bytes: usize = 0,
+
+    pub fn add(self: *Scratch, bytes: usize) usize {
+        const offset = self.bytes;
+        self.bytes += aligned(bytes);
+        return offset;
+    }
+
+    pub fn reserve(self: Scratch, ctx: *ctx_mod.Ctx) ?[*]u8 {
+        const memory = ctx.reserve(@max(self.bytes, alignment)) catch {
+            _ = status.outOfMemory(@intCast(self.bytes));
+            return null;
+        };
+        return memory.ptr;
+    }
+};
+
+pub fn matmulScratch(ctx: *const ctx_mod.Ctx, cols: usize) usize {
+    return aligned(@intCast(ctx.isa.matmul_scratch.?(@intCast(cols))));
+}
+
+/// A float vector argument or NULL.
+pub fn vector(comptime name: []const u8, given: ?*const check.Tensor, n: i64) error{Invalid}!?[*]const f32 {
+    if (given == null) return null;
+    const t = check.f32s(name, given, 1) orelse return error.Invalid;
+    if (!check.size(name, t, 0, n)) return error.Invalid;
+    return @ptrCast(@alignCast(t.data.?));
+}

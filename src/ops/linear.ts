@@ -1,0 +1,123 @@
+import { KtError, NativeError } from "../errors.ts"
+import { KT_ERR_UNSUPPORTED } from "../native/abi.generated.ts"
+import { outSlot } from "../native/memory.ts"
+import { Tensor } from "../tensor/tensor.ts"
+import { backendOf, descOf, empty, expectShape } from "./dispatch.ts"
+
+/** Activation functions of gated MLPs, by their Hugging Face `hidden_act` names. */
+export const ACTIVATIONS = { silu: 0, gelu_pytorch_tanh: 1, gelu: 2, relu: 3 } as const
+export type Activation = keyof typeof ACTIVATIONS
+
+/**
+ * out = x · wᵀ (+ bias). x [tokens, in] f32, w [out, in] of any weight type, bias [out] f32.
+ * With a quantised w and precision "fast", x is rounded to int8 in blocks of 32.
+ */
+export function linear(
+  x: Tensor,
+  w: Tensor,
+  bias: Tensor | null = null,
+  out = empty(x, [x.dim(0), w.dim(0)]),
+): Tensor {
+  const backend = backendOf("linear", x, w, bias, out)
+  expectShape("linear", "w", w, [w.dim(0), x.dim(1)])
+  backend.check(
+    backend.library.kt_linear(backend.ctx, x.desc, w.desc, descOf(bias), out.desc),
+    "linear",
+  )
+  return out
+}
+
+/** linear(rmsNorm(x), w): the last norm and the head. */
+export function normLinear(
+  x: Tensor,
+  normWeight: Tensor,
+  eps: number,
+  offset: number,
+  w: Tensor,
+  out = empty(x, [x.dim(0), w.dim(0)]),
+): Tensor {
+  const backend = backendOf("normLinear", x, normWeight, w, out)
+  expectShape("normLinear", "w", w, [w.dim(0), x.dim(1)])
+  backend.check(
+    backend.library.kt_norm_linear(
+      backend.ctx,
+      x.desc,
+      normWeight.desc,
+      eps,
+      offset,
+      w.desc,
+      out.desc,
+    ),
+    "normLinear",
+  )
+  return out
+}
+
+/** residual += linear(x, w, bias), or residual += rmsNorm(linear(x, w, bias)) with a post norm. In place; residual [tokens, out]. */
+export function linearResidual(
+  x: Tensor,
+  w: Tensor,
+  bias: Tensor | null,
+  residual: Tensor,
+  post: { norm: Tensor; eps: number; offset: number } | null = null,
+): Tensor {
+  const backend = backendOf("linearResidual", x, w, bias, residual, post?.norm ?? null)
+  expectShape("linearResidual", "residual", residual, [x.dim(0), w.dim(0)])
+  const status = backend.library.kt_linear_residual(
+    backend.ctx,
+    x.desc,
+    w.desc,
+    descOf(bias),
+    descOf(post?.norm),
+    post?.eps ?? 0,
+    post?.offset ?? 0,
+    residual.desc,
+  )
+  backend.check(status, "linearResidual")
+  return residual
+}
+
+/** act(norm(x) · wgᵀ) · (norm(x) · wuᵀ); normWeight null: x as it is. wg, wu [inter, hidden] → [tokens, inter]. */
+export function gateUpAct(
+  x: Tensor,
+  normWeight: Tensor | null,
+  eps: number,
+  offset: number,
+  wg: Tensor,
+  wu: Tensor,
+  act: Activation,
+  out = empty(x, [x.dim(0), wg.dim(0)]),
+): Tensor {
+  const backend = backendOf("gateUpAct", x, normWeight, wg, wu, out)
+  expectShape("gateUpAct", "wg", wg, [wg.dim(0), x.dim(1)])
+  expectShape("gateUpAct", "wu", wu, wg.shape)
+  const status = backend.library.kt_gate_up_act(
+    backend.ctx,
+    x.desc,
+    descOf(normWeight),
+    eps,
+    offset,
+    wg.desc,
+    wu.desc,
+    ACTIVATIONS[act],
+    out.desc,
+  )
+  backend.check(status, "gateUpAct")
+  return out
+}
+
+/**
+ * The weight in the kernels' own row-interleaved layout (a copy in memory of its own), or null where its type has none.
+ * w [out, in] or [experts, out, in]. Packed weights are read with precision "fast" only.
+ */
+export function packWeight(w: Tensor): Tensor | null {
+  const { backend } = w
+  if (w.packed) throw new KtError("packWeight: already packed")
+  const bytes = outSlot()
+  const status = backend.library.kt_packed_bytes(backend.ctx, w.desc, bytes)
+  if (status === KT_ERR_UNSUPPORTED) return null
+  if (status !== 0) throw new NativeError("packWeight", status, backend.library.kt_last_error())
+  const out = Tensor.allocate(backend, w.dtype, w.shape, { packed: true, bytes: Number(bytes[0]) })
+  backend.check(backend.library.kt_pack_weight(backend.ctx, w.desc, out.desc), "packWeight")
+  return out
+}

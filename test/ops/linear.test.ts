@@ -1,0 +1,149 @@
+import { expect, test } from "bun:test"
+
+import { linear, linearResidual, normLinear, packWeight } from "../../src/ops/linear.ts"
+import { Tensor } from "../../src/tensor/tensor.ts"
+import * as reference from "../reference/linear.ts"
+import { rmsNorm } from "../reference/ops.ts"
+import { describeBackends, expectClose, randomArray } from "./harness.ts"
+import { dequantized, PLAIN, QUANTIZED, randomWeight } from "./weights.ts"
+
+const ROWS = [1, 7, 16, 17, 40]
+const TOKENS = [1, 2, 3, 8, 9, 21]
+/** Rounding of the f32 sums, against float64 on the same rounded inputs. */
+const F32_ROUNDING = 3e-6
+
+describeBackends("linear", (backend) => {
+  for (const dtype of QUANTIZED) {
+    const cols = dtype.blockSize === 256 ? [256, 768] : [32, 96, 576]
+    test(`${dtype.name}: int8 activations, blocks of the file and packed`, () => {
+      backend.precision = "fast"
+      for (const n of cols) {
+        for (const rows of ROWS) {
+          const w = randomWeight(backend, dtype, [rows, n], rows * n)
+          const values = dequantized(w)
+          const packed = packWeight(w)
+          const bias = randomArray(rows, 5)
+          for (const tokens of TOKENS) {
+            const x = randomArray(tokens * n, tokens + n)
+            x.fill(0, 0, 32) // a block of zeros has no scale
+            const want = reference.linear(reference.roundToInt8(x), values, n, bias)
+            for (const weight of packed === null ? [w] : [w, packed]) {
+              const got = linear(
+                Tensor.from(backend, x, [tokens, n]),
+                weight,
+                Tensor.from(backend, bias),
+              ).toFloat32Array()
+              expectClose(got, want, F32_ROUNDING)
+            }
+            backend.resetStep()
+          }
+        }
+      }
+    })
+  }
+
+  for (const dtype of [...PLAIN, ...QUANTIZED]) {
+    test(`${dtype.name}: float activations`, () => {
+      backend.precision = "f32"
+      const widths =
+        dtype.blockSize === 256
+          ? [256]
+          : dtype.blockSize === 32
+            ? [32, 96]
+            : [1, 15, 16, 17, 48, 130]
+      for (const n of widths) {
+        for (const rows of [1, 3, 4, 9, 33]) {
+          const w = randomWeight(backend, dtype, [rows, n], rows + n)
+          const values = dequantized(w)
+          for (const tokens of [1, 4, 5, 11]) {
+            const x = randomArray(tokens * n, tokens)
+            const got = linear(Tensor.from(backend, x, [tokens, n]), w).toFloat32Array()
+            expectClose(got, reference.linear(x, values, n), F32_ROUNDING)
+            backend.resetStep()
+          }
+        }
+      }
+    })
+  }
+
+  test("float results do not depend on the batch", () => {
+    backend.precision = "f32"
+    const w = randomWeight(backend, QUANTIZED[4], [37, 128], 3)
+    const x = randomArray(9 * 128, 4)
+    const together = linear(Tensor.from(backend, x, [9, 128]), w).toFloat32Array()
+    for (let t = 0; t < 9; t++) {
+      const alone = linear(
+        Tensor.from(backend, x.slice(t * 128, (t + 1) * 128), [1, 128]),
+        w,
+      ).toFloat32Array()
+      expect([...alone]).toEqual([...together.slice(t * 37, (t + 1) * 37)])
+    }
+  })
+
+  test("normLinear and linearResidual are their parts", () => {
+    for (const precision of ["fast", "f32"] as const) {
+      backend.precision = precision
+      for (const tokens of [1, 2, 5, 19]) {
+        const n = 96
+        const rows = 50
+        const w = randomWeight(backend, QUANTIZED[1], [rows, n], 9)
+        const values = dequantized(w)
+        const x = randomArray(tokens * n, tokens)
+        const norm = randomArray(n, 2)
+        const normed = Float32Array.from(rmsNorm(x, norm, 1e-5, 1))
+        const rounded = (v: Float32Array): ArrayLike<number> =>
+          precision === "fast" ? reference.roundToInt8(v) : v
+        const got = normLinear(
+          Tensor.from(backend, x, [tokens, n]),
+          Tensor.from(backend, norm),
+          1e-5,
+          1,
+          w,
+        ).toFloat32Array()
+        // rounding to int8 may fall the other way where the norm differs in its last bit
+        expectClose(
+          got,
+          reference.linear(rounded(normed), values, n),
+          precision === "fast" ? 1e-3 : F32_ROUNDING,
+        )
+
+        const start = randomArray(tokens * rows, 7)
+        const residual = Tensor.from(backend, start, [tokens, rows])
+        linearResidual(Tensor.from(backend, x, [tokens, n]), w, null, residual)
+        const plain = reference.linear(rounded(x), values, n)
+        expectClose(
+          residual.toFloat32Array(),
+          plain.map((v, i) => v + (start[i] as number)),
+          F32_ROUNDING,
+        )
+
+        const post = randomArray(rows, 8)
+        const after = Tensor.from(backend, start, [tokens, rows])
+        linearResidual(Tensor.from(backend, x, [tokens, n]), w, null, after, {
+          norm: Tensor.from(backend, post),
+          eps: 1e-6,
+          offset: 1,
+        })
+        expectClose(
+          after.toFloat32Array(),
+          rmsNorm(plain, post, 1e-6, 1).map((v, i) => v + (start[i] as number)),
+          1e-5,
+        )
+        backend.resetStep()
+      }
+    }
+  })
+
+  test("bad operands are refused by name", () => {
+    backend.precision = "fast"
+    const w = randomWeight(backend, QUANTIZED[0], [4, 64], 1)
+    const x = Tensor.from(backend, randomArray(32, 1), [1, 32])
+    expect(() => linear(x, w)).toThrow("w has shape [4, 64], expected [4, 32]")
+    const wide = Tensor.from(backend, randomArray(64, 1), [1, 64])
+    expect(() => linear(wide, w, Tensor.from(backend, randomArray(3, 1)))).toThrow(
+      "bias dimension 0 is 3, expected 4",
+    )
+    backend.precision = "f32"
+    expect(() => linear(wide, packWeight(w) as Tensor)).toThrow("packed for int8 activations")
+  })
+})
