@@ -97,13 +97,23 @@ export type LoadOptions = Readonly<Record<string, unknown>>
 
 export type ToWorker =
   | { readonly type: "load"; readonly options: LoadOptions }
-  | { readonly type: "add"; readonly id: number; readonly ids: Int32Array; readonly params: GenerateParams }
+  | {
+      readonly type: "add"
+      readonly id: number
+      readonly ids: Int32Array
+      readonly params: GenerateParams
+    }
   | { readonly type: "abort"; readonly id: number }
   | { readonly type: "stats"; readonly nonce: number }
   | { readonly type: "shutdown" }
 
 export type FromWorker =
-  | { readonly type: "loading"; readonly stage: string; readonly done: number; readonly total: number }
+  | {
+      readonly type: "loading"
+      readonly stage: string
+      readonly done: number
+      readonly total: number
+    }
   | { readonly type: "log"; readonly level: "info" | "warning"; readonly message: string }
   | { readonly type: "ready"; readonly info: EngineInfo }
   | { readonly type: "failed"; readonly message: string; readonly hint?: string }

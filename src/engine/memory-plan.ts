@@ -1,0 +1,84 @@
+import { ConfigError, MemoryError } from "../errors.ts"
+
+export interface MemoryRequest {
+  /** `--ctx`; 0 = the model's own limit, cut to what memory holds. */
+  readonly contextLength: number
+  /** `--cache-tokens`; 0 = one context. */
+  readonly kvCacheTokens: number
+  readonly pageSize: number
+  /** What the model can do, extensions by its rope scaling included. */
+  readonly modelLength: number
+  /** K and V of one page in all layers. */
+  readonly bytesPerPage: number
+  readonly weightBytes: number
+  /** Activations and logits of the largest step. */
+  readonly workspaceBytes: number
+  readonly freeBytes: number
+}
+
+export interface MemoryPlan {
+  readonly contextLength: number
+  readonly kvCacheTokens: number
+  readonly pages: number
+  readonly kvBytes: number
+}
+
+/** Left to the rest of the process: runtime, tokenizer, server. */
+const RESERVE_BYTES = 192 * 2 ** 20
+
+/** With `--ctx 0`, memory for less than this is an error rather than an engine that answers nothing. */
+const MIN_AUTO_TOKENS = 256
+
+/**
+ * What the KV cache gets, before anything is allocated.
+ *
+ * @throws ConfigError when the context exceeds the model's, MemoryError when what was asked for does not fit
+ */
+export function planMemory(request: MemoryRequest): MemoryPlan {
+  const { contextLength, kvCacheTokens, pageSize, modelLength, bytesPerPage } = request
+  if (contextLength > modelLength)
+    throw new ConfigError(`--ctx ${contextLength}: the model's context is ${modelLength} tokens`)
+  if (kvCacheTokens > 0 && kvCacheTokens < contextLength)
+    throw new ConfigError(
+      `--cache-tokens ${kvCacheTokens}: less than one context (--ctx ${contextLength})`,
+    )
+  const left = request.freeBytes - request.weightBytes - request.workspaceBytes - RESERVE_BYTES
+  const affordable = Math.max(0, Math.floor(left / bytesPerPage)) * pageSize
+  const wanted = Math.max(kvCacheTokens, contextLength)
+  const least = wanted > 0 ? wanted : Math.min(MIN_AUTO_TOKENS, modelLength)
+  if (Math.ceil(least / pageSize) * pageSize > affordable)
+    throw shortage(request, least, affordable)
+  const tokens = wanted > 0 ? wanted : Math.min(modelLength, affordable)
+  const pages = Math.ceil(tokens / pageSize)
+  return {
+    contextLength: contextLength > 0 ? contextLength : Math.min(modelLength, tokens),
+    kvCacheTokens: pages * pageSize,
+    pages,
+    kvBytes: pages * bytesPerPage,
+  }
+}
+
+function shortage(request: MemoryRequest, tokens: number, affordable: number): MemoryError {
+  const kvBytes = Math.ceil(tokens / request.pageSize) * request.bytesPerPage
+  const needs = [
+    `${size(kvBytes)} of KV cache for ${tokens} tokens`,
+    `${size(request.weightBytes)} of weights`,
+    `${size(request.workspaceBytes + RESERVE_BYTES)} of workspace`,
+  ]
+  const fits = Math.min(affordable, request.modelLength)
+  return new MemoryError(
+    `not enough memory: ${needs.join(", ")} are needed, ${size(request.freeBytes)} are free`,
+    {
+      hint:
+        fits >= MIN_AUTO_TOKENS
+          ? `--ctx ${fits} fits`
+          : "a smaller or more strongly quantised model would fit",
+    },
+  )
+}
+
+function size(bytes: number): string {
+  return bytes < 2 ** 30
+    ? `${(bytes / 2 ** 20).toFixed(0)} MiB`
+    : `${(bytes / 2 ** 30).toFixed(1)} GiB`
+}

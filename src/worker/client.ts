@@ -1,0 +1,245 @@
+import { ConfigError, KtError } from "../errors.ts"
+import type {
+  EngineClient,
+  EngineInfo,
+  EngineStats,
+  FromWorker,
+  GenerateParams,
+  LoadOptions,
+  TokenEvent,
+  ToWorker,
+} from "./protocol.ts"
+
+/** Events of one sequence that wait for their reader; a reader that is further behind loses the sequence. */
+export const MAX_QUEUED_EVENTS = 8192
+
+export interface StartOptions {
+  readonly onProgress?: (stage: string, done: number, total: number) => void
+  readonly onLog?: (level: "info" | "warning", message: string) => void
+  /** The Worker's entry; tests give their own. */
+  readonly worker?: URL
+}
+
+/** Starts the engine Worker and resolves when the model is loaded. @throws KtError saying why it could not be */
+export async function startEngine(
+  options: LoadOptions,
+  start: StartOptions = {},
+): Promise<EngineClient> {
+  // the path from the bundle's entry in src/cli is the same as from this file, so that it holds in the binary too
+  const url = start.worker ?? new URL("../worker/engine-worker.ts", import.meta.url)
+  const worker = new Worker(url.href, { name: "kt-engine" })
+  const { port1, port2 } = new MessageChannel()
+  const client = new WorkerClient(worker, port1, start)
+  worker.postMessage({ port: port2 }, [port2])
+  return client.load(options)
+}
+
+/** Queue between the Worker's messages and one reader. */
+class Stream {
+  readonly #events: TokenEvent[] = []
+  #error: KtError | undefined
+  #wake: (() => void) | undefined
+
+  /** False when the queue is full. */
+  push(event: TokenEvent): boolean {
+    if (this.#events.length >= MAX_QUEUED_EVENTS) return false
+    this.#events.push(event)
+    this.#wake?.()
+    return true
+  }
+
+  /** Ends the stream with this event; what has not been read is dropped. */
+  cut(event: TokenEvent): void {
+    this.#events.splice(0, Number.POSITIVE_INFINITY, event)
+    this.#wake?.()
+  }
+
+  /** Ends the stream with an error, after the events that are there. */
+  fail(error: KtError): void {
+    this.#error = error
+    this.#wake?.()
+  }
+
+  async next(): Promise<TokenEvent> {
+    for (;;) {
+      const event = this.#events.shift()
+      if (event !== undefined) return event
+      if (this.#error !== undefined) throw this.#error
+      await new Promise<void>((resolve) => (this.#wake = resolve))
+    }
+  }
+}
+
+interface Pending<T> {
+  readonly resolve: (value: T) => void
+  readonly reject: (error: KtError) => void
+}
+
+class WorkerClient implements EngineClient {
+  readonly #worker: Worker
+  readonly #port: MessagePort
+  readonly #start: StartOptions
+  readonly #streams = new Map<number, Stream>()
+  readonly #stats = new Map<number, Pending<EngineStats>>()
+  readonly #ended: Promise<void>
+  #end: () => void = () => {}
+  #ready: Pending<EngineInfo> | undefined
+  #info: EngineInfo | undefined
+  /** Why nothing more can be asked of the engine. */
+  #dead: KtError | undefined
+  #closing: Promise<void> | undefined
+  #nextId = 1
+
+  constructor(worker: Worker, port: MessagePort, start: StartOptions) {
+    this.#worker = worker
+    this.#port = port
+    this.#start = start
+    this.#ended = new Promise((resolve) => (this.#end = resolve))
+    port.onmessage = (event: MessageEvent): void => this.#receive(event.data as FromWorker)
+    worker.addEventListener("error", (event) => {
+      event.preventDefault()
+      this.#die(new KtError(`the engine stopped: ${event.message}`))
+    })
+    worker.addEventListener("close", () => {
+      this.#die(new KtError("the engine stopped: its thread ended"))
+      this.#end()
+    })
+  }
+
+  get info(): EngineInfo {
+    if (this.#info === undefined) throw new KtError("the engine is not loaded yet")
+    return this.#info
+  }
+
+  async load(options: LoadOptions): Promise<EngineClient> {
+    try {
+      this.#info = await new Promise<EngineInfo>((resolve, reject) => {
+        this.#ready = { resolve, reject }
+        this.#post({ type: "load", options })
+      })
+    } catch (error) {
+      await this.close()
+      throw error
+    }
+    return this
+  }
+
+  generate(
+    ids: Int32Array,
+    params: GenerateParams,
+    signal?: AbortSignal,
+  ): AsyncIterable<TokenEvent> {
+    if (this.#dead !== undefined) throw this.#dead
+    if (ids.length === 0) throw new ConfigError("the prompt is empty")
+    const limit = this.info.contextLength
+    if (ids.length >= limit)
+      throw new ConfigError(
+        `a prompt of ${ids.length} tokens leaves no room for an answer in the context of ${limit}`,
+      )
+    return this.#run(ids.slice(), params, signal)
+  }
+
+  async *#run(
+    ids: Int32Array,
+    params: GenerateParams,
+    signal: AbortSignal | undefined,
+  ): AsyncGenerator<TokenEvent> {
+    if (this.#dead !== undefined) throw this.#dead
+    const id = this.#nextId++
+    const stream = new Stream()
+    let finished = false
+    const cancel = (): void => stream.cut({ id, token: -1, finish: "abort" })
+    if (signal?.aborted) {
+      yield { id, token: -1, finish: "abort" }
+      return
+    }
+    signal?.addEventListener("abort", cancel, { once: true })
+    this.#streams.set(id, stream)
+    this.#post({ type: "add", id, ids, params }, [ids.buffer as ArrayBuffer])
+    try {
+      while (!finished) {
+        const event = await stream.next()
+        // an abort may come from here and not be known to the engine yet; one too many does no harm
+        finished = event.finish !== undefined && event.finish !== "abort"
+        yield event
+        if (event.finish !== undefined) return
+      }
+    } finally {
+      signal?.removeEventListener("abort", cancel)
+      this.#streams.delete(id)
+      if (!finished) this.#post({ type: "abort", id })
+    }
+  }
+
+  stats(): Promise<EngineStats> {
+    if (this.#dead !== undefined) return Promise.reject(this.#dead)
+    const nonce = this.#nextId++
+    return new Promise((resolve, reject) => {
+      this.#stats.set(nonce, { resolve, reject })
+      this.#post({ type: "stats", nonce })
+    })
+  }
+
+  close(): Promise<void> {
+    this.#closing ??= this.#shutdown()
+    return this.#closing
+  }
+
+  /** Cooperative: ending the thread while a native call runs would pull memory from under it. */
+  async #shutdown(): Promise<void> {
+    this.#post({ type: "shutdown" })
+    await this.#ended
+    this.#die(new KtError("the engine is closed"))
+    this.#worker.terminate()
+    this.#port.close()
+  }
+
+  #receive(message: FromWorker): void {
+    switch (message.type) {
+      case "step":
+        for (const event of message.events) this.#deliver(event)
+        return
+      case "stats":
+        this.#stats.get(message.nonce)?.resolve(message.stats)
+        this.#stats.delete(message.nonce)
+        return
+      case "loading":
+        return this.#start.onProgress?.(message.stage, message.done, message.total)
+      case "log":
+        return this.#start.onLog?.(message.level, message.message)
+      case "ready":
+        return this.#ready?.resolve(message.info)
+      case "failed": {
+        const { hint } = message
+        return this.#die(new KtError(message.message, hint === undefined ? {} : { hint }))
+      }
+      case "closed":
+        return this.#end()
+    }
+  }
+
+  #deliver(event: TokenEvent): void {
+    const stream = this.#streams.get(event.id)
+    if (stream === undefined || stream.push(event)) return
+    this.#streams.delete(event.id)
+    this.#post({ type: "abort", id: event.id })
+    stream.fail(
+      new KtError(`the reader of a sequence is ${MAX_QUEUED_EVENTS} tokens behind; it was aborted`),
+    )
+  }
+
+  /** One error for everyone who waits, the first one that is known. */
+  #die(error: KtError): void {
+    if (this.#dead !== undefined) return
+    this.#dead = error
+    this.#ready?.reject(error)
+    for (const stream of this.#streams.values()) stream.fail(error)
+    for (const pending of this.#stats.values()) pending.reject(error)
+    this.#streams.clear()
+    this.#stats.clear()
+  }
+
+  #post(message: ToWorker, transfer: ArrayBuffer[] = []): void {
+    this.#port.postMessage(message, transfer)
+  }
+}
