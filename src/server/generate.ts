@@ -109,7 +109,7 @@ export function fitTokens(
   return Math.min(asked ?? Number.POSITIVE_INFINITY, limit - promptTokens)
 }
 
-/** Admits the request (429, 503) and starts its sequences when the result is first read. */
+/** Admits the request (RequestError 429, 503) and starts its sequences at once. */
 export function generate(deps: GeneratorDeps, request: GenerationRequest): Generation {
   const ticket = deps.admission.enter(request.sequences.length)
   const controller = new AbortController()
@@ -135,15 +135,23 @@ function closable(
     gone?.removeEventListener("abort", close)
     ticket.release()
     controller.abort()
+    // A pending read ends because the signal is aborted; nobody needs its outcome.
+    events.return(undefined).catch(() => {})
   }
   gone?.addEventListener("abort", close, { once: true })
+  // Work starts now, not when a slow client begins to read; who reads first gets the outcome, an error too.
+  let started: Promise<IteratorResult<GenerationEvent>> | undefined = events.next()
+  started.catch(() => {})
+  if (gone?.aborted === true) close()
   return {
     [Symbol.asyncIterator]() {
       return this
     },
     async next() {
       try {
-        const result = await events.next()
+        const pending = started ?? events.next()
+        started = undefined
+        const result = await pending
         if (result.done === true) close()
         return result
       } catch (error) {
@@ -154,8 +162,6 @@ function closable(
     },
     async return() {
       close()
-      // The pending read, if any, ends because the signal is aborted; nobody needs its outcome.
-      events.return(undefined).catch(() => {})
       return { done: true, value: undefined }
     },
   }

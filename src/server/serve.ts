@@ -64,6 +64,8 @@ function listen(
       // The app's own limit answers in the API's shape.
       maxRequestBodySize: Number.MAX_SAFE_INTEGER,
       development: false,
+      // Outside development Bun shares ports by default, and a second server would steal half of the requests.
+      reusePort: false,
       routes: page === undefined ? pages : { ...pages, [UI_PATH]: page },
       fetch,
     })

@@ -1,5 +1,6 @@
 import { SequencePreTokenizer, SplitPreTokenizer } from "@huggingface/tokenizers"
 
+import { ConfigError } from "../errors.ts"
 import type { Splitter } from "./bpe.ts"
 import { GPT2_PATTERN } from "./pre-tokenizers.ts"
 
@@ -27,6 +28,72 @@ export function isolate(pattern: string): Splitter {
   }
 }
 
+/** A stretch of text, and whether the pattern matched it. */
+interface Segment {
+  readonly text: string
+  readonly isMatch: boolean
+}
+
+/**
+ * A Split pre-tokenizer with any behaviour, as the Rust tokenizers define them; the library knows only Isolated and,
+ * in part, Removed.
+ */
+export function splitBy(pattern: RegExp, behavior: string, invert: boolean): Splitter {
+  const segmentsOf = (text: string): Segment[] => {
+    const segments: Segment[] = []
+    const add = (part: string, matched: boolean): void => {
+      if (part !== "") segments.push({ text: part, isMatch: matched !== invert })
+    }
+    let at = 0
+    for (const match of text.matchAll(pattern)) {
+      add(text.slice(at, match.index), false)
+      add(match[0], true)
+      at = match.index + match[0].length
+    }
+    add(text.slice(at), false)
+    return segments
+  }
+  switch (behavior) {
+    case "Isolated":
+      return (text) => segmentsOf(text).map((segment) => segment.text)
+    case "Removed":
+      return (text) =>
+        segmentsOf(text).flatMap((segment) => (segment.isMatch ? [] : [segment.text]))
+    case "Contiguous":
+      return (text) => join(segmentsOf(text), (segment, last) => segment.isMatch === last.isMatch)
+    case "MergedWithPrevious":
+      return (text) => join(segmentsOf(text), (segment, last) => segment.isMatch && !last.isMatch)
+    case "MergedWithNext":
+      return (text) => join(segmentsOf(text), (segment, last) => !segment.isMatch && last.isMatch)
+    default:
+      throw new ConfigError(
+        `tokenizer.json: pre_tokenizer has a Split with the unknown behavior "${behavior}"`,
+      )
+  }
+}
+
+/** Joins each segment to the one before it where `belongs` says so. */
+function join(
+  segments: readonly Segment[],
+  belongs: (segment: Segment, last: Segment) => boolean,
+): string[] {
+  const pieces: string[] = []
+  let last: Segment | undefined
+  for (const segment of segments) {
+    if (last !== undefined && belongs(segment, last)) pieces.push(pieces.pop()! + segment.text)
+    else pieces.push(segment.text)
+    last = segment
+  }
+  return pieces
+}
+
+/** The expression of a `pattern` entry, in JavaScript's dialect. */
+function patternOf(pattern: { Regex?: string; String?: string }): RegExp {
+  const config =
+    pattern.Regex === undefined ? { String: pattern.String ?? "" } : { Regex: pattern.Regex }
+  return new SplitPreTokenizer({ type: "Split", pattern: config, behavior: "Isolated" }).pattern!
+}
+
 /** The splitters of tokenizer.json's `pre_tokenizer`, and whether words are spelled in bytes afterwards. */
 export function splittersOf(json: PreTokenizerJson | null | undefined): {
   splitters: Splitter[]
@@ -47,14 +114,14 @@ export function splittersOf(json: PreTokenizerJson | null | undefined): {
     if (json["use_regex"] !== false) splitters.push(isolate(GPT2_PATTERN))
     return { splitters, byteLevel: true }
   }
-  const pattern = json["pattern"] as { Regex?: string } | undefined
-  if (
-    json.type === "Split" &&
-    pattern?.Regex !== undefined &&
-    json["behavior"] === "Isolated" &&
-    json["invert"] !== true
-  )
-    return { splitters: [isolate(pattern.Regex)], byteLevel: false }
+  if (json.type === "Split") {
+    const pattern = (json["pattern"] ?? {}) as { Regex?: string; String?: string }
+    const invert = json["invert"] === true
+    if (pattern.Regex !== undefined && json["behavior"] === "Isolated" && !invert)
+      return { splitters: [isolate(pattern.Regex)], byteLevel: false }
+    const behavior = String(json["behavior"] ?? "Removed")
+    return { splitters: [splitBy(patternOf(pattern), behavior, invert)], byteLevel: false }
+  }
   const library = new SequencePreTokenizer({ type: "Sequence", pretokenizers: [json as never] })
   return {
     splitters: [(text, first) => library.pre_tokenize_text(text, { section_index: first ? 0 : 1 })],

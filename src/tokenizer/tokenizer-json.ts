@@ -28,6 +28,7 @@ export interface AddedTokenJson {
 export interface DecoderJson {
   readonly type: string
   readonly decoders?: readonly DecoderJson[]
+  readonly [key: string]: unknown
 }
 
 export interface ModelJson {
@@ -93,7 +94,7 @@ export function tokenizerJsonFromGguf(metadata: GgufMetadata, file: string): Tok
         }),
       ),
     },
-    decoder: { type: "ByteLevel" },
+    decoder: { type: "ByteLevel", add_prefix_space: true, trim_offsets: true, use_regex: true },
     model: {
       type: "BPE",
       unk_token: null,

@@ -160,15 +160,20 @@ function afterFailure(failure: Failure, conversationId: string, messageId: strin
   openPanel.value = "key"
 }
 
-export async function acceptApiKey(key: string): Promise<void> {
-  apiKey.value = key.trim()
-  saveApiKey(apiKey.value)
+/** Tries a key; a refused one is not kept and its failure returned. Then the answer that waited for a key is asked again. */
+export async function acceptApiKey(key: string): Promise<Failure | undefined> {
+  const trimmed = key.trim()
+  const result = await fetchModels(trimmed)
+  if ("failure" in result && result.failure.kind === "auth") return result.failure
+  apiKey.value = trimmed
+  saveApiKey(trimmed)
   openPanel.value = "none"
-  await refreshModels()
+  if ("value" in result) models.value = result.value
   const waiting = waitingForKey
   waitingForKey = undefined
   if (waiting !== undefined && currentId.value === waiting.conversationId)
     regenerate(waiting.messageId)
+  return undefined
 }
 
 export function chooseModel(id: string): void {

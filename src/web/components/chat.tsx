@@ -39,7 +39,8 @@ export function Chat(): JSX.Element {
       setAway(!isFollowing.current && distance > NEAR_END_PX * 4)
     }
     const observer = new ResizeObserver(() => {
-      if (isFollowing.current) element.scrollTop = element.scrollHeight
+      if (isFollowing.current && current.peek() !== undefined)
+        element.scrollTop = element.scrollHeight
     })
     element.addEventListener("scroll", onScroll, { passive: true })
     observer.observe(inner)
@@ -53,7 +54,7 @@ export function Chat(): JSX.Element {
   // Another conversation, or a message sent: show the end. The empty state is read from its top.
   useLayoutEffect(() => {
     if (count > 0) toEnd()
-    else isFollowing.current = false
+    else if (scroller.current !== null) scroller.current.scrollTop = 0
   }, [conversation?.id, count])
 
   const lacksAnswer =

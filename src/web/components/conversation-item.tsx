@@ -1,5 +1,5 @@
 import type { JSX } from "preact"
-import { useEffect, useRef, useState } from "preact/hooks"
+import { useLayoutEffect, useRef, useState } from "preact/hooks"
 
 import { deleteConversation, exportFile, openConversation, renameConversation } from "../library.ts"
 import { currentId, generations } from "../state.ts"
@@ -53,7 +53,10 @@ function TitleInput(props: {
 }): JSX.Element {
   const input = useRef<HTMLInputElement>(null)
   const isDone = useRef(false)
-  useEffect(() => input.current?.select(), [])
+  useLayoutEffect(() => {
+    input.current?.focus()
+    input.current?.select()
+  }, [])
   // Removing a focused input also blurs it, which must not count as a second answer.
   const finish = (text: string | undefined): void => {
     if (isDone.current) return

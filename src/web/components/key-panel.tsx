@@ -8,12 +8,14 @@ import { Panel } from "./panel.tsx"
 /** Asks for the server's API key. */
 export function KeyPanel(): JSX.Element {
   const [key, setKey] = useState(apiKey.value)
+  const [problem, setProblem] = useState<string | undefined>(undefined)
+  const submit = async (): Promise<void> => setProblem((await acceptApiKey(key))?.message)
   return (
     <Panel title="API key" class="is-small">
       <form
         onSubmit={(event) => {
           event.preventDefault()
-          void acceptApiKey(key)
+          void submit()
         }}
       >
         <label class="field">
@@ -29,6 +31,11 @@ export function KeyPanel(): JSX.Element {
             onInput={(event) => setKey(event.currentTarget.value)}
           />
         </label>
+        {problem !== undefined && (
+          <p class="problem" role="alert">
+            {problem}
+          </p>
+        )}
         <div class="panel-foot">
           <button type="submit" class="button is-primary">
             {key.trim() === "" ? "Use no key" : "Use this key"}

@@ -1,5 +1,5 @@
 import type { JSX } from "preact"
-import { useEffect, useRef, useState } from "preact/hooks"
+import { useLayoutEffect, useRef, useState } from "preact/hooks"
 
 import { deleteMessage, regenerate, resend } from "../actions.ts"
 import { fillMessage } from "../draft.ts"
@@ -48,7 +48,7 @@ function UserMessage({ message }: { message: Message }): JSX.Element {
 function Editor({ message }: { message: Message }): JSX.Element {
   const [text, setText] = useState(message.content)
   const area = useRef<HTMLTextAreaElement>(null)
-  useEffect(() => {
+  useLayoutEffect(() => {
     area.current?.focus()
     area.current?.setSelectionRange(text.length, text.length)
   }, [])

@@ -1,5 +1,5 @@
 import type { ComponentChildren, JSX } from "preact"
-import { useEffect, useRef } from "preact/hooks"
+import { useLayoutEffect, useRef } from "preact/hooks"
 
 import { openPanel } from "../state.ts"
 import { IconButton } from "./icon-button.tsx"
@@ -13,17 +13,24 @@ interface Props {
 /** A modal dialog; the browser keeps the focus inside, closes it on Escape and gives the focus back. */
 export function Panel({ title, class: extra, children }: Props): JSX.Element {
   const dialog = useRef<HTMLDialogElement>(null)
-  useEffect(() => {
+  // The close event comes later, when another panel may be open already.
+  const isGone = useRef(false)
+  useLayoutEffect(() => {
     const element = dialog.current
     element?.showModal()
-    return () => element?.close()
+    return () => {
+      isGone.current = true
+      element?.close()
+    }
   }, [])
   return (
     <dialog
       ref={dialog}
       class={`panel ${extra}`}
       aria-labelledby="panel-title"
-      onClose={() => (openPanel.value = "none")}
+      onClose={() => {
+        if (!isGone.current) openPanel.value = "none"
+      }}
       onClick={(event) => {
         // The dialog itself is hit only outside its content: on the backdrop.
         if (event.target === event.currentTarget) openPanel.value = "none"
