@@ -114,7 +114,6 @@ export function generate(deps: GeneratorDeps, request: GenerationRequest): Gener
   const ticket = deps.admission.enter(request.sequences.length)
   const controller = new AbortController()
   const signals = [controller.signal, ticket.signal]
-  if (request.signal !== undefined) signals.push(request.signal)
   if (deps.requestTimeoutMs > 0) signals.push(timeoutSignal(deps.requestTimeoutMs, controller))
   const signal = AbortSignal.any(signals)
   const events = merge(

@@ -6,7 +6,7 @@ export interface StreamOptions {
   readonly heartbeatMs: number
   /** An error after the first byte, in the API's shape. */
   readonly errorBody: (error: RequestError) => unknown
-  /** Called once, when the stream has ended in any way. */
+  /** Called once, when the stream has ended in any way; aborts the work that is still under way. */
   readonly onClose: () => void
 }
 
@@ -41,8 +41,7 @@ interface Format {
 }
 
 /**
- * The body is pulled: a slow client is simply read for later, and `cancel` (the client went away) returns the
- * iterator, which aborts the work.
+ * The body is pulled: nothing is read from `items` while a slow client's buffers are full.
  */
 function respond(items: AsyncIterator<unknown>, options: StreamOptions, format: Format): Response {
   let pending: Promise<IteratorResult<unknown>> | undefined
@@ -75,9 +74,8 @@ function respond(items: AsyncIterator<unknown>, options: StreamOptions, format: 
       close()
       stream.close()
     },
-    async cancel() {
+    cancel() {
       close()
-      await items.return?.()
     },
   })
   return new Response(body, {

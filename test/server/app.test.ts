@@ -204,6 +204,20 @@ describe("merge", () => {
     expect(seen.filter((n) => n >= 100)).toEqual(Array.from({ length: 20 }, (_, i) => 100 + i))
   })
 
+  test("lets no source run far ahead of the reader", async () => {
+    let made = 0
+    async function* eager(): AsyncGenerator<number> {
+      while (made < 5000) yield made++
+    }
+    const merged = merge([eager(), eager()])
+    await merged.next()
+    await Bun.sleep(20)
+    expect(made).toBeLessThan(40)
+    for (let i = 0; i < 100; i++) await merged.next()
+    expect(made).toBeWithin(100, 200)
+    await merged.return(undefined)
+  })
+
   test("ends with the first error and when left", async () => {
     async function* bad(): AsyncGenerator<number> {
       yield 1

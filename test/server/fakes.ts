@@ -61,6 +61,8 @@ export interface Call {
   readonly params: GenerateParams
   sent: number
   ended: "finished" | "aborted" | undefined
+  /** The abort was asked for, whether or not the engine has noticed. */
+  signalled: boolean
   /** Tokens computed after the abort was asked for. */
   sentAfterAbort: number
 }
@@ -109,8 +111,16 @@ export class FakeClient implements EngineClient {
     signal?: AbortSignal,
   ): AsyncGenerator<TokenEvent> {
     const number = this.calls.length
-    const call: Call = { ids, params, sent: 0, ended: undefined, sentAfterAbort: 0 }
+    const call: Call = {
+      ids,
+      params,
+      sent: 0,
+      ended: undefined,
+      signalled: false,
+      sentAfterAbort: 0,
+    }
     this.calls.push(call)
+    signal?.addEventListener("abort", () => (call.signalled = true))
     const { delayMs = 0, then = "eos", failAt, cachedTokens = 0 } = this.#script
     const tokens = this.#tokens(number)
     try {

@@ -1,5 +1,6 @@
 import { describe, expect, test } from "bun:test"
 
+import { chatResponseSchema, generateResponseSchema } from "../../src/server/ollama/schema.ts"
 import { at, json, list, ndjson, testServer } from "./fakes.ts"
 
 const hello = { model: "fake", messages: [{ role: "user", content: "hi" }] }
@@ -165,6 +166,15 @@ describe("generate", () => {
     const body = await json(testServer().post("/api/generate", { model: "fake" }))
     expect(body).toMatchObject({ response: "", done: true, done_reason: "load" })
   })
+})
+
+test("answers are what the OpenAPI document says", async () => {
+  const { post } = testServer()
+  for (const line of ndjson(await (await post("/api/chat", hello)).text())) {
+    chatResponseSchema.parse(line)
+  }
+  const body = { model: "fake", prompt: "x", stream: false, logprobs: true }
+  generateResponseSchema.parse(await json(post("/api/generate", body)))
 })
 
 describe("models", () => {

@@ -1,5 +1,11 @@
 import { describe, expect, test } from "bun:test"
 
+import {
+  chatResponseSchema,
+  completionResponseSchema,
+  errorSchema,
+  modelListSchema,
+} from "../../src/server/openai/schema.ts"
 import { at, EOS, type Json, json, list, sseItems, testServer } from "./fakes.ts"
 
 const CHAT = "/v1/chat/completions"
@@ -209,6 +215,20 @@ describe("chat completions", () => {
     expect(list(withText[0], "choices", 0, "logprobs", "content").length).toBe(2)
   })
 
+  test("log-probabilities of text that was held back wait for it", async () => {
+    const { post } = testServer({ answer: "a EEN b END c" })
+    const items = await streamed(
+      await post(CHAT, { ...hello, stream: true, logprobs: true, stop: ["ENDING"] }),
+    )
+    for (const item of items) {
+      const tokens = list(item, "choices", 0, "logprobs", "content")
+      const bytes = Uint8Array.from(tokens.flatMap((token) => list(token, "bytes") as number[]))
+      const text = at(item, "choices", 0, "delta", "content") ?? ""
+      expect(new TextDecoder().decode(bytes)).toBe(String(text))
+    }
+    expect(contentOf(items)).toBe("a EEN b END c")
+  })
+
   test("content parts, developer messages, tool calls and tools reach the template", async () => {
     const { post, client } = testServer()
     const tools = [{ type: "function", function: { name: "f", parameters: { type: "object" } } }]
@@ -344,6 +364,15 @@ describe("text completions", () => {
       usage: { prompt_tokens: 2, completion_tokens: 14 },
     })
   })
+})
+
+test("answers are what the OpenAPI document says", async () => {
+  const { app, post } = testServer()
+  const more = { logprobs: true, top_logprobs: 1 }
+  chatResponseSchema.parse(await json(post(CHAT, { ...hello, ...more })))
+  completionResponseSchema.parse(await json(post(TEXT, { prompt: "x", logprobs: 1 })))
+  modelListSchema.parse(await json(app.request("/v1/models")))
+  errorSchema.parse(await json(post(CHAT, {})))
 })
 
 describe("models", () => {
