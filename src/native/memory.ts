@@ -51,11 +51,18 @@ export class Slab {
   }
 }
 
+/** A point in an arena's step: what is allocated after it can be taken back at once. */
+export interface ArenaMark {
+  readonly slab: number
+  readonly used: number
+}
+
 /** Allocations that live until the next reset: bump allocation in one slab that grows between steps, never within one. */
 export class Arena {
   readonly #library: Library
   readonly #align: number
   #slabs: Slab[]
+  #index = 0
   #current: Slab
   #used = 0
   /** Counts resets, so that a tensor of an earlier step can be told. */
@@ -71,31 +78,50 @@ export class Arena {
   /** Address of `bytes` bytes (not zeroed). */
   alloc(bytes: number): Address {
     const start = Math.ceil(this.#used / this.#align) * this.#align
-    if (start + bytes > this.#current.bytes) return this.#grow(bytes)
+    if (start + bytes > this.#current.bytes) return this.#next(bytes)
     this.#used = start + bytes
     return this.#current.address + start
   }
 
-  #grow(bytes: number): Address {
-    const size = Math.max(
-      bytes,
-      this.#slabs.reduce((sum, slab) => sum + slab.bytes, 0),
-    )
-    this.#current = new Slab(this.#library, size, { hugePages: true })
-    this.#slabs.push(this.#current)
+  /** Goes on in the next slab that is large enough: one that a release() left behind, or a new one. */
+  #next(bytes: number): Address {
+    do {
+      this.#index++
+      if (this.#index === this.#slabs.length) {
+        const held = this.#slabs.reduce((sum, slab) => sum + slab.bytes, 0)
+        this.#slabs.push(new Slab(this.#library, Math.max(bytes, held), { hugePages: true }))
+      }
+      this.#current = this.#slabs[this.#index] as Slab
+    } while (this.#current.bytes < bytes)
     this.#used = bytes
     return this.#current.address
+  }
+
+  mark(): ArenaMark {
+    return { slab: this.#index, used: this.#used }
+  }
+
+  /**
+   * Takes back everything allocated since the mark: a layer's temporaries, once its result lies in memory from before.
+   * So that activations of one layer, not of all, decide how much memory a step needs.
+   */
+  release(mark: ArenaMark): void {
+    this.#index = mark.slab
+    this.#current = this.#slabs[mark.slab] as Slab
+    this.#used = mark.used
   }
 
   /** Frees everything at once. After a step that outgrew the slab, one slab of the whole size replaces the pieces. */
   reset(): void {
     this.generation++
     this.#used = 0
-    if (this.#slabs.length === 1) return
-    const total = this.#slabs.reduce((sum, slab) => sum + slab.bytes, 0)
-    for (const slab of this.#slabs) slab[Symbol.dispose]()
-    this.#current = new Slab(this.#library, total, { hugePages: true })
-    this.#slabs = [this.#current]
+    this.#index = 0
+    if (this.#slabs.length > 1) {
+      const total = this.#slabs.reduce((sum, slab) => sum + slab.bytes, 0)
+      for (const slab of this.#slabs) slab[Symbol.dispose]()
+      this.#slabs = [new Slab(this.#library, total, { hugePages: true })]
+    }
+    this.#current = this.#slabs[0] as Slab
   }
 
   [Symbol.dispose](): void {

@@ -42,6 +42,23 @@ describe("slabs and arenas", () => {
     arena[Symbol.dispose]()
   })
 
+  test("what was allocated since a mark is taken back, over slabs too", () => {
+    const arena = new Arena(library, 1024)
+    arena.alloc(100)
+    const mark = arena.mark()
+    const first = arena.alloc(64)
+    const large = arena.alloc(5000)
+    arena.release(mark)
+    expect(arena.alloc(64)).toBe(first)
+    // the slab that the step grew by is used again, not one more added
+    expect(arena.alloc(5000)).toBe(large)
+    arena.reset()
+    // and it is one slab after the step
+    const start = arena.alloc(1024)
+    expect(arena.alloc(5000)).toBe(start + 1024)
+    arena[Symbol.dispose]()
+  })
+
   test("out-slots do not go stale in hot code", () => {
     const out = outSlot()
     let stale = 0
