@@ -10,6 +10,9 @@ export interface AddedToken {
   readonly rstrip: boolean
 }
 
+// Unicode's white space, which differs from JavaScript's by U+0085 and U+FEFF
+const WHITE_SPACE = /\p{White_Space}/u
+
 /** A stretch of plain text, or an added token. */
 export type Fragment = string | AddedToken
 
@@ -51,11 +54,13 @@ export class SpecialTokens {
         continue
       }
       const before = text.slice(start, at)
-      const kept = token.lstrip ? before.trimEnd() : before
+      let end = before.length
+      if (token.lstrip) while (end > 0 && WHITE_SPACE.test(before[end - 1]!)) end--
+      const kept = before.slice(0, end)
       if (kept !== "") fragments.push(kept)
       fragments.push(token)
       at += token.text.length
-      if (token.rstrip) while (at < text.length && /\s/.test(text[at]!)) at++
+      if (token.rstrip) while (at < text.length && WHITE_SPACE.test(text[at]!)) at++
       start = at
     }
     if (start < text.length) fragments.push(text.slice(start))

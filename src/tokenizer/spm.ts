@@ -12,7 +12,11 @@ export interface SpmOptions {
 
 /** Remembered pairs; the memory is dropped whole when it is full. */
 const CACHE_PAIRS = 500_000
+/** Remembered words, likewise. */
+const CACHE_WORDS = 50_000
+const CACHE_WORD_LENGTH = 64
 const SPACE = "\u2581"
+const WORDS = /\u2581+[^\u2581]*|[^\u2581]+/g
 
 const utf8 = new TextEncoder()
 
@@ -29,11 +33,17 @@ export class SpmModel implements TextModel, PairTable {
   readonly #strangers = new Map<string, number>()
   readonly #strangerTexts: string[] = []
   readonly #pairs = new Map<number, number>()
+  readonly #cache = new Map<string, readonly number[]>()
+  /** No token has a space after something else, so no merge crosses the beginning of a word. */
+  readonly #cutsAtSpaces: boolean
   #symbols = new Int32Array(1024)
 
   constructor(options: SpmOptions) {
     this.#options = options
-    const { size } = options.vocabulary
+    const { size, texts } = options.vocabulary
+    this.#cutsAtSpaces = !texts.some(
+      (text) => text.lastIndexOf(SPACE) > 0 && /[^\u2581]\u2581/.test(text),
+    )
     const distinct = Float64Array.from(
       new Set(Array.from({ length: size }, (_, id) => options.scores[id] ?? 0)),
     )
@@ -44,22 +54,31 @@ export class SpmModel implements TextModel, PairTable {
   }
 
   encode(text: string, out: number[]): void {
-    const { addSpacePrefix, vocabulary } = this.#options
-    const spelled = (addSpacePrefix ? SPACE : "") + text.replaceAll(" ", SPACE)
-    if (this.#symbols.length < spelled.length) this.#symbols = new Int32Array(spelled.length * 2)
+    const spelled = (this.#options.addSpacePrefix ? SPACE : "") + text.replaceAll(" ", SPACE)
+    const words = this.#cutsAtSpaces ? (spelled.match(WORDS) ?? []) : [spelled]
+    for (const word of words) {
+      const ids = this.#cache.get(word) ?? this.#word(word)
+      for (let i = 0; i < ids.length; i++) out.push(ids[i]!)
+    }
+  }
+
+  #word(word: string): readonly number[] {
+    const { vocabulary } = this.#options
+    if (this.#symbols.length < word.length) this.#symbols = new Int32Array(word.length * 2)
     let count = 0
-    for (const char of spelled) this.#symbols[count++] = this.#id(char)
+    for (const char of word) this.#symbols[count++] = this.#id(char)
     const left = this.#merger.run(this.#symbols, count, this)
+    const ids: number[] = []
     for (let i = 0; i < left; i++) {
       const id = this.#symbols[i]!
-      if (id < vocabulary.size) out.push(id)
-      else this.#spell(this.#strangerTexts[id - vocabulary.size]!, out)
+      if (id < vocabulary.size) ids.push(id)
+      else this.#spell(this.#strangerTexts[id - vocabulary.size]!, ids)
     }
-    if (this.#strangerTexts.length > CACHE_PAIRS) {
-      this.#strangers.clear()
-      this.#strangerTexts.length = 0
-      this.#pairs.clear()
+    if (word.length <= CACHE_WORD_LENGTH) {
+      if (this.#cache.size >= CACHE_WORDS) this.#cache.clear()
+      this.#cache.set(word, ids)
     }
+    return ids
   }
 
   lookup(left: number, right: number): number {

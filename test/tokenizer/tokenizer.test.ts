@@ -7,6 +7,7 @@ import { Tokenizer as LibraryTokenizer } from "@huggingface/tokenizers"
 import fc from "fast-check"
 
 import { FormatError } from "../../src/errors.ts"
+import { SpecialTokens } from "../../src/tokenizer/special-tokens.ts"
 import { tokenizerJsonFromGguf } from "../../src/tokenizer/tokenizer-json.ts"
 import { Tokenizer } from "../../src/tokenizer/tokenizer.ts"
 import type { GgufMetadata, GgufValue } from "../../src/weights/metadata.ts"
@@ -132,6 +133,21 @@ describe("special tokens", () => {
     expect([...spm.encodePrompt(`${bos}a`)]).toEqual([...spm.encodePrompt("a")])
   })
 
+  test("take the white space beside them where they are made so", () => {
+    const special = new SpecialTokens([
+      { id: 7, text: "<a>", special: true, lstrip: true, rstrip: false },
+      { id: 8, text: "<b>", special: false, lstrip: false, rstrip: true },
+      { id: 9, text: "<b>!", special: true, lstrip: false, rstrip: false },
+    ])
+    const split = (text: string, parseSpecial: boolean): (string | number)[] =>
+      special.split(text, parseSpecial).map((part) => (typeof part === "string" ? part : part.id))
+    expect(split("x \u00a0\u0085<a> y", true)).toEqual(["x", 7, " y"])
+    expect(split("x <b> \n y\ufeff", true)).toEqual(["x ", 8, "y\ufeff"])
+    expect(split("<b>!<b>", true)).toEqual([9, 8])
+    expect(split("<b>! <a><b>", false)).toEqual([8, "! <a>", 8])
+    expect(split("<b", true)).toEqual(["<b"])
+  })
+
   test("ids outside the vocabulary are no text", () => {
     expect(tokenizer.decode([99_999, -1])).toBe("")
     expect(() => tokenizer.tokenText(99_999)).toThrow("token id 99999 is outside the vocabulary")
@@ -178,6 +194,21 @@ describe("score-based merging", () => {
     expect(pieces(of({ ab: -1, ba: -1 }), "aba")).toEqual(["aba"])
     const long = "ba".repeat(30)
     expect(pieces(of({ ab: -1, ba: -1 }), long)).toEqual(Array(30).fill("ba"))
+  })
+
+  test("merges may cross a space where a token does", () => {
+    const tokens = [...vocabulary.slice(0, 9), "b\u2581", "b\u2581a", "\u2581a"]
+    const crossing = Tokenizer.fromGguf(
+      new Map<string, GgufValue>([
+        ["tokenizer.ggml.model", "llama"],
+        ["tokenizer.ggml.tokens", tokens],
+        ["tokenizer.ggml.scores", Float32Array.from(tokens, (_, id) => -id)],
+        ["tokenizer.ggml.add_space_prefix", false],
+        ["tokenizer.ggml.add_bos_token", false],
+      ]),
+    )
+    expect(pieces(crossing, "ab a")).toEqual(["ab", "\u2581a"])
+    expect(pieces(crossing, "b a")).toEqual(["b\u2581a"])
   })
 
   test("what is no token is spelled in bytes", () => {
