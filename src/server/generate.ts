@@ -1,4 +1,4 @@
-import { DeviceError, KtError, MemoryError, NativeError, RequestError } from "../errors.ts"
+import { ConfigError, KtError, RequestError } from "../errors.ts"
 import type { EngineClient, GenerateParams, TokenEvent } from "../worker/protocol.ts"
 import type { Admission, Ticket } from "./admission.ts"
 import { merge } from "./merge.ts"
@@ -261,14 +261,12 @@ function timeoutSignal(timeoutMs: number, done: AbortController): AbortSignal {
 /** What is thrown to a client: our own sentences, or a plain "internal error" that tells nothing of the inside. */
 export function asRequestError(error: unknown): RequestError {
   if (error instanceof RequestError) return error
-  if (
-    error instanceof NativeError ||
-    error instanceof DeviceError ||
-    error instanceof MemoryError
-  ) {
+  if (error instanceof ConfigError) {
+    return new RequestError(400, error.message, { code: "invalid_value", cause: error })
+  }
+  if (error instanceof KtError) {
     return new RequestError(500, error.message, { code: "engine_error", cause: error })
   }
-  if (error instanceof KtError) return new RequestError(400, error.message, { cause: error })
   if (error instanceof Error && error.name === "AbortError") {
     return new RequestError(499, "the client closed the request", { code: "client_closed" })
   }

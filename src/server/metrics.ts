@@ -50,6 +50,7 @@ export class ServerMetrics {
   readonly #promptTokens: Counter
   readonly #cachedTokens: Counter
   readonly #generatedTokens: Counter
+  readonly #engineUp: Gauge
   readonly #engine: readonly [keyof EngineStats, Counter | Gauge][]
 
   constructor(admission: Admission, registry: Registry = new Registry()) {
@@ -100,6 +101,11 @@ export class ServerMetrics {
         this.set(admission.active)
       },
     })
+    this.#engineUp = new Gauge({
+      name: "kt_engine_up",
+      help: "1 while the engine lives",
+      registers,
+    })
     this.#engine = ENGINE_METRICS.map(([key, kind, name, help]) => [
       key,
       kind === "counter" ? counter(name, help) : new Gauge({ name, help, registers }),
@@ -121,6 +127,10 @@ export class ServerMetrics {
   finished(tokens: number, decodeSeconds: number): void {
     this.#generatedTokens.inc(tokens)
     if (tokens > 1) this.#tpot.observe(decodeSeconds / (tokens - 1))
+  }
+
+  engineUp(up: boolean): void {
+    this.#engineUp.set(up ? 1 : 0)
   }
 
   engine(stats: EngineStats): void {

@@ -1,7 +1,7 @@
 import { z } from "@hono/zod-openapi"
 
 import { version } from "../../package.json" with { type: "json" }
-import { RequestError } from "../errors.ts"
+import { KtError, RequestError } from "../errors.ts"
 import type { EngineStats } from "../worker/protocol.ts"
 import { type App, document, jsonContent, type ServerContext } from "./context.ts"
 
@@ -27,10 +27,14 @@ export function addOperations(app: App, context: ServerContext): void {
     tags: ["Operations"],
     responses: {
       200: jsonContent(readySchema, "They are"),
-      503: { description: "The server is shutting down" },
+      503: { description: "The server is shutting down, or its engine has failed" },
     },
   })
-  app.get("/ready", (c) => {
+  app.get("/ready", async (c) => {
+    await engineStats(context).catch((error: unknown) => {
+      const reason = error instanceof KtError ? error.message : "the engine does not answer"
+      throw new RequestError(503, reason, { code: "engine_stopped", cause: error })
+    })
     if (context.admission.draining) {
       throw new RequestError(503, "the server is shutting down", {
         code: "shutting_down",
@@ -50,8 +54,10 @@ export function addOperations(app: App, context: ServerContext): void {
     },
   })
   app.get("/metrics", async (c) => {
-    const stats = await statsInTime(context)
-    if (stats !== undefined) context.metrics.engine(stats)
+    // A failed engine is a fact to show, not a reason to show nothing.
+    const stats = await engineStats(context).catch(() => "failed" as const)
+    context.metrics.engineUp(stats !== "failed")
+    if (stats !== undefined && stats !== "failed") context.metrics.engine(stats)
     const { registry } = context.metrics
     return c.body(await registry.metrics(), 200, { "content-type": registry.contentType })
   })
@@ -68,7 +74,8 @@ export function addOperations(app: App, context: ServerContext): void {
   })
 }
 
-async function statsInTime(context: ServerContext): Promise<EngineStats | undefined> {
+/** Undefined while a long step keeps the engine busy; rejects when it has failed. */
+async function engineStats(context: ServerContext): Promise<EngineStats | undefined> {
   let timer: ReturnType<typeof setTimeout> | undefined
   const late = new Promise<undefined>((resolve) => {
     timer = setTimeout(() => resolve(undefined), STATS_TIMEOUT_MS)

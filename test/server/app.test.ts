@@ -1,6 +1,6 @@
 import { describe, expect, test } from "bun:test"
 
-import { RequestError } from "../../src/errors.ts"
+import { KtError, RequestError } from "../../src/errors.ts"
 import { Admission } from "../../src/server/admission.ts"
 import { merge } from "../../src/server/merge.ts"
 import { sseResponse } from "../../src/server/stream.ts"
@@ -299,6 +299,26 @@ describe("operations", () => {
     expect(lines).toContain("kt_resident_bytes 123456789")
     // Scraped again, engine totals are not added up.
     expect(await (await app.request("/metrics")).text()).toContain("kt_engine_steps_total 9\n")
+  })
+
+  test("a dead engine: not ready, requests are 500, metrics still show", async () => {
+    const { app, post, client } = testServer()
+    client.dead = new KtError("the engine stopped: its thread ended")
+    expect((await app.request("/health")).status).toBe(200)
+    for (const [response, status] of [
+      [await app.request("/ready"), 503],
+      [await post(CHAT, hello), 500],
+    ] as const) {
+      expect(response.status).toBe(status)
+      expect(at(await json(response), "error", "message")).toBe(
+        "the engine stopped: its thread ended",
+      )
+    }
+    const text = await (await app.request("/metrics")).text()
+    expect(text).toContain("kt_engine_up 0\n")
+    client.dead = undefined
+    expect(await (await app.request("/metrics")).text()).toContain("kt_engine_up 1\n")
+    expect((await app.request("/ready")).status).toBe(200)
   })
 
   test("the OpenAPI document describes every route and resolves its references", async () => {

@@ -1,3 +1,4 @@
+import type { KtError } from "../../src/errors.ts"
 import { createApp, type ServerApp } from "../../src/server/app.ts"
 import type { ServerConfig, ServerTokenizer, TemplateMessage } from "../../src/server/types.ts"
 import type {
@@ -71,6 +72,8 @@ export interface Call {
 export class FakeClient implements EngineClient {
   readonly info: EngineInfo
   readonly calls: Call[] = []
+  /** Set: the engine has died of this. */
+  dead: KtError | undefined
   readonly #script: Script
 
   constructor(script: Script = {}) {
@@ -110,6 +113,7 @@ export class FakeClient implements EngineClient {
     params: GenerateParams,
     signal?: AbortSignal,
   ): AsyncGenerator<TokenEvent> {
+    if (this.dead !== undefined) throw this.dead
     const number = this.calls.length
     const call: Call = {
       ids,
@@ -159,6 +163,7 @@ export class FakeClient implements EngineClient {
   }
 
   async stats(): Promise<EngineStats> {
+    if (this.dead !== undefined) throw this.dead
     return {
       waiting: 0,
       running: this.running,
