@@ -14,8 +14,8 @@ export interface Ticket {
 }
 
 /**
- * The bounded queue in front of the engine: counts sequences, refuses with 429 when the queue is full and with
- * 503 while the server drains, and knows when all work has ended.
+ * The bounded queue in front of the engine: counts sequences, refuses with 429 when the queue is
+ * full and with 503 while the server drains, and knows when all work has ended.
  */
 export class Admission {
   readonly maxRunning: number

@@ -1,4 +1,6 @@
 import { createHash, timingSafeEqual } from "node:crypto"
+import { isIP } from "node:net"
+import { hostname } from "node:os"
 
 import type { MiddlewareHandler } from "hono"
 
@@ -7,7 +9,9 @@ import { RequestError } from "../errors.ts"
 /** Routes that answer without a key. */
 const OPEN_PATHS = new Set(["/health", "/ready"])
 
-/** Asks for one of the keys as `Authorization: Bearer` or `x-api-key`; compared in constant time. */
+/**
+ * Asks for one of the keys as `Authorization: Bearer` or `x-api-key`; compared in constant time.
+ */
 export function requireKey(keys: readonly string[]): MiddlewareHandler {
   const digests = keys.map(digest)
   return async (c, next) => {
@@ -31,31 +35,38 @@ export function requireKey(keys: readonly string[]): MiddlewareHandler {
   }
 }
 
+/** Suffixes that the public DNS does not hand out. */
+const LOCAL_SUFFIXES = ["", ".local", ".lan", ".internal", ".home.arpa"]
+
 /**
- * Refuses requests that web pages of other origins send: browsers send "simple" cross-origin POSTs without asking
- * first, so CORS headers alone would let any page use a server on this machine.
+ * Refuses requests that web pages of other origins send: browsers send "simple" cross-origin POSTs
+ * without asking first, so CORS headers alone would let any page use a server on this machine. A
+ * page of the server's own host passes only under an address or a local name, since any public name
+ * can be made to point here (DNS rebinding).
  */
 export function requireOrigin(allowed: readonly string[]): MiddlewareHandler {
   const all = allowed.includes("*")
   return async (c, next) => {
     const origin = c.req.header("origin")
-    if (
-      origin !== undefined &&
-      !all &&
-      !allowed.includes(origin) &&
-      !sameHost(origin, c.req.header("host"))
-    ) {
-      throw new RequestError(403, `the origin ${origin} may not use this server`, {
-        code: "origin_not_allowed",
-        hint: "the server's CORS origins say which may",
-      })
+    if (origin !== undefined && !all && !allowed.includes(origin)) {
+      if (!isOwnPage(origin, c.req.header("host"))) {
+        throw new RequestError(403, `the origin ${origin} may not use this server`, {
+          code: "origin_not_allowed",
+          hint: "allow it as a CORS origin, or set an API key",
+        })
+      }
     }
     await next()
   }
 }
 
-function sameHost(origin: string, host: string | undefined): boolean {
-  return URL.canParse(origin) && new URL(origin).host === host
+function isOwnPage(origin: string, host: string | undefined): boolean {
+  if (!URL.canParse(origin)) return false
+  const url = new URL(origin)
+  if (url.host !== host) return false
+  const name = url.hostname.replace(/^\[|\]$/g, "")
+  if (isIP(name) !== 0 || name === "localhost" || name.endsWith(".localhost")) return true
+  return LOCAL_SUFFIXES.some((suffix) => name === hostname().toLowerCase() + suffix)
 }
 
 function digest(text: string): Buffer {

@@ -30,7 +30,9 @@ export interface ServerEnv {
 export type App = OpenAPIHono<ServerEnv>
 export type RequestContext = Context<ServerEnv>
 
-/** RequestError 404 unless `name` is the served model, with or without Ollama's tag, or the alias. */
+/**
+ * RequestError 404 unless `name` is the served model, with or without Ollama's tag, or the alias.
+ */
 export function checkModel(context: ServerContext, name: string | null | undefined): void {
   if (name === undefined || name === null) return
   const { name: known } = context.model

@@ -65,7 +65,9 @@ export type GenerationEvent =
       readonly timings: ChoiceTimings
     }
 
-/** Events of all choices as they come. `return()` (or leaving a `for await`) aborts what still runs. */
+/**
+ * Events of all choices as they come. `return()` (or leaving a `for await`) aborts what still runs.
+ */
 export type Generation = AsyncIterableIterator<GenerationEvent>
 
 export interface GeneratorDeps {
@@ -83,8 +85,8 @@ export function sequenceLimit(client: EngineClient): number {
 }
 
 /**
- * How many tokens may be generated: what was asked for, cut to what the context leaves. RequestError 400 when the
- * prompt is empty or fills the context.
+ * How many tokens may be generated: what was asked for, cut to what the context leaves.
+ * RequestError 400 when the prompt is empty or fills the context.
  */
 export function fitTokens(
   client: EngineClient,
@@ -122,7 +124,9 @@ export function generate(deps: GeneratorDeps, request: GenerationRequest): Gener
   return closable(events, ticket, controller, signal, request.signal)
 }
 
-/** A generator that was never started runs no `finally`; this gives the ticket back in every case. */
+/**
+ * A generator that was never started runs no `finally`; this gives the ticket back in every case.
+ */
 function closable(
   events: AsyncGenerator<GenerationEvent>,
   ticket: Ticket,
@@ -138,7 +142,8 @@ function closable(
     events.return(undefined).catch(() => {})
   }
   gone?.addEventListener("abort", close, { once: true })
-  // Work starts now, not when a slow client begins to read; who reads first gets the outcome, an error too.
+  // Work starts now, not when a slow client begins to read; who reads first gets the outcome, an
+  // error too.
   let started: Promise<IteratorResult<GenerationEvent>> | undefined = events.next()
   started.catch(() => {})
   if (gone?.aborted === true) close()
@@ -258,7 +263,10 @@ function timeoutSignal(timeoutMs: number, done: AbortController): AbortSignal {
   return controller.signal
 }
 
-/** What is thrown to a client: our own sentences, or a plain "internal error" that tells nothing of the inside. */
+/**
+ * What is thrown to a client: our own sentences, or a plain "internal error" that tells nothing of
+ * the inside.
+ */
 export function asRequestError(error: unknown): RequestError {
   if (error instanceof RequestError) return error
   if (error instanceof ConfigError) {

@@ -1,9 +1,12 @@
-/** Items a source may run ahead of the reader: enough to hide scheduling, small enough to bound memory. */
+/**
+ * Items a source may run ahead of the reader: enough to hide scheduling, small enough to bound
+ * memory.
+ */
 const MAX_AHEAD = 16
 
 /**
- * Items of all sources as they come. Sources run at once; leaving the loop returns all of them; the first error
- * ends the merge.
+ * Items of all sources as they come. Sources run at once; leaving the loop returns all of them; the
+ * first error ends the merge.
  */
 export async function* merge<T>(sources: readonly AsyncGenerator<T>[]): AsyncGenerator<T> {
   if (sources.length === 1 && sources[0] !== undefined) {

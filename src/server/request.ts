@@ -9,8 +9,8 @@ type Issue = z.core.$ZodIssue
 const MAX_SHOWN = 60
 
 /**
- * The JSON body, checked by the schema. Any content type is read, as Ollama's clients and plain `curl -d` send
- * others. RequestError 400 names the first wrong field and its value.
+ * The JSON body, checked by the schema. Any content type is read, as Ollama's clients and plain
+ * `curl -d` send others. RequestError 400 names the first wrong field and its value.
  */
 export async function readBody<T>(c: Context, schema: z.ZodType<T>): Promise<T> {
   const text = await c.req.text()

@@ -2,7 +2,10 @@ import { RequestError } from "../errors.ts"
 import type { GenerateParams } from "../worker/protocol.ts"
 import type { SamplingDefaults, ServerTokenizer } from "./types.ts"
 
-/** Sampling as a request gives it, in the engine's names; null and undefined mean the server's default. */
+/**
+ * Sampling as a request gives it, in the engine's names; null and undefined mean the server's
+ * default.
+ */
 export interface SamplingRequest {
   readonly temperature?: number | null | undefined
   readonly topK?: number | null | undefined

@@ -7,7 +7,9 @@ export const MAX_CHOICES = 128
 /** Top log-probabilities per token. */
 export const MAX_TOP_LOGPROBS = 20
 
-/** A field that is known and refused: null and absent pass, anything else is a 400 that says why. */
+/**
+ * A field that is known and refused: null and absent pass, anything else is a 400 that says why.
+ */
 export function refused(
   reason: string,
   accepts: (value: unknown) => boolean = () => false,
@@ -45,7 +47,10 @@ export const seedSchema = z
   .nullish()
   .openapi({ description: "Same seed, same request: same answer. -1 draws one." })
 
-/** Sampling fields that OpenAI's two completion routes share, with the usual extensions of local servers. */
+/**
+ * Sampling fields that OpenAI's two completion routes share, with the usual extensions of local
+ * servers.
+ */
 export const samplingFields = {
   temperature: z.number().min(0).max(2).nullish(),
   top_p: z.number().gt(0).max(1).nullish(),

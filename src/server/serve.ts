@@ -18,8 +18,8 @@ export interface RunningServer {
   readonly url: string
   readonly port: number
   /**
-   * Refuses new requests, lets running ones finish for up to `graceMs`, then aborts them, each stream with an
-   * error in its API's shape.
+   * Refuses new requests, lets running ones finish for up to `graceMs`, then aborts them, each
+   * stream with an error in its API's shape.
    */
   stop(graceMs: number): Promise<void>
 }
@@ -64,7 +64,8 @@ function listen(
       // The app's own limit answers in the API's shape.
       maxRequestBodySize: Number.MAX_SAFE_INTEGER,
       development: false,
-      // Outside development Bun shares ports by default, and a second server would steal half of the requests.
+      // Outside development Bun shares ports by default, and a second server would steal half of
+      // the requests.
       reusePort: false,
       routes: page === undefined ? pages : { ...pages, [UI_PATH]: page },
       fetch,

@@ -2,7 +2,9 @@ import { RequestError } from "../errors.ts"
 import { asRequestError } from "./generate.ts"
 
 export interface StreamOptions {
-  /** Silence after which an SSE comment is sent; 0 for never. NDJSON has no comments and sends none. */
+  /**
+   * Silence after which an SSE comment is sent; 0 for never. NDJSON has no comments and sends none.
+   */
   readonly heartbeatMs: number
   /** An error after the first byte, in the API's shape. */
   readonly errorBody: (error: RequestError) => unknown

@@ -9,7 +9,10 @@ export interface TextDelta {
   readonly logprobs: readonly TokenLogprob[]
 }
 
-/** Tokens of one sequence → text that can be sent, with each token's log-probability beside its text. */
+/**
+ * Tokens of one sequence → text that can be sent, with each token's log-probability beside its
+ * text.
+ */
 export class TextStream {
   readonly #detokenizer: Detokenizer
   readonly #matcher: StopMatcher

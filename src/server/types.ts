@@ -35,7 +35,10 @@ export interface ServerTokenizer {
     text: string,
     options?: { readonly addSpecial?: boolean; readonly parseSpecial?: boolean },
   ): Int32Array
-  /** A rendered chat template: control tokens are recognised; the start token is added where it is missing. */
+  /**
+   * A rendered chat template: control tokens are recognised; the start token is added where it is
+   * missing.
+   */
   encodePrompt(text: string): Int32Array
   /** Texts begin with a space that is not the user's. */
   readonly stripsLeadingSpace: boolean
@@ -107,7 +110,9 @@ export interface ServerConfig {
   readonly forceThink: boolean
   /** Longest time for one request; 0 for none. */
   readonly requestTimeoutMs: number
-  /** Silence on a stream after which a comment is sent, so that proxies keep it open; 0 for never. */
+  /**
+   * Silence on a stream after which a comment is sent, so that proxies keep it open; 0 for never.
+   */
   readonly heartbeatMs: number
 }
 

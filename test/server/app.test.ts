@@ -1,4 +1,5 @@
 import { describe, expect, test } from "bun:test"
+import { hostname } from "node:os"
 
 import { KtError, RequestError } from "../../src/errors.ts"
 import { Admission } from "../../src/server/admission.ts"
@@ -48,8 +49,18 @@ describe("web pages of other origins", () => {
   test("are refused unless allowed", async () => {
     const { post } = testServer()
     expect((await post(CHAT, hello, page)).status).toBe(403)
-    const own = { origin: "http://127.0.0.1:10002", host: "127.0.0.1:10002" }
-    expect((await post(CHAT, hello, own)).status).toBe(200)
+    for (const host of [
+      "127.0.0.1:10002",
+      "localhost:10002",
+      "[::1]:10002",
+      `${hostname().toLowerCase()}:1`,
+    ]) {
+      expect((await post(CHAT, hello, { origin: `http://${host}`, host })).status).toBe(200)
+    }
+    // A public name that points here would make any page the server's own.
+    const rebound = { origin: "http://evil.example:10002", host: "evil.example:10002" }
+    expect((await post(CHAT, hello, rebound)).status).toBe(403)
+    expect((await post(CHAT, hello, { origin: "null", host: "127.0.0.1:10002" })).status).toBe(403)
     const open = testServer({}, { corsOrigins: ["https://evil.example"] })
     const answer = await open.post(CHAT, hello, page)
     expect(answer.status).toBe(200)

@@ -104,7 +104,8 @@ function start(context: ServerContext, c: RequestContext, body: CompletionReques
   const sampling = samplingOf(body, topCount)
   const sequences: SequenceRequest[] = []
   for (const { ids } of prompts) {
-    // OpenAI's older default for this route would be 16; texts end where the model ends them, as with chat.
+    // OpenAI's older default for this route would be 16; texts end where the model ends them, as
+    // with chat.
     const fitting = fitTokens(
       client,
       ids.length,

@@ -1,7 +1,10 @@
 import type { TemplateMessage, TemplateToolCall } from "../types.ts"
 import type { ChatRequestMessage } from "./schema.ts"
 
-/** A request's message as templates know it: text content, `developer` as `system`, parsed tool arguments. */
+/**
+ * A request's message as templates know it: text content, `developer` as `system`, parsed tool
+ * arguments.
+ */
 export function templateMessage(message: ChatRequestMessage): TemplateMessage {
   return {
     role: message.role === "developer" ? "system" : message.role,
@@ -19,7 +22,10 @@ function contentText(content: ChatRequestMessage["content"]): string | null {
   return content.map((part) => part.text ?? part.refusal ?? "").join("\n")
 }
 
-/** Templates write arguments with `tojson`, so they get the object; text that is not JSON stays text. */
+/**
+ * Templates write arguments with `tojson`, so they get the object; text that is not JSON stays
+ * text.
+ */
 function templateToolCall(
   call: NonNullable<ChatRequestMessage["tool_calls"]>[number],
 ): TemplateToolCall {
