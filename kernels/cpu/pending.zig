@@ -10,10 +10,6 @@ comptime {
     for ([_][]const u8{
         "kt_add",
         "kt_act_mul",
-        "kt_rope_table",
-        "kt_rope",
-        "kt_store_kv",
-        "kt_paged_attention",
         "kt_topk_softmax",
         "kt_fused_experts",
         "kt_qkv_rope_store",

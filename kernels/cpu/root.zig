@@ -6,6 +6,8 @@ comptime {
     _ = @import("linear.zig");
     _ = @import("elementwise.zig");
     _ = @import("embedding.zig");
+    _ = @import("rope.zig");
+    _ = @import("attention.zig");
     _ = @import("pending.zig");
 }
 

@@ -3,3 +3,5 @@ export { ACTIVATIONS, type Activation, gateUpAct, linear, linearResidual, normLi
 export { addRmsNorm, rmsNorm } from "./rms-norm.ts"
 export { cast, copy, dequantize } from "./elementwise.ts"
 export { embedding } from "./embedding.ts"
+export { rope, ropeTable } from "./rope.ts"
+export { type AttentionOptions, pagedAttention, storeKv } from "./attention.ts"

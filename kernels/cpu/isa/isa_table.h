@@ -20,6 +20,41 @@ typedef struct kt_matmul {
   int64_t out_stride; /* floats */
 } kt_matmul_t;
 
+/* ---- attention.inc ---- */
+/* Boundaries lie at multiples of these positions whatever the batch is, so that a token's result does not depend on it. */
+#define KT_ATTENTION_SPLIT 256 /* keys of one partial result of a short query */
+#define KT_ATTENTION_BLOCK 64  /* keys of one step of a long query */
+#define KT_ATTENTION_ROWS 96   /* rows (queries times heads of a group) that a long query's item aims at */
+#define KT_ATTENTION_TILE 6    /* rows of a register tile */
+#define KT_ATTENTION_SHORT 16  /* rows up to which a query is short; one token always is */
+
+/* What every item of a call shares. Strides are bytes. */
+typedef struct kt_attention {
+  const char *q, *k, *v;
+  char *out;
+  const float *sinks; /* [heads] or NULL */
+  int64_t q_token, q_head, out_token, out_head;
+  int64_t k_page, k_head, k_row, v_page, v_head, v_row;
+  int32_t kv_heads, group; /* heads of one kv head */
+  int32_t k_dim, v_dim;
+  int32_t page_size, half; /* half: caches are F16, else F32 */
+  int32_t window;          /* 0: none */
+  float scale, soft_cap;
+} kt_attention_t;
+
+/* Consecutive queries of one sequence with one kv head. */
+typedef struct kt_attention_item {
+  const int32_t *table; /* the sequence's pages */
+  int64_t token;        /* of the first query, in q and out */
+  int32_t position;     /* of the first query, in the sequence */
+  int32_t count;
+  int32_t kv_head;
+} kt_attention_item_t;
+
+/* Floats of a row padded to whole vectors of any level, and of a partial result: values, maximum, sum. */
+#define KT_ATTENTION_PADDED(n) (((n) + 15) / 16 * 16)
+#define KT_ATTENTION_PARTIAL(v_dim) (KT_ATTENTION_PADDED(v_dim) + 16)
+
 typedef struct kt_isa_table {
   /* act.inc, packed.inc, linear.inc */
   int32_t row_block; /* rows that a packed weight keeps together; ranges of rows start at multiples of it */
@@ -47,6 +82,13 @@ typedef struct kt_isa_table {
   /* vmath.inc; out may be x */
   void (*exp_row)(const float *x, float *out, int64_t n);
   void (*tanh_row)(const float *x, float *out, int64_t n);
+  /* rope.inc: x [2n] in place, table [2n] */
+  void (*rope_row)(float *x, const float *table, int64_t n, uint32_t interleaved);
+  /* attention.inc: one row of K or V to a cache of F16 or F32 */
+  void (*store_row)(const float *x, void *out, uint32_t dtype, int64_t n);
+  void (*attention_split)(const kt_attention_t *a, const kt_attention_item_t *item, int64_t split, float *partials, int64_t partial_stride, float *scratch);
+  void (*attention_combine)(const kt_attention_t *a, int64_t token, int64_t head, const float *partials, int64_t count);
+  void (*attention_block)(const kt_attention_t *a, const kt_attention_item_t *item, float *scratch);
 } kt_isa_table_t;
 
 const kt_isa_table_t *kt_isa_scalar(void);

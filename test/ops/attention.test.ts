@@ -1,0 +1,373 @@
+import { describe, expect, test } from "bun:test"
+
+import { Backend } from "../../src/native/backend.ts"
+import { type AttentionOptions, pagedAttention, storeKv } from "../../src/ops/attention.ts"
+import { F16, F32 } from "../../src/tensor/dtype.ts"
+import { Tensor } from "../../src/tensor/tensor.ts"
+import { attention, type AttentionCase } from "../reference/attention.ts"
+import { describeBackends, expectClose, randomArray } from "./harness.ts"
+
+/** A sequence of a batch: cached tokens, then new ones. */
+interface Part {
+  readonly cached: number
+  readonly queries: number
+}
+
+interface Layout extends AttentionCase {
+  readonly pageSize: number
+  readonly half: boolean
+}
+
+/** K and V of whole sequences, stored into pages that are shuffled and hold garbage elsewhere. */
+class Fixture {
+  readonly parts: readonly Part[]
+  readonly layout: Layout
+  readonly q: Float32Array[]
+  readonly k: Float32Array[]
+  readonly v: Float32Array[]
+
+  constructor(layout: Layout, parts: readonly Part[], seed: number) {
+    this.layout = layout
+    this.parts = parts
+    const { heads, kvHeads, kDim, vDim } = layout
+    const rows = (count: number, width: number, index: number): Float32Array => {
+      const values = randomArray(count * width, seed + index)
+      return layout.half ? Float32Array.from(Float16Array.from(values)) : values
+    }
+    this.q = parts.map(({ queries }, i) =>
+      randomArray(queries * heads * kDim, seed + 1000 + i, 1.5),
+    )
+    this.k = parts.map((p, i) => rows(p.cached + p.queries, kvHeads * kDim, 2000 + i))
+    this.v = parts.map((p, i) => rows(p.cached + p.queries, kvHeads * vDim, 3000 + i))
+  }
+
+  /** The batch of the parts numbered `chosen`, run on a backend. */
+  run(backend: Backend, chosen = this.parts.map((_, i) => i)): Float32Array[] {
+    const { layout } = this
+    const { heads, kvHeads, kDim, vDim, pageSize } = layout
+    const lengths = chosen.map((i) => {
+      const part = this.parts[i] as Part
+      return part.cached + part.queries
+    })
+    const pagesOf = lengths.map((length) => Math.ceil(length / pageSize))
+    const pages = pagesOf.reduce((a, b) => a + b, 0) + 3
+    const maxPages = Math.max(...pagesOf) + 1
+    const dtype = layout.half ? F16 : F32
+    const kCache = Tensor.empty(backend, dtype, [pages, kvHeads, pageSize, kDim])
+    const vCache = Tensor.empty(backend, dtype, [pages, kvHeads, pageSize, vDim])
+    kCache.bytes().fill(0xff) // NaN: what no token was stored to must not be used
+    vCache.bytes().fill(0xff)
+    const table = new Int32Array(chosen.length * maxPages).fill(-1)
+    let next = pages - 1
+    pagesOf.forEach((count, s) => {
+      for (let i = 0; i < count; i++) table[s * maxPages + i] = next--
+    })
+    const slots = lengths.flatMap((length, s) =>
+      Array.from({ length }, (_, j) => {
+        const page = table[s * maxPages + Math.floor(j / pageSize)] as number
+        return page * pageSize + (j % pageSize)
+      }),
+    )
+    const join = (list: Float32Array[]): Float32Array =>
+      Float32Array.from(chosen.flatMap((i) => [...(list[i] as Float32Array)]))
+    const total = slots.length
+    storeKv(
+      Tensor.from(backend, join(this.k), [total, kvHeads, kDim]),
+      Tensor.from(backend, join(this.v), [total, kvHeads, vDim]),
+      Tensor.from(backend, Int32Array.from(slots)),
+      kCache,
+      vCache,
+    )
+    const starts = new Int32Array(chosen.length + 1)
+    chosen.forEach((i, s) => {
+      starts[s + 1] = (starts[s] as number) + (this.parts[i] as Part).queries
+    })
+    const tokens = starts[chosen.length] as number
+    const options: AttentionOptions = {
+      scale: layout.scale,
+      softCap: layout.softCap ?? 0,
+      slidingWindow: layout.slidingWindow ?? 0,
+      sinks: layout.sinks ? Tensor.from(backend, Float32Array.from(layout.sinks)) : null,
+    }
+    const out = pagedAttention(
+      Tensor.from(backend, join(this.q), [tokens, heads, kDim]),
+      kCache,
+      vCache,
+      Tensor.from(backend, table, [chosen.length, maxPages]),
+      Tensor.from(backend, starts),
+      Tensor.from(backend, Int32Array.from(lengths)),
+      options,
+    )
+    expect(out.shape).toEqual([tokens, heads, vDim])
+    const flat = out.toFloat32Array()
+    backend.resetStep()
+    return chosen.map((_, s) =>
+      flat.slice((starts[s] as number) * heads * vDim, (starts[s + 1] as number) * heads * vDim),
+    )
+  }
+
+  /** Runs the whole batch and compares each sequence with the definition. */
+  check(backend: Backend, tolerance = 1e-6): void {
+    this.run(backend).forEach((got, i) => {
+      const want = attention(
+        this.q[i] as Float32Array,
+        this.k[i] as Float32Array,
+        this.v[i] as Float32Array,
+        this.layout,
+      )
+      expectClose(got, want, tolerance)
+    })
+  }
+}
+
+const BASE: Layout = {
+  heads: 4,
+  kvHeads: 2,
+  kDim: 64,
+  vDim: 64,
+  scale: 0.125,
+  pageSize: 32,
+  half: true,
+}
+
+const MIXED: readonly Part[] = [
+  { cached: 0, queries: 1 },
+  { cached: 6, queries: 1 },
+  { cached: 0, queries: 130 },
+  { cached: 255, queries: 1 },
+  { cached: 37, queries: 3 },
+  { cached: 256, queries: 1 },
+  { cached: 100, queries: 65 },
+  { cached: 700, queries: 1 },
+  { cached: 250, queries: 9 },
+]
+
+const SMALL: readonly Part[] = [
+  { cached: 40, queries: 1 },
+  { cached: 3, queries: 19 },
+  { cached: 300, queries: 2 },
+]
+
+describeBackends("pagedAttention", (backend) => {
+  for (const half of [true, false]) {
+    const type = half ? "F16" : "F32"
+    test(`a ragged batch of decodes and chunks, ${type}`, () => {
+      new Fixture({ ...BASE, half }, MIXED, 1).check(backend)
+    })
+
+    for (const [kDim, vDim] of [
+      [8, 8],
+      [24, 24],
+      [40, 40],
+      [80, 80],
+      [96, 96],
+      [128, 128],
+      [256, 256],
+      [192, 128],
+      [24, 72],
+      [8, 248],
+    ] as const) {
+      test(`head dimensions ${kDim}, ${vDim}, ${type}`, () => {
+        const layout = { ...BASE, half, kDim, vDim, scale: 1 / Math.sqrt(kDim), pageSize: 8 }
+        new Fixture(layout, SMALL, kDim).check(backend)
+      })
+    }
+  }
+
+  for (const [heads, kvHeads] of [
+    [1, 1],
+    [3, 3],
+    [6, 2],
+    [9, 3],
+    [10, 2],
+    [8, 1],
+    [17, 1],
+    [100, 1],
+  ] as const) {
+    test(`${heads} heads on ${kvHeads}`, () => {
+      new Fixture({ ...BASE, heads, kvHeads, kDim: 16, vDim: 24 }, SMALL, heads).check(backend)
+    })
+  }
+
+  for (const slidingWindow of [1, 7, 64, 300, 5000]) {
+    test(`window of ${slidingWindow}`, () => {
+      const layout = { ...BASE, slidingWindow, kDim: 16, vDim: 16, pageSize: 8 }
+      new Fixture(layout, MIXED, slidingWindow).check(backend)
+    })
+  }
+
+  test("soft cap, sinks, and all at once", () => {
+    const sinks = [0.5, -3, 2, 9]
+    const small = { ...BASE, kDim: 32, vDim: 32, scale: 0.4 }
+    new Fixture({ ...small, softCap: 2 }, SMALL, 1).check(backend)
+    new Fixture({ ...small, sinks }, MIXED, 2).check(backend)
+    new Fixture({ ...small, softCap: 5, sinks, slidingWindow: 20 }, MIXED, 3).check(backend)
+  })
+
+  test("scores far from zero neither overflow nor vanish", () => {
+    // a score of 300 in f32 is off by 1e-5 whatever computes it
+    new Fixture({ ...BASE, scale: 30, half: false }, SMALL, 5).check(backend, 1e-5)
+  })
+
+  test("page sizes that are no multiple of anything", () => {
+    for (const pageSize of [1, 5, 33, 256])
+      new Fixture({ ...BASE, kDim: 16, vDim: 16, pageSize }, SMALL, pageSize).check(backend)
+  })
+
+  test("a sequence's values do not depend on the batch", () => {
+    const fixture = new Fixture(BASE, MIXED, 11)
+    const together = fixture.run(backend)
+    MIXED.forEach((_, i) =>
+      expect(fixture.run(backend, [i])[0]).toEqual(together[i] as Float32Array),
+    )
+  })
+
+  test("a chunk's values do not depend on where it begins", () => {
+    for (const slidingWindow of [0, 50]) {
+      const layout = { ...BASE, slidingWindow }
+      const whole = new Fixture(layout, [{ cached: 0, queries: 150 }], 4)
+      const width = layout.heads * layout.vDim
+      const all = whole.run(backend)[0] as Float32Array
+      for (const cut of [17, 64, 100]) {
+        const first = new Fixture(layout, [{ cached: 0, queries: cut }], 4)
+        const rest = new Fixture(layout, [{ cached: cut, queries: 150 - cut }], 4)
+        first.q[0] = (whole.q[0] as Float32Array).slice(0, cut * layout.heads * layout.kDim)
+        rest.q[0] = (whole.q[0] as Float32Array).slice(cut * layout.heads * layout.kDim)
+        for (const part of [first, rest]) {
+          const tokens = part === first ? cut : 150
+          part.k[0] = (whole.k[0] as Float32Array).slice(0, tokens * layout.kvHeads * layout.kDim)
+          part.v[0] = (whole.v[0] as Float32Array).slice(0, tokens * layout.kvHeads * layout.vDim)
+        }
+        expect(first.run(backend)[0]).toEqual(all.slice(0, cut * width))
+        expect(rest.run(backend)[0]).toEqual(all.slice(cut * width))
+      }
+    }
+  })
+
+  test("rows of wider tensors are read and written where they lie", () => {
+    const [tokens, heads, dim, pageSize] = [5, 2, 16, 8]
+    const q = randomArray(tokens * heads * dim, 1)
+    const k = randomArray(tokens * dim, 2)
+    const v = randomArray(tokens * dim, 3)
+    const rows = new Float32Array(tokens * 64)
+    for (let t = 0; t < tokens; t++) {
+      rows.set(q.subarray(t * 32, t * 32 + 32), t * 64)
+      rows.set(k.subarray(t * 16, t * 16 + 16), t * 64 + 32)
+      rows.set(v.subarray(t * 16, t * 16 + 16), t * 64 + 48)
+    }
+    const fused = Tensor.from(backend, rows, [tokens, 64])
+    const cache = (): Tensor => Tensor.empty(backend, F32, [1, 1, pageSize, dim])
+    const [kCache, vCache] = [cache(), cache()]
+    const view = (start: number, count: number): Tensor =>
+      fused.narrow(1, start, count * dim).unflatten(1, [count, dim])
+    const slots = Tensor.from(backend, Int32Array.of(0, 1, 2, 3, 4))
+    storeKv(view(32, 1), view(48, 1), slots, kCache, vCache)
+    const wide = Tensor.from(backend, new Float32Array(tokens * 64).fill(7), [tokens, 64])
+    pagedAttention(
+      view(0, heads),
+      kCache,
+      vCache,
+      Tensor.from(backend, Int32Array.of(0), [1, 1]),
+      Tensor.from(backend, Int32Array.of(0, tokens)),
+      Tensor.from(backend, Int32Array.of(tokens)),
+      { scale: 0.25 },
+      wide.narrow(1, 16, heads * dim).unflatten(1, [heads, dim]),
+    )
+    const want = attention(q, k, v, { heads, kvHeads: 1, kDim: dim, vDim: dim, scale: 0.25 })
+    const got = wide.toFloat32Array()
+    for (let t = 0; t < tokens; t++) {
+      expectClose(got.slice(t * 64 + 16, t * 64 + 48), want.slice(t * 32, t * 32 + 32), 1e-6)
+      expect([...got.slice(t * 64, t * 64 + 16), ...got.slice(t * 64 + 48, t * 64 + 64)]).toEqual(
+        Array(32).fill(7),
+      )
+    }
+  })
+
+  test("negative slots are skipped, halves rounded to nearest even", () => {
+    const cache = (): Tensor => {
+      const tensor = Tensor.empty(backend, F16, [2, 1, 4, 8])
+      tensor.bytes().fill(0)
+      return tensor
+    }
+    const [kCache, vCache] = [cache(), cache()]
+    const k = Float32Array.of(1, -2.5, 65504, 1e-7, 6e-8, 1.00048828125, 1.00146484375, 70000)
+    const two = Float32Array.from([...k, ...k.map(() => 9)])
+    storeKv(
+      Tensor.from(backend, two, [2, 1, 8]),
+      Tensor.from(
+        backend,
+        two.map((x) => -x),
+        [2, 1, 8],
+      ),
+      Tensor.from(backend, Int32Array.of(6, -1)),
+      kCache,
+      vCache,
+    )
+    const want = new Float32Array(64)
+    want.set(Float32Array.from(Float16Array.from(k)), 48)
+    expect(kCache.toFloat32Array()).toEqual(want)
+    expect(vCache.toFloat32Array().slice(48, 56)).toEqual(
+      Float32Array.from(Float16Array.from(k.map((x) => -x))),
+    )
+  })
+
+  test("what the pointers depend on is checked, and named with its value", () => {
+    const cache = (): Tensor => Tensor.empty(backend, F16, [4, 1, 8, 16])
+    const [kCache, vCache] = [cache(), cache()]
+    const q = Tensor.from(backend, randomArray(3 * 32, 1), [3, 2, 16])
+    const run = (
+      table: number[],
+      starts: number[],
+      lens: number[],
+      options: Partial<AttentionOptions> = {},
+    ): Tensor =>
+      pagedAttention(
+        q,
+        kCache,
+        vCache,
+        Tensor.from(backend, Int32Array.from(table), [lens.length, table.length / lens.length]),
+        Tensor.from(backend, Int32Array.from(starts)),
+        Tensor.from(backend, Int32Array.from(lens)),
+        { scale: 1, ...options },
+      )
+    kCache.bytes().fill(0)
+    vCache.bytes().fill(0)
+    expect(() => run([0, 1], [0, 3], [16])).not.toThrow()
+    expect(() => run([0, 4], [0, 3], [16])).toThrow(
+      "block_tables[0][1] is 4, the cache has 4 pages",
+    )
+    expect(() => run([0, -1], [0, 3], [16])).toThrow("block_tables[0][1] is -1")
+    expect(() => run([0, -1], [0, 3], [8])).not.toThrow()
+    expect(() => run([-1, 1], [0, 1], [16], { slidingWindow: 8 })).not.toThrow()
+    expect(() => run([0, 1], [0, 3], [17])).toThrow("seq_lens[0] is 17")
+    expect(() => run([0, 1], [0, 3], [2])).toThrow("seq_lens[0] is 2")
+    expect(() => run([0, 1], [0, 4], [8])).toThrow("query_start[0] to [1] is 0 to 4")
+    expect(() => run([0, 1, 2, 3], [0, 3, 2], [8, 8])).toThrow("query_start[1] to [2] is 3 to 2")
+    expect(() => run([0, 1, 2, 3], [0, 0, 2], [0, 8])).not.toThrow()
+    expect(() => run([0, 1], [-1, 3], [8])).toThrow("query_start[0] to [1] is -1 to 3")
+    expect(() => run([0, 1], [0, 1], [8], { slidingWindow: -1 })).toThrow("sliding_window is -1")
+    expect(() => run([0, 1], [0, 1], [8], { softCap: -1 })).toThrow("soft_cap is -1")
+    const k = Tensor.from(backend, randomArray(16, 1), [1, 1, 16])
+    expect(() => storeKv(k, k, Tensor.from(backend, Int32Array.of(32)), kCache, vCache)).toThrow(
+      "slot_mapping[0] is 32, the cache has 32 slots",
+    )
+    const wide = Tensor.empty(backend, F16, [4, 2, 8, 16])
+    expect(() => storeKv(k, k, Tensor.from(backend, Int32Array.of(1)), wide, wide)).toThrow(
+      "k dimension 1 is 1, expected 2",
+    )
+  })
+})
+
+describe("pagedAttention over threads", () => {
+  test("one, two and three threads give the same values", () => {
+    const fixture = new Fixture(BASE, MIXED, 21)
+    const results = [1, 2, 3].map((threads) => {
+      const backend = new Backend({ threads })
+      const out = fixture.run(backend)
+      backend[Symbol.dispose]()
+      return out
+    })
+    expect(results[1]).toEqual(results[0] as Float32Array[])
+    expect(results[2]).toEqual(results[0] as Float32Array[])
+  })
+})
