@@ -1,3 +1,4 @@
+import { settle } from "./conversation.ts"
 import { saveDefaults } from "./preferences.ts"
 import {
   conversations,
@@ -49,7 +50,7 @@ export function closeNotice(): void {
 export async function loadLibrary(): Promise<void> {
   try {
     store = await openStore()
-    conversations.value = await store.load()
+    conversations.value = (await store.load()).map(settle)
   } catch (error) {
     store = memoryStore()
     notify(`Conversations last only until this page closes: ${reason(error)}.`, { isError: true })
@@ -60,7 +61,10 @@ export async function loadLibrary(): Promise<void> {
   channel?.addEventListener("message", () => void reload())
 }
 
-/** Takes over what another tab stored, except conversations that are being answered here. */
+/**
+ * Takes over what another tab stored, except conversations that are being answered here. An answer that still streams there
+ * shows as such; it is stored now and then and once more when it is complete.
+ */
 async function reload(): Promise<void> {
   try {
     const stored = await store.load()
@@ -141,7 +145,7 @@ export function deleteConversation(id: string): void {
   )
   notify(`Deleted “${conversation.title}”.`, {
     undo: () => {
-      update(conversation)
+      update(settle(conversation))
       openConversation(id)
     },
   })

@@ -27,7 +27,7 @@ export const SAMPLING_FIELDS: readonly SamplingField[] = [
     key: "top_p",
     label: "Top-p",
     hint: "Keep the likeliest tokens up to this share of probability",
-    min: 0,
+    min: 0.01,
     max: 1,
     step: 0.01,
     integer: false,

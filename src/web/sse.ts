@@ -77,6 +77,7 @@ export async function* readEvents(body: ReadableStream<Uint8Array>): AsyncGenera
     yield* parser.push(decoder.decode())
     yield* parser.end()
   } finally {
-    reader.releaseLock()
+    // Whoever stops reading early also ends the request; a stream that has failed has nothing to cancel.
+    await reader.cancel().catch(() => undefined)
   }
 }

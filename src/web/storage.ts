@@ -1,4 +1,3 @@
-import { settle } from "./conversation.ts"
 import { readSettings } from "./settings.ts"
 import type { Conversation, Failure, Message, Stats } from "./types.ts"
 
@@ -65,7 +64,7 @@ export function readConversation(data: unknown): Conversation | undefined {
     messages: read.filter((message) => message !== undefined),
   }
   if (conversationChars(conversation) > MAX_CONVERSATION_CHARS) return undefined
-  return settle(conversation)
+  return conversation
 }
 
 function readMessage(data: unknown): Message | undefined {

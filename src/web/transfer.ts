@@ -1,3 +1,4 @@
+import { settle } from "./conversation.ts"
 import { readConversation } from "./storage.ts"
 import { type Conversation, newId } from "./types.ts"
 
@@ -52,7 +53,7 @@ export function importConversations(
       continue
     const added = present === undefined ? conversation : { ...conversation, id: newId() }
     known.set(added.id, added)
-    result.conversations.push(added)
+    result.conversations.push(settle(added))
   }
   return result
 }

@@ -273,7 +273,7 @@ describe.skipIf(chromium === undefined)("the page", () => {
     await page.type("#system-prompt", "Be brief.")
     await page.type("#setting-temperature", "0.5")
     await page.type("#setting-top_p", "7")
-    expect(await texts(".problem")).toEqual(["Top-p must be between 0 and 1"])
+    expect(await texts(".problem")).toEqual(["Top-p must be between 0.01 and 1"])
     await page.keyboard.press("Escape")
     await page.waitForSelector("dialog", { hidden: true })
     await send("Hi")
@@ -340,7 +340,7 @@ describe.skipIf(chromium === undefined)("the page", () => {
     await eventually(focused, "prompt")
     expect(await texts(".bubble")).toEqual(["Line one\nline two"])
     await chord("Control", "k")
-    await eventually(() => texts(".empty h1"), ["What are you working on?"])
+    await eventually(() => texts("#empty-title"), ["What are you working on?"])
     await eventually(focused, "prompt")
     // The first stop of the page is the link that skips the list.
     const isFirst = (): Promise<boolean> =>
@@ -395,7 +395,7 @@ describe.skipIf(chromium === undefined)("the page", () => {
     expect(await page.$eval(".main", (e) => (e as HTMLElement).inert)).toBe(true)
     await page.locator(".new-chat").click()
     await page.waitForSelector(".sidebar:not(.is-open)")
-    expect(await texts(".empty h1")).toHaveLength(1)
+    expect(await texts("#empty-title")).toHaveLength(1)
     expect(await page.$eval(".scroller", (e) => e.scrollTop)).toBe(0)
     expect(problems).toEqual([])
   })
@@ -524,9 +524,19 @@ describe.skipIf(chromium === undefined)("the page", () => {
     await page.bringToFront()
     await send("Shared")
     await done(1)
-    await other.waitForFunction(
-      () => document.querySelector(".item-title")?.textContent === "Shared",
-    )
+    // A tab in the background gets no frames, so it is asked instead of waited in.
+    const seen = (selector: string): Promise<string[]> =>
+      other.$$eval(selector, (elements) => elements.map((element) => element.textContent.trim()))
+    await eventually(() => seen(".item-title"), ["Shared"])
+    await other.$eval(".item-open", (element) => (element as HTMLElement).click())
+    await eventually(() => seen(".prose"), ["Hello there."])
+    // What the first tab streams shows up in the second, also before its end.
+    server.reply = () => ({ chunks: ["One ", "two ", "three ", "four."], delayMs: 1300 })
+    await send("More")
+    await eventually(() => seen('.from-model[aria-busy="true"] .prose'), ["One two three"])
+    await done(2)
+    await eventually(() => seen(".prose"), ["Hello there.", "One two three four."])
+    expect(await seen(".ended")).toEqual([])
     await other.close()
   })
 })

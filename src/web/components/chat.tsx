@@ -54,7 +54,10 @@ export function Chat(): JSX.Element {
   // Another conversation, or a message sent: show the end. The empty state is read from its top.
   useLayoutEffect(() => {
     if (count > 0) toEnd()
-    else if (scroller.current !== null) scroller.current.scrollTop = 0
+    else {
+      setAway(false)
+      if (scroller.current !== null) scroller.current.scrollTop = 0
+    }
   }, [conversation?.id, count])
 
   const lacksAnswer =
@@ -79,7 +82,7 @@ export function Chat(): JSX.Element {
           )}
         </div>
       </div>
-      {isAway && (
+      {isAway && conversation !== undefined && (
         <button type="button" class="to-end" onClick={toEnd}>
           <Icon name="down" />
           Latest

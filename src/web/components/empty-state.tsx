@@ -30,7 +30,7 @@ export function EmptyState(): JSX.Element {
   return (
     <section class="empty" aria-labelledby="empty-title">
       <Mark />
-      <h1 id="empty-title">What are you working on?</h1>
+      <h2 id="empty-title">What are you working on?</h2>
       <p class="empty-sub">
         {name !== undefined && (
           <>

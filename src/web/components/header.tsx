@@ -22,11 +22,11 @@ export function Header(): JSX.Element {
       <IconButton
         icon="menu"
         label="Conversations"
-        class="only-narrow"
+        class="only-narrow open-list"
         onClick={() => (isSidebarOpen.value = true)}
       />
       <div class="header-text">
-        <h2 class="header-title">{current.value?.title ?? "New chat"}</h2>
+        <h1 class="header-title">{current.value?.title ?? "New chat"}</h1>
         <ModelName />
       </div>
       <button

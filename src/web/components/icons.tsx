@@ -29,7 +29,7 @@ export function Icon({ name }: { name: IconName }): JSX.Element {
   return (
     <svg class="icon" viewBox="0 0 20 20" aria-hidden="true" focusable="false">
       {name === "stop" ? (
-        <rect x="5.5" y="5.5" width="9" height="9" rx="2" fill="currentColor" stroke="none" />
+        <rect x="4" y="4" width="12" height="12" rx="2.5" fill="currentColor" stroke="none" />
       ) : (
         <path d={PATHS[name]} />
       )}

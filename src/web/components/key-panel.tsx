@@ -26,6 +26,7 @@ export function KeyPanel(): JSX.Element {
             id="api-key"
             type="password"
             autocomplete="off"
+            autofocus
             aria-label="API key"
             value={key}
             onInput={(event) => setKey(event.currentTarget.value)}
@@ -37,8 +38,12 @@ export function KeyPanel(): JSX.Element {
           </p>
         )}
         <div class="panel-foot">
-          <button type="submit" class="button is-primary">
-            {key.trim() === "" ? "Use no key" : "Use this key"}
+          <button
+            type="submit"
+            class="button is-primary"
+            disabled={key.trim() === "" && apiKey.value === ""}
+          >
+            {key.trim() === "" && apiKey.value !== "" ? "Remove the key" : "Use this key"}
           </button>
         </div>
       </form>

@@ -18,8 +18,11 @@ export function Sidebar({ isModal }: { isModal: boolean }): JSX.Element {
   const root = useRef<HTMLElement>(null)
   const isOpen = isSidebarOpen.value
   const found = searchConversations(sorted.value, query.value)
+  const wasOpen = useRef(false)
   useEffect(() => {
     if (isModal && isOpen) root.current?.querySelector<HTMLElement>("button")?.focus()
+    else if (isModal && wasOpen.current) document.querySelector<HTMLElement>(".open-list")?.focus()
+    wasOpen.current = isOpen
   }, [isModal, isOpen])
   return (
     <nav
@@ -55,7 +58,7 @@ export function Sidebar({ isModal }: { isModal: boolean }): JSX.Element {
       <div class="list">
         {groups(found).map(([name, items]) => (
           <section key={name} aria-label={name}>
-            <h3>{name}</h3>
+            <h2>{name}</h2>
             <ul>
               {items.map((conversation) => (
                 <ConversationItem key={conversation.id} conversation={conversation} />
