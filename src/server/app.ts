@@ -32,7 +32,10 @@ export function createApp(deps: ServerDeps): ServerApp {
   const admission = new Admission(deps.client.info.maxBatchSize, config.maxQueue)
   const metrics = new ServerMetrics(admission, deps.registry)
   const { client, tokenizer, model } = deps
-  const context: ServerContext = { client, tokenizer, model, config, admission, metrics }
+  const report = (error: RequestError, requestId: string): void => {
+    if (error.status === 500) deps.onFailure?.(error.cause ?? error, requestId)
+  }
+  const context: ServerContext = { client, tokenizer, model, config, admission, metrics, report }
   const app = new OpenAPIHono<ServerEnv>()
 
   app.use(observe(metrics))
@@ -57,7 +60,11 @@ export function createApp(deps: ServerDeps): ServerApp {
       },
     }),
   )
-  app.onError((error, c) => errorResponse(c, asRequestError(error)))
+  app.onError((error, c) => {
+    const known = asRequestError(error)
+    report(known, c.get("requestId"))
+    return errorResponse(c, known)
+  })
   app.notFound((c) =>
     errorResponse(
       c,

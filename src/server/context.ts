@@ -7,6 +7,7 @@ import type { EngineClient } from "../worker/protocol.ts"
 import type { Admission } from "./admission.ts"
 import { generate, type Generation, type SequenceRequest } from "./generate.ts"
 import type { ServerMetrics } from "./metrics.ts"
+import type { StreamOptions } from "./stream.ts"
 import type { ModelMetadata, ServerConfig, ServerTokenizer } from "./types.ts"
 
 /** Name under which every client finds the model that is served. */
@@ -20,6 +21,8 @@ export interface ServerContext {
   readonly config: ServerConfig
   readonly admission: Admission
   readonly metrics: ServerMetrics
+  /** Tells the log of a failure that is the server's own. */
+  readonly report: (error: RequestError, requestId: string) => void
 }
 
 /** Variables of a request: its id and when it came. */
@@ -55,6 +58,23 @@ export function startGeneration(
     { ...context, requestTimeoutMs: context.config.requestTimeoutMs },
     { sequences, stop, signal: c.req.raw.signal, arrivedMs: c.get("arrivedMs") },
   )
+}
+
+/** How a generation is streamed: errors in the API's shape, abort when the client goes away. */
+export function streamOptions(
+  context: ServerContext,
+  c: RequestContext,
+  generation: Generation,
+  errorBody: (error: RequestError) => unknown,
+): StreamOptions {
+  return {
+    heartbeatMs: context.config.heartbeatMs,
+    errorBody: (error) => {
+      context.report(error, c.get("requestId"))
+      return errorBody(error)
+    },
+    onClose: () => void generation.return?.(),
+  }
 }
 
 /** Documents a route; the handler is added beside it, as bodies of any content type are read. */

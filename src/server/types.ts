@@ -138,4 +138,6 @@ export interface ServerDeps {
   readonly config?: Partial<ServerConfig>
   /** prom-client registry to add to; undefined makes one. */
   readonly registry?: Registry
+  /** Told of every failure that is the server's own (status 500), for the log. */
+  readonly onFailure?: (error: unknown, requestId: string) => void
 }

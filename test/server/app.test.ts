@@ -332,6 +332,25 @@ describe("operations", () => {
     expect((await app.request("/ready")).status).toBe(200)
   })
 
+  test("the log hears of the server's own failures, not of the client's", async () => {
+    const { post, client, failures } = testServer({ failAt: 1 })
+    await post(CHAT, { ...hello, temperature: 9 })
+    await post(CHAT, { ...hello, model: "x" })
+    expect(failures).toEqual([])
+    await post(CHAT, hello, { "x-request-id": "whole" })
+    await (await post(CHAT, { ...hello, stream: true }, { "x-request-id": "sse" })).text()
+    await (await post("/api/chat", hello, { "x-request-id": "lines" })).text()
+    expect(failures.map(({ requestId }) => requestId)).toEqual(["whole", "sse", "lines"])
+    // A bug is told to the log in full and to the client not at all.
+    client.generate = () => {
+      throw new TypeError("secret")
+    }
+    const response = await post(CHAT, hello)
+    expect(response.status).toBe(500)
+    expect(await response.text()).not.toContain("secret")
+    expect(failures.at(-1)?.error).toBeInstanceOf(TypeError)
+  })
+
   test("the OpenAPI document describes every route and resolves its references", async () => {
     const { app } = testServer({}, { apiKeys: ["k"] })
     const headers = { authorization: "Bearer k" }

@@ -198,11 +198,14 @@ function logprobs(token: number, count: number | undefined): Partial<TokenEvent>
 export interface TestServer {
   readonly app: ServerApp
   readonly client: FakeClient
+  /** What the server told the log. */
+  readonly failures: { readonly error: unknown; readonly requestId: string }[]
   post(path: string, body: unknown, headers?: Record<string, string>): Promise<Response>
 }
 
 export function testServer(script: Script = {}, config: Partial<ServerConfig> = {}): TestServer {
   const client = new FakeClient(script)
+  const failures: TestServer["failures"] = []
   const app = createApp({
     client,
     tokenizer: byteTokenizer,
@@ -215,6 +218,7 @@ export function testServer(script: Script = {}, config: Partial<ServerConfig> = 
       chatTemplate: "{% for message in messages %}{{ message.content }}{% endfor %}{{ tools }}",
     },
     config: { heartbeatMs: 0, ...config },
+    onFailure: (error, requestId) => failures.push({ error, requestId }),
   })
   const post = async (path: string, body: unknown, headers = {}): Promise<Response> =>
     app.request(path, {
@@ -222,7 +226,7 @@ export function testServer(script: Script = {}, config: Partial<ServerConfig> = 
       headers: { "content-type": "application/json", ...headers },
       body: typeof body === "string" ? body : JSON.stringify(body),
     })
-  return { app, client, post }
+  return { app, client, failures, post }
 }
 
 /** The JSON objects of an SSE body; the last must be [DONE] unless `done` is false. */

@@ -1,6 +1,11 @@
 import { RequestError } from "../../errors.ts"
 import { ollamaErrorBody } from "../api-error.ts"
-import { type RequestContext, type ServerContext, startGeneration } from "../context.ts"
+import {
+  type RequestContext,
+  type ServerContext,
+  startGeneration,
+  streamOptions,
+} from "../context.ts"
 import { fitTokens, type Generation, type GenerationEvent } from "../generate.ts"
 import { type ChatLogprob, chatLogprobs } from "../openai/format.ts"
 import { generateParams } from "../sampling.ts"
@@ -69,11 +74,8 @@ export async function respond(
   )
   const write = new AnswerWriter(context, request, c.get("arrivedMs"), field)
   if (request.stream === false) return Response.json(await write.whole(generation, prompt.prefix))
-  return ndjsonResponse(write.lines(generation, prompt.prefix), {
-    heartbeatMs: 0,
-    errorBody: ollamaErrorBody,
-    onClose: () => void generation.return?.(),
-  })
+  const lines = write.lines(generation, prompt.prefix)
+  return ndjsonResponse(lines, streamOptions(context, c, generation, ollamaErrorBody))
 }
 
 /** The answer to an empty prompt, which asks only that the model be loaded. */

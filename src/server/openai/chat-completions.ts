@@ -7,6 +7,7 @@ import {
   jsonContent,
   type ServerContext,
   startGeneration,
+  streamOptions,
 } from "../context.ts"
 import { fitTokens, type Generation } from "../generate.ts"
 import { readBody } from "../request.ts"
@@ -61,11 +62,7 @@ export function addChatCompletions(app: App, context: ServerContext): void {
       includeUsage: body.stream_options?.include_usage === true,
     }
     if (body.stream !== true) return c.json(await whole(answer))
-    return sseResponse(chunks(answer), {
-      heartbeatMs: config.heartbeatMs,
-      errorBody: openaiErrorBody,
-      onClose: () => void generation.return?.(),
-    })
+    return sseResponse(chunks(answer), streamOptions(context, c, generation, openaiErrorBody))
   })
 }
 

@@ -9,6 +9,7 @@ import {
   type RequestContext,
   type ServerContext,
   startGeneration,
+  streamOptions,
 } from "../context.ts"
 import {
   fitTokens,
@@ -56,11 +57,8 @@ export function addCompletions(app: App, context: ServerContext): void {
     checkModel(context, body.model)
     const answer = start(context, c, body)
     if (body.stream !== true) return c.json(await whole(answer))
-    return sseResponse(chunks(answer), {
-      heartbeatMs: context.config.heartbeatMs,
-      errorBody: openaiErrorBody,
-      onClose: () => void answer.generation.return?.(),
-    })
+    const options = streamOptions(context, c, answer.generation, openaiErrorBody)
+    return sseResponse(chunks(answer), options)
   })
 }
 
