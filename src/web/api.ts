@@ -175,7 +175,7 @@ async function getJson(path: string, apiKey: string): Promise<Answer<unknown>> {
 export async function responseFailure(response: Response): Promise<Failure> {
   const text = await response.text().catch(() => "")
   const said = errorMessage(asRecord(parseJson(text)))
-  if (response.status === 401 || response.status === 403)
+  if (response.status === 401)
     return { kind: "auth", message: said ?? "The server asks for an API key." }
   if (response.status === 429 || response.status === 503) {
     const seconds = Number(response.headers.get("retry-after") ?? Number.NaN)

@@ -5,7 +5,10 @@ import { acceptApiKey } from "../actions.ts"
 import { apiKey } from "../state.ts"
 import { Panel } from "./panel.tsx"
 
-/** Asks for the server's API key. */
+/**
+ * Asks for the server's API key. The field is no password field, or browsers would offer to save the key as one; the style
+ * hides what is typed.
+ */
 export function KeyPanel(): JSX.Element {
   const [key, setKey] = useState(apiKey.value)
   const [problem, setProblem] = useState<string | undefined>(undefined)
@@ -24,7 +27,9 @@ export function KeyPanel(): JSX.Element {
           </span>
           <input
             id="api-key"
-            type="password"
+            class="secret"
+            type="text"
+            spellcheck={false}
             autocomplete="off"
             autofocus
             aria-label="API key"

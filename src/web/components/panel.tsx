@@ -10,6 +10,17 @@ interface Props {
   children: ComponentChildren
 }
 
+/**
+ * A text field that gets the focus back while the page behind the dialog is still inert has no caret in Chromium, and typing
+ * does nothing; focused again it has one.
+ */
+function refocus(): void {
+  const field = document.activeElement
+  if (!(field instanceof HTMLTextAreaElement)) return
+  field.blur()
+  field.focus()
+}
+
 /** A modal dialog; the browser keeps the focus inside, closes it on Escape and gives the focus back. */
 export function Panel({ title, class: extra, children }: Props): JSX.Element {
   const dialog = useRef<HTMLDialogElement>(null)
@@ -21,6 +32,7 @@ export function Panel({ title, class: extra, children }: Props): JSX.Element {
     return () => {
       isGone.current = true
       element?.close()
+      requestAnimationFrame(refocus)
     }
   }, [])
   return (
