@@ -15,7 +15,7 @@ fn alignedLen(bytes: i64) usize {
     return std.mem.alignForward(usize, @intCast(bytes), slabAlignment(bytes));
 }
 
-export fn kt_slab_create(bytes: i64, flags: u32, out: ?*?*anyopaque) status.Status {
+pub export fn kt_slab_create(bytes: i64, flags: u32, out: ?*?*anyopaque) status.Status {
     const slot = out orelse return status.invalid("out is NULL", .{});
     slot.* = null;
     if (bytes <= 0) return status.invalid("slab of {d} bytes", .{bytes});
@@ -41,7 +41,7 @@ export fn kt_slab_create(bytes: i64, flags: u32, out: ?*?*anyopaque) status.Stat
     return c.KT_OK;
 }
 
-export fn kt_slab_destroy(slab: ?*anyopaque, bytes: i64) void {
+pub export fn kt_slab_destroy(slab: ?*anyopaque, bytes: i64) void {
     const data = slab orelse return;
     if (bytes <= 0) return;
     const many: [*]align(std.heap.page_size_min) u8 = @ptrCast(@alignCast(data));

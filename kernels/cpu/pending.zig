@@ -8,15 +8,8 @@ fn unsupported() callconv(.c) c.kt_status_t {
 
 comptime {
     for ([_][]const u8{
-        "kt_add",
-        "kt_act_mul",
-        "kt_topk_softmax",
         "kt_fused_experts",
         "kt_qkv_rope_store",
         "kt_gate_up_act",
-        "kt_argmax",
-        "kt_sample",
-        "kt_logprobs",
-        "kt_measure",
     }) |name| @export(&unsupported, .{ .name = name });
 }

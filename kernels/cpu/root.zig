@@ -8,6 +8,10 @@ comptime {
     _ = @import("embedding.zig");
     _ = @import("rope.zig");
     _ = @import("attention.zig");
+    _ = @import("activation.zig");
+    _ = @import("moe_router.zig");
+    _ = @import("sampling.zig");
+    _ = @import("measure.zig");
     _ = @import("pending.zig");
 }
 

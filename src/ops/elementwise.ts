@@ -2,6 +2,7 @@ import { KtError } from "../errors.ts"
 import { type DTypeInfo, F32 } from "../tensor/dtype.ts"
 import type { Tensor } from "../tensor/tensor.ts"
 import { backendOf, empty, expectShape } from "./dispatch.ts"
+import { type Activation, ACTIVATIONS } from "./linear.ts"
 
 /**
  * out = src, both of one shape, either may be a strided view. Converts between F32, F16, BF16 and I32 (toward zero,
@@ -23,4 +24,30 @@ export function cast(src: Tensor, dtype: DTypeInfo): Tensor {
 export function dequantize(src: Tensor, out = empty(src, src.shape)): Tensor {
   if (out.dtype !== F32) throw new KtError(`dequantize: out is ${out.dtype.name}, expected F32`)
   return copy(src, out)
+}
+
+/** out = a + b, F32 of one shape, rows may be strided; out may be a. */
+export function add(a: Tensor, b: Tensor, out = empty(a, a.shape)): Tensor {
+  const backend = backendOf("add", a, b, out)
+  expectShape("add", "b", b, a.shape)
+  expectShape("add", "out", out, a.shape)
+  backend.check(backend.library.kt_add(backend.ctx, a.desc, b.desc, out.desc), "add")
+  return out
+}
+
+/** out = act(gate) · up; [tokens, n] F32, rows may be strided; out may be gate or up. */
+export function actMul(
+  gate: Tensor,
+  up: Tensor,
+  act: Activation,
+  out = empty(gate, gate.shape),
+): Tensor {
+  const backend = backendOf("actMul", gate, up, out)
+  expectShape("actMul", "up", up, gate.shape)
+  expectShape("actMul", "out", out, gate.shape)
+  backend.check(
+    backend.library.kt_act_mul(backend.ctx, gate.desc, up.desc, ACTIVATIONS[act], out.desc),
+    "actMul",
+  )
+  return out
 }

@@ -55,6 +55,8 @@ typedef struct kt_attention_item {
 #define KT_ATTENTION_PADDED(n) (((n) + 15) / 16 * 16)
 #define KT_ATTENTION_PARTIAL(v_dim) (KT_ATTENTION_PADDED(v_dim) + 16)
 
+#define KT_MAX_EXPERTS 1024 /* a router's row is kept on the stack */
+
 typedef struct kt_isa_table {
   /* act.inc, packed.inc, linear.inc */
   int32_t row_block; /* rows that a packed weight keeps together; ranges of rows start at multiples of it */
@@ -79,6 +81,20 @@ typedef struct kt_isa_table {
   /* elementwise.inc */
   void (*convert_row)(uint32_t from, const void *src, uint32_t to, void *out, int64_t n);
   void (*scale_row)(float *x, float scale, int64_t n);
+  /* activation.inc: act is KT_ACT_*; out may be gate or up */
+  void (*act_mul_row)(uint32_t act, const float *gate, const float *up, float *out, int64_t n);
+  /* sampling.inc */
+  int64_t (*argmax_row)(const float *x, int64_t n, float *best);
+  double (*weight_sum)(const float *x, float max, float inv_temperature, int64_t n);
+  void (*weight_row)(float *x, float max, float inv_temperature, int64_t n);
+  int64_t (*gather_above)(const float *x, int64_t n, float bound, uint32_t first_id, uint64_t *keys);
+  void (*key_values)(const uint64_t *keys, float *out, int64_t n);
+  /* router.inc */
+  void (*topk_softmax_row)(const float *logits, int64_t n, int64_t k, uint32_t norm, int32_t *ids, float *weights);
+  /* measure.inc */
+  uint64_t (*read_bytes)(const void *data, int64_t bytes);
+  int64_t (*int_dot_rounds)(int64_t rounds);
+  int64_t (*fma_rounds)(int64_t rounds);
   /* vmath.inc; out may be x */
   void (*exp_row)(const float *x, float *out, int64_t n);
   void (*tanh_row)(const float *x, float *out, int64_t n);
