@@ -65,6 +65,7 @@ export function regenerate(messageId: string): void {
   if (conversation === undefined || generations.value.has(conversation.id)) return
   const shorter = truncateBefore(conversation, messageId)
   if (shorter.messages.at(-1)?.role !== "user") return
+  offerReturn(conversation, shorter)
   void answer(shorter)
 }
 
@@ -79,7 +80,21 @@ export function resend(messageId: string, text: string): void {
   const content = text.trim()
   editingId.value = null
   if (conversation === undefined || content === "" || generations.value.has(conversation.id)) return
-  void answer(editUserMessage(conversation, messageId, content, Date.now()))
+  const edited = editUserMessage(conversation, messageId, content, Date.now())
+  offerReturn(conversation, edited)
+  void answer(edited)
+}
+
+/** Losing more than the answer that is asked for again can be undone; the new answer then stops and goes. */
+function offerReturn(before: Conversation, after: Conversation): void {
+  const lost = before.messages.length - after.messages.length
+  if (lost < 2) return
+  notify(`${lost} messages were replaced.`, {
+    undo: () => {
+      stop(before.id)
+      update(before)
+    },
+  })
 }
 
 export function deleteMessage(messageId: string): void {

@@ -31,22 +31,30 @@ export function Chat(): JSX.Element {
     const inner = content.current
     if (element === null || inner === null) return
     let lastTop = element.scrollTop
-    const onScroll = (): void => {
-      const distance = element.scrollHeight - element.clientHeight - element.scrollTop
-      if (distance <= NEAR_END_PX && element.scrollTop >= lastTop) isFollowing.current = true
-      else if (element.scrollTop < lastTop - 1 && distance > 1) isFollowing.current = false
+    const distance = (): number => element.scrollHeight - element.clientHeight - element.scrollTop
+    const look = (): void => {
+      if (element.scrollTop < lastTop - 1 && distance() > 1) isFollowing.current = false
+      else if (distance() <= NEAR_END_PX && element.scrollTop >= lastTop) isFollowing.current = true
       lastTop = element.scrollTop
-      setAway(!isFollowing.current && distance > NEAR_END_PX * 4)
+      setAway(!isFollowing.current && distance() > NEAR_END_PX * 4)
+    }
+    const onWheel = (event: WheelEvent): void => {
+      if (event.deltaY < 0 && element.scrollTop > 0) isFollowing.current = false
     }
     const observer = new ResizeObserver(() => {
-      if (isFollowing.current && current.peek() !== undefined)
-        element.scrollTop = element.scrollHeight
+      // The reader may have scrolled in this very frame, before the event that tells of it.
+      look()
+      if (!isFollowing.current || current.peek() === undefined) return
+      element.scrollTop = element.scrollHeight
+      lastTop = element.scrollTop
     })
-    element.addEventListener("scroll", onScroll, { passive: true })
+    element.addEventListener("scroll", look, { passive: true })
+    element.addEventListener("wheel", onWheel, { passive: true })
     observer.observe(inner)
     observer.observe(element)
     return () => {
-      element.removeEventListener("scroll", onScroll)
+      element.removeEventListener("scroll", look)
+      element.removeEventListener("wheel", onWheel)
       observer.disconnect()
     }
   }, [])
