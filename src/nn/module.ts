@@ -1,4 +1,6 @@
 import { KtError } from "../errors.ts"
+import type { Backend } from "../native/backend.ts"
+import type { Tensor } from "../tensor/tensor.ts"
 
 export type ModuleClass = abstract new (...args: never[]) => Module
 
@@ -10,12 +12,37 @@ export function registerModules(classes: Readonly<Record<string, ModuleClass>>):
   for (const [name, cls] of Object.entries(classes)) classNames.set(cls, name)
 }
 
+/**
+ * One stored tensor that a module computes with. Declared, not loaded: weights/load.ts finds it, checks its shape, and calls
+ * `bind` once with the tensor to keep.
+ */
+export interface Parameter {
+  /** Below the module's path, as checkpoints name it (`weight`); "../x.weight" is a sibling's. */
+  readonly name: string
+  /** As PyTorch has it; of the whole stored tensor, also where `rows` takes a part. */
+  readonly shape: readonly number[]
+  /**
+   * weight: a matrix of any type, packed where the kernels have a layout for it; table: a matrix whose rows are looked up,
+   * never packed; experts: a stack [experts, out, in], which checkpoints may hold one by one; vector: becomes F32.
+   */
+  readonly kind: "weight" | "table" | "experts" | "vector"
+  /** Only these rows of the stored matrix. */
+  readonly rows?: { readonly start: number; readonly count: number }
+  /** Whole path of the tensor to take where the checkpoint has none of this name (tied embeddings). */
+  readonly fallback?: string
+  bind(tensor: Tensor): void
+}
+
 /** A node of the model tree. Fields that are Modules are its children; their names are the checkpoint's names. */
 export abstract class Module {
   /** Names of this module's class and its registered bases, most derived first. */
   classNames(): string[] {
     const names: string[] = []
-    for (let cls = this.constructor; typeof cls === "function" && cls !== Module; cls = Object.getPrototypeOf(cls)) {
+    for (
+      let cls = this.constructor;
+      typeof cls === "function" && cls !== Module;
+      cls = Object.getPrototypeOf(cls)
+    ) {
       const name = classNames.get(cls as unknown as ModuleClass)
       if (name !== undefined) names.push(name)
     }
@@ -25,13 +52,23 @@ export abstract class Module {
   /** Direct children in declaration order. */
   children(): [name: string, child: Module][] {
     const out: [string, Module][] = []
-    for (const [name, value] of Object.entries(this)) if (value instanceof Module) out.push([name, value])
+    for (const [name, value] of Object.entries(this))
+      if (value instanceof Module) out.push([name, value])
     return out
   }
 
+  /** Tensors of this module itself, not of its children. */
+  parameters(): Parameter[] {
+    return []
+  }
+
+  /** Makes tensors that no checkpoint holds; called once, after the parameters are bound. */
+  materialize(_backend: Backend): void {}
+
   replaceChild(name: string, child: Module): void {
     const self = this as unknown as Record<string, unknown>
-    if (!(self[name] instanceof Module)) throw new KtError(`module has no child "${name}" to replace`)
+    if (!(self[name] instanceof Module))
+      throw new KtError(`module has no child "${name}" to replace`)
     self[name] = child
   }
 }
@@ -63,7 +100,8 @@ export class ModuleList<T extends Module> extends Module {
 /** Pre-order walk: the root (path ""), then every descendant with its dotted path. */
 export function* namedModules(root: Module, path = ""): Generator<[path: string, module: Module]> {
   yield [path, root]
-  for (const [name, child] of root.children()) yield* namedModules(child, path === "" ? name : `${path}.${name}`)
+  for (const [name, child] of root.children())
+    yield* namedModules(child, path === "" ? name : `${path}.${name}`)
 }
 
 registerModules({ ModuleList })

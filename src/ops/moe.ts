@@ -1,7 +1,8 @@
 import { KtError } from "../errors.ts"
 import { I32 } from "../tensor/dtype.ts"
 import type { Tensor } from "../tensor/tensor.ts"
-import { backendOf, empty } from "./dispatch.ts"
+import { backendOf, empty, expectShape } from "./dispatch.ts"
+import { type Activation, ACTIVATIONS } from "./linear.ts"
 
 /** Experts of each token and their weights: ids [tokens, k] I32, weights [tokens, k] F32, best first. */
 export interface Routing {
@@ -30,4 +31,40 @@ export function topkSoftmax(logits: Tensor, k: number, normalize: boolean): Rout
     "topkSoftmax",
   )
   return { ids, weights }
+}
+
+/**
+ * out[t] = Σⱼ weights[t][j] · down[e](act(gate[e] x[t]) · (up[e] x[t])), e = ids[t][j]. x [tokens, hidden] F32,
+ * ids [tokens, k] I32, weights [tokens, k] F32; gate, up [experts, inter, hidden] and down [experts, hidden, inter] of any
+ * weight type, packed or not.
+ */
+export function fusedExperts(
+  x: Tensor,
+  ids: Tensor,
+  weights: Tensor,
+  gate: Tensor,
+  up: Tensor,
+  down: Tensor,
+  act: Activation,
+  out = empty(x, x.shape),
+): Tensor {
+  const backend = backendOf("fusedExperts", x, ids, weights, gate, up, down, out)
+  expectShape("fusedExperts", "up", up, gate.shape)
+  expectShape("fusedExperts", "down", down, [gate.dim(0), x.dim(-1), gate.dim(1)])
+  expectShape("fusedExperts", "weights", weights, ids.shape)
+  backend.check(
+    backend.library.kt_fused_experts(
+      backend.ctx,
+      x.desc,
+      ids.desc,
+      weights.desc,
+      gate.desc,
+      up.desc,
+      down.desc,
+      ACTIVATIONS[act],
+      out.desc,
+    ),
+    "fusedExperts",
+  )
+  return out
 }

@@ -1,0 +1,116 @@
+import { embedding, linear, rmsNorm } from "../ops/index.ts"
+import type { Tensor } from "../tensor/tensor.ts"
+import type { ForwardBatch } from "./forward-batch.ts"
+import { Module, type Parameter, registerModules } from "./module.ts"
+
+export interface LinearOptions {
+  readonly bias?: boolean
+  /** Path of the matrix to share where the checkpoint has none of this module's own (a head tied to the embeddings). */
+  readonly tiedTo?: string
+  /** This module is some rows of a fused projection beside it: `start` of `total` rows of `of`. */
+  readonly slice?: { readonly of: string; readonly start: number; readonly total: number }
+}
+
+/** y = x · Wᵀ (+ bias) */
+export class Linear extends Module {
+  readonly inFeatures: number
+  readonly outFeatures: number
+  readonly options: LinearOptions
+  /** [out, in] of any weight type, packed or not */
+  weight!: Tensor
+  /** [out] F32 */
+  bias: Tensor | null = null
+
+  constructor(inFeatures: number, outFeatures: number, options: LinearOptions = {}) {
+    super()
+    this.inFeatures = inFeatures
+    this.outFeatures = outFeatures
+    this.options = options
+  }
+
+  override parameters(): Parameter[] {
+    const { bias = false, tiedTo, slice } = this.options
+    const rows = slice?.total ?? this.outFeatures
+    const prefix = slice === undefined ? "" : `../${slice.of}.`
+    const part =
+      slice === undefined ? {} : { rows: { start: slice.start, count: this.outFeatures } }
+    const weight: Parameter = {
+      name: `${prefix}weight`,
+      shape: [rows, this.inFeatures],
+      kind: "weight",
+      ...part,
+      ...(tiedTo === undefined ? {} : { fallback: tiedTo }),
+      bind: (tensor) => (this.weight = tensor),
+    }
+    if (!bias) return [weight]
+    const shape = [rows]
+    const bind = (tensor: Tensor): void => void (this.bias = tensor)
+    return [weight, { name: `${prefix}bias`, shape, kind: "vector", ...part, bind }]
+  }
+
+  /** x [tokens, in] → [tokens, out] */
+  forward(x: Tensor): Tensor {
+    return linear(x, this.weight, this.bias)
+  }
+}
+
+/** x / rms(x) · (weight + offset) over the innermost dimension. */
+export class RMSNorm extends Module {
+  readonly dim: number
+  readonly eps: number
+  /** 1 where the checkpoint stores w of (1 + w). */
+  readonly offset: number
+  /** [dim] F32 */
+  weight!: Tensor
+
+  constructor(dim: number, eps: number, offset = 0) {
+    super()
+    this.dim = dim
+    this.eps = eps
+    this.offset = offset
+  }
+
+  override parameters(): Parameter[] {
+    const bind = (tensor: Tensor): void => void (this.weight = tensor)
+    return [{ name: "weight", shape: [this.dim], kind: "vector", bind }]
+  }
+
+  /** x [..., dim] → the same shape */
+  forward(x: Tensor): Tensor {
+    return rmsNorm(x, this.weight, this.eps, this.offset)
+  }
+}
+
+/** Rows of a table by token id, times a constant. */
+export class Embedding extends Module {
+  readonly vocabSize: number
+  readonly dim: number
+  readonly scale: number
+  /** [vocab, dim] of any weight type */
+  weight!: Tensor
+
+  constructor(vocabSize: number, dim: number, scale = 1) {
+    super()
+    this.vocabSize = vocabSize
+    this.dim = dim
+    this.scale = scale
+  }
+
+  override parameters(): Parameter[] {
+    const bind = (tensor: Tensor): void => void (this.weight = tensor)
+    return [{ name: "weight", shape: [this.vocabSize, this.dim], kind: "table", bind }]
+  }
+
+  /** ids [tokens] I32 → [tokens, dim] */
+  forward(ids: Tensor): Tensor {
+    return embedding(this.weight, ids, this.scale)
+  }
+}
+
+/** The rows of x whose logits a batch asks for; x [T, hidden] → [R, hidden]. */
+export function selectLogitsRows(x: Tensor, batch: ForwardBatch): Tensor {
+  // rows are distinct and in order, so as many as there are tokens are all of them
+  return batch.logitsRows.dim(0) === batch.numTokens ? x : embedding(x, batch.logitsRows)
+}
+
+registerModules({ Linear, RMSNorm, Embedding })

@@ -1,0 +1,168 @@
+import type { Backend } from "../native/backend.ts"
+import { rope, ropeTable } from "../ops/index.ts"
+import { Tensor } from "../tensor/tensor.ts"
+import type { ForwardBatch } from "./forward-batch.ts"
+import { Module, registerModules } from "./module.ts"
+
+/** Parameters of one rotary embedding; models/rope-config.ts reads them from a model's files and describes each. */
+export interface RotaryOptions {
+  readonly type: "default" | "linear" | "dynamic" | "yarn" | "llama3" | "longrope"
+  readonly theta: number
+  readonly rotary_dim: number
+  readonly interleaved: boolean
+  readonly factor: number
+  readonly original_max_position_embeddings: number
+  readonly attention_factor: number
+  readonly beta_fast: number
+  readonly beta_slow: number
+  readonly truncate: boolean
+  readonly low_freq_factor: number
+  readonly high_freq_factor: number
+  readonly short_factor: readonly number[] | undefined
+  readonly long_factor: readonly number[] | undefined
+  readonly freq_factors: readonly number[] | undefined
+}
+
+/** One step's rotations, shared by its layers. */
+export interface PositionEmbeddings {
+  /** [tokens, rotary_dim]: cosines, then sines */
+  readonly table: Tensor
+  /** Pairs (2i, 2i + 1) rotate; otherwise (i, i + rotary_dim / 2). */
+  readonly interleaved: boolean
+}
+
+/** Angles of rotary position embedding, with the scalings of the context that Transformers knows. */
+export class RotaryEmbedding extends Module {
+  readonly options: RotaryOptions
+  /** [1, n] F32, where the frequencies do not depend on the length */
+  #frequencies: Tensor | undefined
+  readonly #byLength = new Map<number, Float32Array>()
+
+  constructor(options: RotaryOptions) {
+    super()
+    this.options = options
+  }
+
+  override materialize(backend: Backend): void {
+    const { options } = this
+    if (isLengthDependent(options)) return
+    const values = inverseFrequencies(options, 0)
+    this.#frequencies = Tensor.from(backend, values, [1, values.length], { persistent: true })
+  }
+
+  /** The cos/sin table of a step's tokens. */
+  forward(batch: ForwardBatch): PositionEmbeddings {
+    const { attention_factor, interleaved } = this.options
+    const frequencies = this.#frequencies ?? this.#perToken(batch)
+    return { table: ropeTable(batch.positions, frequencies, attention_factor), interleaved }
+  }
+
+  /** [tokens, n]: every token has the frequencies of its own sequence's length. */
+  #perToken(batch: ForwardBatch): Tensor {
+    const n = this.options.rotary_dim / 2
+    const out = new Float32Array(batch.numTokens * n)
+    for (let t = 0; t < batch.numTokens; t++) {
+      out.set(this.#forLength(batch.ropeLengths[t] as number), t * n)
+    }
+    return Tensor.from(batch.positions.backend, out, [batch.numTokens, n])
+  }
+
+  #forLength(length: number): Float32Array {
+    const key = lengthClass(this.options, length)
+    let values = this.#byLength.get(key)
+    if (values === undefined) {
+      // every decoded token is a new length of dynamic NTK: keep the recent ones only
+      if (this.#byLength.size >= MAX_LENGTHS) this.#byLength.clear()
+      values = inverseFrequencies(this.options, key)
+      this.#byLength.set(key, values)
+    }
+    return values
+  }
+}
+
+const MAX_LENGTHS = 256
+
+/** Whether the frequencies follow the length of the sequence. */
+export function isLengthDependent(options: RotaryOptions): boolean {
+  return options.type === "dynamic" || options.type === "longrope"
+}
+
+/** Lengths with the same frequencies have the same class. */
+function lengthClass(options: RotaryOptions, length: number): number {
+  const original = options.original_max_position_embeddings
+  if (options.type === "dynamic") return Math.max(length, original)
+  return length > original ? original + 1 : original
+}
+
+/** Radians per position of each rotating pair, for a sequence of `length` tokens; computed in float64. */
+export function inverseFrequencies(options: RotaryOptions, length: number): Float32Array {
+  const { rotary_dim: dim, theta, factor, freq_factors: divisors } = options
+  const plain = (base: number): number[] =>
+    Array.from({ length: dim / 2 }, (_, i) => base ** ((-2 * i) / dim))
+  const scaled = ((): number[] => {
+    switch (options.type) {
+      case "default":
+        return plain(theta)
+      case "linear":
+        return plain(theta).map((f) => f / factor)
+      case "dynamic":
+        return plain(dynamicBase(options, length))
+      case "yarn":
+        return yarnFrequencies(options, plain(theta))
+      case "llama3":
+        return plain(theta).map((f) => llama3Frequency(options, f))
+      case "longrope": {
+        const isLong = length > options.original_max_position_embeddings
+        const list = (isLong ? options.long_factor : options.short_factor) ?? []
+        return plain(theta).map((f, i) => f / (list[i] ?? 1))
+      }
+    }
+  })()
+  return Float32Array.from(scaled, (f, i) => f / (divisors?.[i] ?? 1))
+}
+
+/** NTK-aware scaling whose base grows with the length (Transformers' `_compute_dynamic_ntk_parameters`). */
+function dynamicBase(options: RotaryOptions, length: number): number {
+  const { rotary_dim: dim, theta, factor, original_max_position_embeddings: original } = options
+  const stretched = (factor * Math.max(length, original)) / original - (factor - 1)
+  return theta * stretched ** (dim / (dim - 2))
+}
+
+/** NTK by parts (YaRN, arXiv 2309.00071, section 3.2): fast dimensions stay, slow ones are interpolated. */
+function yarnFrequencies(options: RotaryOptions, plain: readonly number[]): number[] {
+  const { rotary_dim: dim, theta, factor, original_max_position_embeddings: original } = options
+  const dimension = (rotations: number): number =>
+    (dim * Math.log(original / (rotations * 2 * Math.PI))) / (2 * Math.log(theta))
+  let low = dimension(options.beta_fast)
+  let high = dimension(options.beta_slow)
+  if (options.truncate) {
+    low = Math.floor(low)
+    high = Math.ceil(high)
+  }
+  low = Math.max(low, 0)
+  high = Math.min(high, dim - 1)
+  if (low === high) high += 0.001
+  return plain.map((f, i) => {
+    const ramp = Math.min(Math.max((i - low) / (high - low), 0), 1)
+    return (f / factor) * ramp + f * (1 - ramp)
+  })
+}
+
+/** Llama 3.1: long wavelengths are divided, short ones kept, a smooth band between. */
+function llama3Frequency(options: RotaryOptions, f: number): number {
+  const { factor, low_freq_factor: low, high_freq_factor: high } = options
+  const { original_max_position_embeddings: original } = options
+  const wavelength = (2 * Math.PI) / f
+  if (wavelength < original / high) return f
+  if (wavelength > original / low) return f / factor
+  const smooth = (original / wavelength - low) / (high - low)
+  return ((1 - smooth) * f) / factor + smooth * f
+}
+
+/** Rotates q and k [tokens, heads, dim] in place. */
+export function applyRotary(q: Tensor, k: Tensor, positions: PositionEmbeddings): void {
+  rope(q, positions.table, positions.interleaved)
+  rope(k, positions.table, positions.interleaved)
+}
+
+registerModules({ RotaryEmbedding })
