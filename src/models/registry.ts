@@ -1,0 +1,68 @@
+import { ConfigError } from "../errors.ts"
+import type { ModelConfig } from "./config.ts"
+import type { LlamaForCausalLM } from "./llama.ts"
+
+/** A whole model: ids in, logits out. All families derive from the one that reads like Llama. */
+export type CausalLM = LlamaForCausalLM
+
+export type CausalLMClass = new (config: ModelConfig) => CausalLM
+
+interface ModelEntry {
+  /** `architectures` of config.json. */
+  readonly architecture: string
+  /** Loaded when asked for, so that a start-up reads one model file. */
+  readonly load: () => Promise<CausalLMClass>
+}
+
+/** By `model_type`. */
+const MODELS: Readonly<Record<string, ModelEntry>> = {
+  llama: {
+    architecture: "LlamaForCausalLM",
+    load: async () => (await import("./llama.ts")).LlamaForCausalLM,
+  },
+  mistral: {
+    architecture: "MistralForCausalLM",
+    load: async () => (await import("./mistral.ts")).MistralForCausalLM,
+  },
+  qwen2: {
+    architecture: "Qwen2ForCausalLM",
+    load: async () => (await import("./qwen2.ts")).Qwen2ForCausalLM,
+  },
+  qwen3: {
+    architecture: "Qwen3ForCausalLM",
+    load: async () => (await import("./qwen3.ts")).Qwen3ForCausalLM,
+  },
+  gemma3_text: {
+    architecture: "Gemma3ForCausalLM",
+    load: async () => (await import("./gemma3_text.ts")).Gemma3ForCausalLM,
+  },
+  phi3: {
+    architecture: "Phi3ForCausalLM",
+    load: async () => (await import("./phi3.ts")).Phi3ForCausalLM,
+  },
+  qwen3_moe: {
+    architecture: "Qwen3MoeForCausalLM",
+    load: async () => (await import("./qwen3_moe.ts")).Qwen3MoeForCausalLM,
+  },
+}
+
+/** Every model type with a model file. */
+export function modelTypes(): readonly string[] {
+  return Object.keys(MODELS)
+}
+
+/** The class of a model type or architecture; an unknown one is an error that lists the known ones. */
+export async function modelClass(name: string): Promise<CausalLMClass> {
+  const entry = Object.hasOwn(MODELS, name)
+    ? MODELS[name]
+    : Object.values(MODELS).find(({ architecture }) => architecture === name)
+  if (entry === undefined) {
+    throw new ConfigError(`unknown model type "${name}"; known are ${modelTypes().join(", ")}`)
+  }
+  return entry.load()
+}
+
+/** A model without weights: its constructors allocate nothing native. */
+export async function createModel(config: ModelConfig): Promise<CausalLM> {
+  return new (await modelClass(config.model_type))(config)
+}
