@@ -8,6 +8,8 @@ export interface ByteSource {
   readonly address: number
   /** A view (never a copy of the file) of `length` bytes at `offset`; bounds are checked. */
   read(offset: number, length: number): Uint8Array
+  /** Says that a range will be read soon, or that its resident pages can go; a hint. */
+  advise?(offset: number, length: number, advice: "willneed" | "dontneed"): void
 }
 
 /** One stored tensor: where its bytes lie, in PyTorch order (outermost dimension first). */
@@ -47,4 +49,6 @@ export interface Checkpoint extends WeightSource {
   readonly files: readonly string[]
   /** A view of the stored bytes of one tensor; an unknown name is a FormatError. */
   bytes(name: string): Uint8Array
+  /** Says that a tensor is not needed in memory for now; it stays readable. */
+  drop(name: string): void
 }

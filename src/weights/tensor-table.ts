@@ -71,6 +71,12 @@ export class TensorTable {
     return place.source.read(place.offset, entry.byteLength)
   }
 
+  drop(name: string): void {
+    const entry = this.#entries.get(name)
+    const place = this.#places.get(name)
+    if (entry !== undefined) place?.source.advise?.(place.offset, entry.byteLength, "dontneed")
+  }
+
   close(): void {
     for (const source of this.#sources.splice(0)) source[Symbol.dispose]?.()
     this.#entries.clear()
@@ -91,6 +97,7 @@ export class TensorTable {
       names: () => this.names(),
       get: (name: string) => this.get(name),
       bytes: (name: string) => this.bytes(path, name),
+      drop: (name: string) => this.drop(name),
       close: () => this.close(),
       ...more,
     }

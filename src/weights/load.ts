@@ -1,0 +1,297 @@
+import { FormatError } from "../errors.ts"
+import type { Backend } from "../native/backend.ts"
+import { type Module, namedModules, type Parameter } from "../nn/module.ts"
+import {
+  BF16,
+  type DTypeInfo,
+  F16,
+  F32,
+  F64,
+  I8,
+  I16,
+  I32,
+  I64,
+  isComputable,
+} from "../tensor/dtype.ts"
+import { byteLength, Tensor } from "../tensor/tensor.ts"
+import type { GgufFile } from "./gguf.ts"
+import { type CheckpointNames, checkpointNames, CONFIG_TENSORS } from "./names.ts"
+import type { SafetensorsFile } from "./safetensors.ts"
+import type { WeightEntry } from "./source.ts"
+import { toFloat32, VECTOR_TYPES } from "./vector.ts"
+
+export interface LoadOptions {
+  readonly backend: Backend
+  /** Rearranges a weight for the kernels, or null where they read it as it is; undefined: nothing is rearranged. */
+  readonly pack?: (weight: Tensor) => Tensor | null
+  /** Bytes taken over so far, of all. */
+  readonly onProgress?: (done: number, total: number) => void
+}
+
+/** Where the weights of a loaded model lie. Dispose of it, then close the checkpoint, when the model is done. */
+export interface LoadedWeights extends Disposable {
+  /** Read where the file is mapped. */
+  readonly mappedBytes: number
+  /** Rearranged or stacked, in memory of their own. */
+  readonly packedBytes: number
+  /** Norms and biases, as F32. */
+  readonly vectorBytes: number
+}
+
+/** Problems listed in one message; more are counted. */
+const MAX_LISTED = 12
+/** Vectors start on cache lines. */
+const VECTOR_ALIGN = 16
+
+const NOT_WEIGHTS: ReadonlySet<DTypeInfo> = new Set([I8, I16, I32, I64, F64])
+
+/**
+ * Gives every parameter of the tree its tensor. Large weights stay in the mapped file or are rearranged (`pack`), experts
+ * stored one by one are stacked, norms and biases become F32.
+ * @throws FormatError that names every tensor that is missing, of another shape, of a type that no kernel reads, or unused
+ */
+export function loadWeights(
+  root: Module,
+  weights: GgufFile | SafetensorsFile,
+  options: LoadOptions,
+): LoadedWeights {
+  const requests = resolveAll(root, weights)
+  const binder = new Binder(weights, requests, options)
+  try {
+    binder.bindAll()
+    for (const [, module] of namedModules(root)) module.materialize(options.backend)
+  } catch (error) {
+    binder[Symbol.dispose]()
+    throw error
+  }
+  return binder
+}
+
+/** A parameter and the stored tensors it is made of: one, or one per expert. */
+interface Request {
+  readonly path: string
+  readonly parameter: Parameter
+  readonly entries: readonly WeightEntry[]
+}
+
+/** Finds and checks all tensors before anything is allocated. */
+function resolveAll(root: Module, weights: GgufFile | SafetensorsFile): Request[] {
+  const names = checkpointNames(weights)
+  const problems: string[] = []
+  const used = new Set<string>()
+  const requests: Request[] = []
+  let layers = 0
+  for (const [modulePath, module] of namedModules(root)) {
+    const layer = /^model\.layers\.(\d+)$/.exec(modulePath)
+    if (layer !== null) layers = Math.max(layers, Number(layer[1]) + 1)
+    for (const parameter of module.parameters()) {
+      const path = parameterPath(modulePath, parameter.name)
+      const entries = find(path, parameter, weights, names)
+      if (entries === undefined) {
+        const stored = names.stored(path)
+        problems.push(
+          `missing ${stored ?? path}${stored === undefined ? " (no name for it in this format)" : ""}`,
+        )
+        continue
+      }
+      for (const entry of entries) {
+        used.add(entry.name)
+        const problem = checkEntry(entry, parameter, entries.length)
+        if (problem !== undefined) problems.push(problem)
+      }
+      requests.push({ path, parameter, entries })
+    }
+  }
+  for (const name of weights.names()) {
+    if (!used.has(name) && !isTolerated(name, layers, used)) problems.push(`unused ${name}`)
+  }
+  if (problems.length > 0) {
+    const listed = problems.slice(0, MAX_LISTED).join("; ")
+    const more = problems.length > MAX_LISTED ? `; and ${problems.length - MAX_LISTED} more` : ""
+    throw new FormatError(weights.path, `does not fit the model: ${listed}${more}`)
+  }
+  return requests
+}
+
+function parameterPath(modulePath: string, name: string): string {
+  if (!name.startsWith("../")) return modulePath === "" ? name : `${modulePath}.${name}`
+  const parent = modulePath.slice(0, Math.max(modulePath.lastIndexOf("."), 0))
+  return parameterPath(parent, name.slice(3))
+}
+
+function find(
+  path: string,
+  parameter: Parameter,
+  weights: GgufFile | SafetensorsFile,
+  names: CheckpointNames,
+): WeightEntry[] | undefined {
+  for (const candidate of [path, parameter.fallback]) {
+    const stored = candidate === undefined ? undefined : names.stored(candidate)
+    const entry = stored === undefined ? undefined : weights.get(stored)
+    if (entry !== undefined) return [entry]
+  }
+  if (parameter.kind !== "experts") return undefined
+  const experts: WeightEntry[] = []
+  for (let i = 0; i < (parameter.shape[0] as number); i++) {
+    const stored = names.storedExpert(path, i)
+    const entry = stored === undefined ? undefined : weights.get(stored)
+    if (entry === undefined) return undefined
+    experts.push(entry)
+  }
+  return experts
+}
+
+function checkEntry(entry: WeightEntry, parameter: Parameter, count: number): string | undefined {
+  const { kind } = parameter
+  const expected = kind === "experts" && count > 1 ? parameter.shape.slice(1) : parameter.shape
+  const { dtype, shape, name } = entry
+  if (shape.length !== expected.length || shape.some((size, i) => size !== expected[i])) {
+    return `${name} has shape [${shape.join(", ")}], expected [${expected.join(", ")}]`
+  }
+  const readable =
+    kind === "vector" ? VECTOR_TYPES.has(dtype) : isComputable(dtype) && !NOT_WEIGHTS.has(dtype)
+  return readable ? undefined : `${name} is of type ${dtype.name}, which no kernel reads here`
+}
+
+/** Tensors that files hold and models of this kind do without. */
+function isTolerated(name: string, layers: number, used: ReadonlySet<string>): boolean {
+  if (CONFIG_TENSORS.has(name)) return true
+  // buffers that old exports stored: angles are computed here
+  if (/(^|\.)rotary_emb(_local)?\.inv_freq$|\.attn_rot_embd\.weight$|\.masked_bias$/.test(name))
+    return true
+  // layers behind the last are for predicting several tokens at once (MTP)
+  const layer =
+    /^(?:model\.(?:language_model\.)?layers|language_model\.model\.layers|blk)\.(\d+)\./.exec(name)
+  if (layer !== null && Number(layer[1]) >= layers) return true
+  if (/^(model\.)?(vision_tower|visual|multi_modal_projector|mm)\./.test(name)) return true
+  // a tied head stored once more
+  return (
+    /(^|\.)lm_head\.weight$/.test(name) && [...used].some((n) => n.endsWith("embed_tokens.weight"))
+  )
+}
+
+/** Carries out the requests and owns what it allocates. */
+class Binder implements LoadedWeights {
+  mappedBytes = 0
+  packedBytes = 0
+  vectorBytes = 0
+  readonly #weights: GgufFile | SafetensorsFile
+  readonly #requests: readonly Request[]
+  readonly #options: LoadOptions
+  readonly #owned: Tensor[] = []
+  readonly #mapped = new Map<string, Tensor>()
+
+  constructor(
+    weights: GgufFile | SafetensorsFile,
+    requests: readonly Request[],
+    options: LoadOptions,
+  ) {
+    this.#weights = weights
+    this.#requests = requests
+    this.#options = options
+  }
+
+  bindAll(): void {
+    const { onProgress } = this.#options
+    const total = this.#requests.reduce((sum, { entries }) => sum + bytesOf(entries), 0)
+    const vectors = this.#requests.filter(({ parameter }) => parameter.kind === "vector")
+    this.#bindVectors(vectors)
+    let done = vectors.reduce((sum, { entries }) => sum + bytesOf(entries), 0)
+    onProgress?.(done, total)
+    for (const { parameter, entries } of this.#requests) {
+      if (parameter.kind === "vector") continue
+      parameter.bind(this.#matrix(parameter, entries))
+      done += bytesOf(entries)
+      onProgress?.(done, total)
+    }
+  }
+
+  /** All vectors lie in one allocation: they are many and small. */
+  #bindVectors(requests: readonly Request[]): void {
+    const sizes = requests.map(
+      ({ parameter }) =>
+        Math.ceil((parameter.rows?.count ?? (parameter.shape[0] as number)) / VECTOR_ALIGN) *
+        VECTOR_ALIGN,
+    )
+    const total = sizes.reduce((a, b) => a + b, 0)
+    if (total === 0) return
+    const all = this.#own(Tensor.allocate(this.#options.backend, F32, [total]))
+    const values = new Float32Array(all.bytes().buffer)
+    let start = 0
+    requests.forEach(({ parameter, entries }, i) => {
+      const entry = entries[0] as WeightEntry
+      const whole = toFloat32(entry.dtype, this.#weights.bytes(entry.name))
+      const { start: first, count } = parameter.rows ?? { start: 0, count: whole.length }
+      values.set(whole.subarray(first, first + count), start)
+      parameter.bind(all.narrow(0, start, count))
+      start += sizes[i] as number
+    })
+    this.vectorBytes = total * 4
+  }
+
+  #matrix(parameter: Parameter, entries: readonly WeightEntry[]): Tensor {
+    const { kind, shape, rows } = parameter
+    const isStacked = entries.length > 1
+    const whole = isStacked
+      ? this.#stack(entries, shape)
+      : this.#mapping(entries[0] as WeightEntry, shape)
+    const tensor = rows === undefined ? whole : whole.narrow(0, rows.start, rows.count)
+    const packed = kind === "table" ? null : (this.#options.pack?.(tensor) ?? null)
+    if (packed !== null) {
+      if (isStacked) whole[Symbol.dispose]()
+      else for (const entry of entries) this.#weights.drop(entry.name)
+      this.packedBytes += byteLength(tensor.dtype, tensor.shape)
+      return this.#own(packed)
+    }
+    if (isStacked) {
+      this.packedBytes += byteLength(tensor.dtype, tensor.shape)
+      return this.#own(tensor)
+    }
+    this.mappedBytes += byteLength(tensor.dtype, tensor.shape)
+    return tensor
+  }
+
+  /** The tensor where the file is mapped; the mapping stays reachable through it. */
+  #mapping(entry: WeightEntry, shape: readonly number[]): Tensor {
+    let tensor = this.#mapped.get(entry.name)
+    if (tensor === undefined) {
+      tensor = new Tensor(this.#options.backend, entry.dtype, shape, entry.address, {
+        owner: this.#weights,
+        persistent: true,
+      })
+      this.#mapped.set(entry.name, tensor)
+    }
+    return tensor
+  }
+
+  /** [experts, out, in] from matrices [out, in] of one type. */
+  #stack(entries: readonly WeightEntry[], shape: readonly number[]): Tensor {
+    const { dtype } = entries[0] as WeightEntry
+    const other = entries.find((entry) => entry.dtype !== dtype)
+    if (other !== undefined) {
+      throw new FormatError(
+        other.file,
+        `tensor "${other.name}": is ${other.dtype.name}, expert 0 of its layer is ${dtype.name}`,
+      )
+    }
+    const stack = Tensor.allocate(this.#options.backend, dtype, shape)
+    entries.forEach((entry, i) => {
+      stack.select(i).bytes().set(this.#weights.bytes(entry.name))
+      this.#weights.drop(entry.name)
+    })
+    return stack
+  }
+
+  #own(tensor: Tensor): Tensor {
+    this.#owned.push(tensor)
+    return tensor
+  }
+
+  [Symbol.dispose](): void {
+    for (const tensor of this.#owned.splice(0)) tensor[Symbol.dispose]()
+  }
+}
+
+function bytesOf(entries: readonly WeightEntry[]): number {
+  return entries.reduce((sum, entry) => sum + entry.byteLength, 0)
+}
