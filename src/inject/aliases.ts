@@ -1,0 +1,42 @@
+/**
+ * Class names of Transformers' and KTransformers' Python model files by the classes they are here, so that rule files
+ * written for them find their modules. Names that a module has registered itself come first.
+ */
+const FAMILIES = [
+  "DeepseekV2",
+  "DeepseekV3",
+  "Gemma3",
+  "Glm4Moe",
+  "Llama",
+  "Mistral",
+  "Mixtral",
+  "Phi3",
+  "Qwen2",
+  "Qwen2Moe",
+  "Qwen3",
+  "Qwen3Moe",
+  "Qwen3Next",
+  "Smallthinker",
+  "SmallThinker",
+] as const
+
+const ALIASES: ReadonlyMap<string, string> = new Map([
+  ...FAMILIES.flatMap((family): [string, string][] => [
+    [`${family}RMSNorm`, "RMSNorm"],
+    [`${family}RotaryEmbedding`, "RotaryEmbedding"],
+  ]),
+  ["Phi3LongRoPEScaledRotaryEmbedding", "RotaryEmbedding"],
+  ["LlamaLinearScalingRotaryEmbedding", "RotaryEmbedding"],
+  ["LlamaDynamicNTKScalingRotaryEmbedding", "RotaryEmbedding"],
+  ["DeepseekV2YarnRotaryEmbedding", "RotaryEmbedding"],
+  ["DeepseekV3YarnRotaryEmbedding", "RotaryEmbedding"],
+  ["Gemma3TextScaledWordEmbedding", "Embedding"],
+  ["KQwen3MoeSparseMoeBlock", "Qwen3MoeSparseMoeBlock"],
+])
+
+/** Whether a rule's `match.class` names one of a module's classes, its own or a base. */
+export function classMatches(wanted: string, classNames: readonly string[]): boolean {
+  if (classNames.includes(wanted)) return true
+  const alias = ALIASES.get(wanted)
+  return alias !== undefined && classNames.includes(alias)
+}

@@ -1,0 +1,59 @@
+import { z } from "zod"
+
+import { type Module, registerModules } from "../nn/module.ts"
+import { Experts } from "../nn/moe.ts"
+import type { OperatorRegistry } from "./registry.ts"
+import { standIns } from "./stand-ins.ts"
+
+/** Gate, up and activation fused, then down and the weighted sum. */
+const CPU_OP = "KExpertsCPU"
+
+const EXPERTS_OPS = [CPU_OP, "KExpertsTorch", "KExpertsMarlin", "None"] as const
+const BACKENDS = ["llamafile", "AMXInt8", "AMXBF16"] as const
+
+const Op = z.enum(EXPERTS_OPS, `expected one of ${EXPERTS_OPS.join(", ")}`).nullable()
+
+const schema = z.object({
+  prefill_op: Op.optional(),
+  generate_op: Op.optional(),
+  // one set of kernels reads every type and chooses by the CPU, so this has no effect
+  backend: z.enum(BACKENDS, `expected one of ${BACKENDS.join(", ")}`).optional(),
+  num_bits: z.number().int().optional(),
+  group_size: z.number().int().optional(),
+})
+
+/**
+ * Routed experts placed by rule. One set of weights serves prefill and decode: the CPU computes
+ * both.
+ */
+export class KTransformersExperts extends Experts {
+  /** The implementations in use. */
+  readonly prefillOp = CPU_OP
+  readonly generateOp = CPU_OP
+
+  constructor(original: Experts) {
+    super(original.options)
+  }
+}
+
+registerModules({ KTransformersExperts })
+
+export function registerExperts(registry: OperatorRegistry): void {
+  const rejects = (original: Module): string | undefined =>
+    original instanceof Experts
+      ? undefined
+      : "KTransformersExperts replaces modules of class Experts"
+  registry.register("KTransformersExperts", {
+    schema,
+    aliases: [
+      "KTransformersExpertsV2",
+      "KSmallthinkerExperts",
+      "KGlm4Experts",
+      "KTransformersExpertsW8A8",
+    ],
+    rejects,
+    notes: (kwargs) => standIns(CPU_OP, [kwargs.generate_op, kwargs.prefill_op]),
+    create: (original) =>
+      original instanceof Experts ? new KTransformersExperts(original) : original,
+  })
+}

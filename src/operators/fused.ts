@@ -1,0 +1,361 @@
+import { z } from "zod"
+
+import { Attention } from "../nn/attention.ts"
+import type { ForwardBatch } from "../nn/forward-batch.ts"
+import { Linear, RMSNorm } from "../nn/layers.ts"
+import { Module, registerModules } from "../nn/module.ts"
+import { applyRotary, type PositionEmbeddings } from "../nn/rope.ts"
+import { type Activation, add, gateUpAct, linearResidual, normLinear } from "../ops/index.ts"
+import type { Tensor } from "../tensor/tensor.ts"
+import type { OperatorContext, OperatorRegistry } from "./registry.ts"
+
+/** Self-attention in two launches beside the attention itself: norm to stored K and V, output and residual. */
+export class KFusedAttention extends Module {
+  q_proj
+  k_proj
+  v_proj
+  o_proj
+  q_norm: RMSNorm | undefined
+  k_norm: RMSNorm | undefined
+  attn
+
+  constructor(parts: AttentionParts) {
+    super()
+    this.q_proj = parts.q_proj
+    this.k_proj = parts.k_proj
+    this.v_proj = parts.v_proj
+    this.o_proj = parts.o_proj
+    this.q_norm = parts.q_norm
+    this.k_norm = parts.k_norm
+    this.attn = parts.attn
+  }
+
+  /** x [T, hidden] → [T, hidden], as the module it replaces computes it. */
+  forward(x: Tensor, positions: PositionEmbeddings, batch: ForwardBatch): Tensor {
+    return this.o_proj.forward(this.#attend(x, null, positions, batch))
+  }
+
+  /** x += post(attention(norm(x))), in place. */
+  addTo(
+    x: Tensor,
+    norm: RMSNorm,
+    post: RMSNorm | undefined,
+    positions: PositionEmbeddings,
+    batch: ForwardBatch,
+  ): void {
+    const attended = this.#attend(x, norm, positions, batch)
+    linearResidual(attended, this.o_proj.weight, this.o_proj.bias, x, postNorm(post))
+  }
+
+  #attend(
+    x: Tensor,
+    norm: RMSNorm | null,
+    positions: PositionEmbeddings,
+    batch: ForwardBatch,
+  ): Tensor {
+    const { attn, q_proj, k_proj, v_proj, q_norm, k_norm } = this
+    const y = norm?.forward(x) ?? x
+    let q = q_proj.forward(y).unflatten(-1, [attn.numHeads, attn.headDim])
+    let k = k_proj.forward(y).unflatten(-1, [attn.numKVHeads, attn.headDim])
+    const v = v_proj.forward(y).unflatten(-1, [attn.numKVHeads, attn.vDim])
+    q = q_norm?.forward(q) ?? q
+    k = k_norm?.forward(k) ?? k
+    applyRotary(q, k, positions)
+    return attn.forward(q, k, v, batch).flatten(1)
+  }
+}
+
+/** A gated MLP in two launches: norm, gate, up and activation; down and residual. */
+export class KFusedMLP extends Module {
+  gate_proj
+  up_proj
+  down_proj
+  readonly act: Activation
+
+  constructor(parts: MLPParts) {
+    super()
+    this.gate_proj = parts.gate_proj
+    this.up_proj = parts.up_proj
+    this.down_proj = parts.down_proj
+    this.act = parts.act
+  }
+
+  /** x [T, hidden] → [T, hidden], as the module it replaces computes it. */
+  forward(x: Tensor, _batch: ForwardBatch): Tensor {
+    const { gate_proj, up_proj, act } = this
+    return this.down_proj.forward(gateUpAct(x, null, 0, 0, gate_proj.weight, up_proj.weight, act))
+  }
+
+  /** x += post(mlp(norm(x))), in place. */
+  addTo(x: Tensor, norm: RMSNorm, post: RMSNorm | undefined): void {
+    const { gate_proj, up_proj, down_proj, act } = this
+    const h = gateUpAct(
+      x,
+      norm.weight,
+      norm.eps,
+      norm.offset,
+      gate_proj.weight,
+      up_proj.weight,
+      act,
+    )
+    linearResidual(h, down_proj.weight, down_proj.bias, x, postNorm(post))
+  }
+}
+
+function postNorm(post: RMSNorm | undefined): { norm: Tensor; eps: number; offset: number } | null {
+  return post === undefined ? null : { norm: post.weight, eps: post.eps, offset: post.offset }
+}
+
+/**
+ * A decoder layer whose norms and residual additions run inside its fused attention and MLP. A half
+ * that is not fused (a mixture of experts) is computed as the plain layer does. The layer's norms
+ * are `input_layernorm` and `post_attention_layernorm`, or four of them where
+ * `pre_feedforward_layernorm` says that norms also follow attention and MLP.
+ */
+export class KFusedDecoderLayer extends Module {
+  self_attn
+  mlp
+  input_layernorm
+  post_attention_layernorm
+  pre_feedforward_layernorm: RMSNorm | undefined
+  post_feedforward_layernorm: RMSNorm | undefined
+
+  constructor(parts: LayerParts) {
+    super()
+    this.self_attn = parts.self_attn
+    this.mlp = parts.mlp
+    this.input_layernorm = parts.input_layernorm
+    this.post_attention_layernorm = parts.post_attention_layernorm
+    this.pre_feedforward_layernorm = parts.pre_feedforward_layernorm
+    this.post_feedforward_layernorm = parts.post_feedforward_layernorm
+  }
+
+  /** x [T, hidden] is changed in place and returned. */
+  forward(x: Tensor, positions: PositionEmbeddings, batch: ForwardBatch): Tensor {
+    const { self_attn, mlp, input_layernorm, pre_feedforward_layernorm: pre } = this
+    const postAttention = pre === undefined ? undefined : this.post_attention_layernorm
+    if (self_attn instanceof KFusedAttention) {
+      self_attn.addTo(x, input_layernorm, postAttention, positions, batch)
+    } else {
+      const y = self_attn.forward(input_layernorm.forward(x), positions, batch)
+      add(x, postAttention?.forward(y) ?? y, x)
+    }
+    const beforeMlp = pre ?? this.post_attention_layernorm
+    if (mlp instanceof KFusedMLP) {
+      mlp.addTo(x, beforeMlp, this.post_feedforward_layernorm)
+    } else {
+      const y = mlp.forward(beforeMlp.forward(x), batch)
+      add(x, this.post_feedforward_layernorm?.forward(y) ?? y, x)
+    }
+    return x
+  }
+}
+
+/** The last norm where the head applies it: holds the weight, passes its input on. */
+export class KDeferredNorm extends RMSNorm {
+  override forward(x: Tensor): Tensor {
+    return x
+  }
+}
+
+/** The last norm and the head in one launch. */
+export class KFusedHead extends Linear {
+  readonly #norm: RMSNorm
+
+  constructor(original: Linear, norm: RMSNorm) {
+    super(original.inFeatures, original.outFeatures, original.options)
+    this.#norm = norm
+  }
+
+  override forward(x: Tensor): Tensor {
+    const { weight, eps, offset } = this.#norm
+    return normLinear(x, weight, eps, offset, this.weight)
+  }
+}
+
+registerModules({ KFusedAttention, KFusedMLP, KFusedDecoderLayer, KDeferredNorm, KFusedHead })
+
+interface AttentionParts {
+  readonly q_proj: Linear
+  readonly k_proj: Linear
+  readonly v_proj: Linear
+  readonly o_proj: Linear
+  readonly q_norm: RMSNorm | undefined
+  readonly k_norm: RMSNorm | undefined
+  readonly attn: Attention
+}
+
+/** Attention with separate projections, or with one for q, k and v whose rows are taken apart. */
+function attentionParts(module: Module): AttentionParts | undefined {
+  const child = new Map(module.children())
+  const attn = child.get("attn")
+  const o_proj = child.get("o_proj")
+  if (!(attn instanceof Attention && o_proj instanceof Linear)) return undefined
+  const q_norm = child.get("q_norm")
+  const k_norm = child.get("k_norm")
+  const norms =
+    q_norm instanceof RMSNorm && k_norm instanceof RMSNorm
+      ? { q_norm, k_norm }
+      : { q_norm: undefined, k_norm: undefined }
+  if (norms.q_norm === undefined && (q_norm ?? k_norm) !== undefined) return undefined
+  const q_proj = child.get("q_proj")
+  const k_proj = child.get("k_proj")
+  const v_proj = child.get("v_proj")
+  if (q_proj instanceof Linear && k_proj instanceof Linear && v_proj instanceof Linear) {
+    return { q_proj, k_proj, v_proj, o_proj, ...norms, attn }
+  }
+  const qkv = child.get("qkv_proj")
+  if (!(qkv instanceof Linear)) return undefined
+  const { numHeads, numKVHeads, headDim, vDim } = attn
+  const [q, k, v] = slices(qkv, "qkv_proj", [
+    numHeads * headDim,
+    numKVHeads * headDim,
+    numKVHeads * vDim,
+  ]) as [Linear, Linear, Linear]
+  return { q_proj: q, k_proj: k, v_proj: v, o_proj, ...norms, attn }
+}
+
+interface MLPParts {
+  readonly gate_proj: Linear
+  readonly up_proj: Linear
+  readonly down_proj: Linear
+  readonly act: Activation
+}
+
+/** A gated MLP with separate projections, or with one for gate and up. */
+function mlpParts(module: Module): MLPParts | undefined {
+  const child = new Map(module.children())
+  const down_proj = child.get("down_proj")
+  const act = "act" in module ? module.act : undefined
+  if (!(down_proj instanceof Linear) || !isActivation(act)) return undefined
+  const gate_proj = child.get("gate_proj")
+  const up_proj = child.get("up_proj")
+  if (gate_proj instanceof Linear && up_proj instanceof Linear) {
+    return { gate_proj, up_proj, down_proj, act }
+  }
+  const both = child.get("gate_up_proj")
+  if (!(both instanceof Linear)) return undefined
+  const n = both.outFeatures / 2
+  const [gate, up] = slices(both, "gate_up_proj", [n, n]) as [Linear, Linear]
+  return { gate_proj: gate, up_proj: up, down_proj, act }
+}
+
+const ACTIVATIONS: ReadonlySet<unknown> = new Set<Activation>([
+  "silu",
+  "gelu_pytorch_tanh",
+  "gelu",
+  "relu",
+])
+
+function isActivation(value: unknown): value is Activation {
+  return ACTIVATIONS.has(value)
+}
+
+/** A fused projection as separate ones, whose rows are parts of the same stored matrix. */
+function slices(fused: Linear, name: string, sizes: readonly number[]): Linear[] {
+  const { bias = false } = fused.options
+  let start = 0
+  return sizes.map((size) => {
+    const slice = { of: name, start, total: fused.outFeatures }
+    start += size
+    return new Linear(fused.inFeatures, size, { bias, slice })
+  })
+}
+
+interface LayerParts {
+  readonly self_attn: Module & {
+    forward(x: Tensor, positions: PositionEmbeddings, batch: ForwardBatch): Tensor
+  }
+  readonly mlp: Module & { forward(x: Tensor, batch: ForwardBatch): Tensor }
+  readonly input_layernorm: RMSNorm
+  readonly post_attention_layernorm: RMSNorm
+  readonly pre_feedforward_layernorm: RMSNorm | undefined
+  readonly post_feedforward_layernorm: RMSNorm | undefined
+}
+
+function layerParts(module: Module): LayerParts | undefined {
+  const child = new Map(module.children())
+  const self_attn = child.get("self_attn")
+  const mlp = child.get("mlp")
+  const input_layernorm = child.get("input_layernorm")
+  const post_attention_layernorm = child.get("post_attention_layernorm")
+  if (!hasForward(self_attn) || !hasForward(mlp)) return undefined
+  if (!(input_layernorm instanceof RMSNorm && post_attention_layernorm instanceof RMSNorm)) {
+    return undefined
+  }
+  const halves = { self_attn, mlp, input_layernorm, post_attention_layernorm }
+  const pre = child.get("pre_feedforward_layernorm")
+  const post = child.get("post_feedforward_layernorm")
+  if (pre instanceof RMSNorm && post instanceof RMSNorm) {
+    return { ...halves, pre_feedforward_layernorm: pre, post_feedforward_layernorm: post }
+  }
+  if ((pre ?? post) !== undefined) return undefined
+  return { ...halves, pre_feedforward_layernorm: undefined, post_feedforward_layernorm: undefined }
+}
+
+function hasForward(
+  module: Module | undefined,
+): module is Module & { forward(...args: unknown[]): Tensor } {
+  return module !== undefined && "forward" in module && typeof module.forward === "function"
+}
+
+const schema = z.object({})
+
+export function registerFused(registry: OperatorRegistry): void {
+  registry.register("KFusedAttention", {
+    schema,
+    fused: true,
+    declines: (original) =>
+      attentionParts(original) === undefined ? "no attention of a kind that it fuses" : undefined,
+    create: (original) => {
+      const parts = attentionParts(original)
+      return parts === undefined ? original : new KFusedAttention(parts)
+    },
+  })
+  registry.register("KFusedMLP", {
+    schema,
+    fused: true,
+    declines: (original) => {
+      const parts = mlpParts(original)
+      if (parts === undefined) return "no gated MLP"
+      const { gate_proj, up_proj } = parts
+      const hasBias = gate_proj.options.bias === true || up_proj.options.bias === true
+      return hasBias ? "gate and up projections with biases are not fused" : undefined
+    },
+    create: (original) => {
+      const parts = mlpParts(original)
+      return parts === undefined ? original : new KFusedMLP(parts)
+    },
+  })
+  registry.register("KFusedDecoderLayer", {
+    schema,
+    fused: true,
+    declines: (original) =>
+      layerParts(original) === undefined ? "no decoder layer of a kind that it fuses" : undefined,
+    create: (original) => {
+      const parts = layerParts(original)
+      return parts === undefined ? original : new KFusedDecoderLayer(parts)
+    },
+  })
+  registry.register("KFusedHead", {
+    schema,
+    fused: true,
+    declines: (original) =>
+      original instanceof Linear && original.options.bias !== true
+        ? undefined
+        : "no linear head without bias",
+    create: fuseHead,
+  })
+}
+
+/** The head takes over the last norm, which then only holds its weight. */
+function fuseHead(original: Module, _kwargs: object, { root }: OperatorContext): Module {
+  const model = new Map(root.children()).get("model")
+  const norm = new Map(model?.children()).get("norm")
+  if (!(original instanceof Linear) || model === undefined || !(norm instanceof RMSNorm)) {
+    return original
+  }
+  const deferred = new KDeferredNorm(norm.dim, norm.eps, norm.offset)
+  model.replaceChild("norm", deferred)
+  return new KFusedHead(original, deferred)
+}
