@@ -172,13 +172,11 @@ describe("streaming", () => {
     )
   })
 
-  test("a long answer costs no more per token at its end", () => {
+  test("a long answer costs no more per token at its end than its last blocks", () => {
     const long = "A paragraph of some words.\n\n".repeat(2000)
-    let blocks = renderBlocks(long)
-    const start = performance.now()
-    for (let i = 0; i < 20; i++) blocks = renderBlocks(`${long}${"word ".repeat(i)}`, blocks)
-    const perToken = (performance.now() - start) / 20
-    expect(blocks.length).toBeGreaterThan(2000)
-    expect(perToken).toBeLessThan(16)
+    const before = renderBlocks(long)
+    const after = renderBlocks(`${long}word`, before)
+    expect(before.length).toBeGreaterThan(2000)
+    expect(after.filter((block, index) => block !== before[index])).toHaveLength(1)
   })
 })
