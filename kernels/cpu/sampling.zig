@@ -1,5 +1,6 @@
-//! kt_argmax, kt_sample, kt_logprobs. Rows are scanned in chunks over the pool: maxima, then sums of weights; what decides
-//! a draw is then looked for among the few tokens near the maximum, in a range that widens until it holds enough.
+//! kt_argmax, kt_sample, kt_logprobs. Rows are scanned in chunks over the pool: maxima, then sums of weights. What decides
+//! a draw is then looked for among the few tokens near the maximum, in a range that widens until it holds enough; when
+//! that would be many, in a histogram of the row, of which only the bins that decide are sorted.
 const std = @import("std");
 const core = @import("core");
 const ctx_mod = @import("ctx.zig");
@@ -11,8 +12,12 @@ const invalid = c.KT_ERR_INVALID_ARG;
 const inf = std.math.inf(f32);
 
 const chunk_values = 4096;
-/// No more logits than this in all are scanned by the caller alone.
-const serial_values = 16384;
+/// No more logits than this in all are scanned by the caller alone: one core reads them in about 15 us.
+const serial_values = 1 << 18;
+/// Weighing a logit costs about as much as finding the maximum of this many.
+const weighing_cost = 4;
+/// More tokens than this near the maximum are not sorted.
+const most_sorted = 4096;
 /// Below e^-87 a weight is 0, so a range this wide holds everything that can be drawn.
 const widest = 88;
 
@@ -90,10 +95,11 @@ const Scan = struct {
         return total;
     }
 
-    /// Keys of all logits of the row that are at least `bound`, in the order of their ids.
-    fn gather(self: *const Scan, row: usize, bound: f32, keys: []u64) []u64 {
+    /// Keys of the row's logits that are at least `bound`, in the order of their ids; gives up beyond `limit`.
+    fn gather(self: *const Scan, row: usize, bound: f32, keys: []u64, limit: usize) []u64 {
         var n: usize = 0;
         for (self.rowChunks(row), 0..) |chunk, i| {
+            if (n > limit) break;
             if (!(chunk.max >= bound)) continue;
             const part = self.values(row * self.chunks_per_row + i);
             n += @intCast(self.ctx.isa.gather_above.?(part.ptr, @intCast(part.len), bound, @intCast(i * chunk_values), keys.ptr + n));
@@ -148,9 +154,9 @@ fn scanOf(ctx: *ctx_mod.Ctx, t: *const check.Tensor) ?Scan {
 }
 
 /// Runs body(job, member) over the pool, or alone (member null) when there is little to scan.
-fn launch(job: anytype, comptime body: anytype) void {
+fn launch(job: anytype, comptime body: anytype, cost: usize) void {
     const scan: *const Scan = &job.scan;
-    if (scan.logits.count * scan.vocab <= serial_values) return body(job, null);
+    if (scan.logits.count * scan.vocab * cost <= serial_values) return body(job, null);
     const Pooled = struct {
         fn run(pooled: @TypeOf(job), member: *Member) void {
             body(pooled, member);
@@ -182,12 +188,108 @@ export fn kt_argmax(handle: ?*c.kt_ctx_t, logits: ?*const c.kt_tensor_t, out: ?*
     var job: Argmax = .{ .scan = scanOf(ctx, tl) orelse return invalid };
     const memory = Memory.take(ctx, job.scan.count(), 0, 0, false, 0) catch return core.status.outOfMemory(@intCast(job.scan.count()));
     job.scan.chunks = memory.chunks;
-    launch(&job, Argmax.body);
+    launch(&job, Argmax.body, 1);
     for (i32Data(to), 0..) |*id, row| id.* = @intCast(job.scan.best(row).index orelse 0);
     return c.KT_OK;
 }
 
 // ---- sample ----
+
+/// A row's weights summed over bins of equal width in the logit, so that places in the order of all tokens are found by
+/// sorting one bin.
+const Bins = struct {
+    scan: *const Scan,
+    row: usize,
+    slot: *const Slot,
+    max: f32,
+    inv_temperature: f32,
+    scale: f32,
+    counts: [bin_count]u32,
+    masses: [bin_count]f64,
+
+    const bin_count = ctx_mod.isa.KT_SAMPLING_BINS;
+
+    /// The first token, in the order of probability, with which
+    const Rule = union(enum) {
+        count: usize, // this many have come
+        mass: f64, // this mass is reached
+        beyond: f64, // this mass is exceeded
+        weight: f32, // the weights are below this
+    };
+    const Place = struct { id: usize, before: f64, through: f64 };
+
+    fn fill(self: *Bins, scan: *const Scan, row: usize, slot: *const Slot, max: f32, temperature: f32, inv_temperature: f32) void {
+        const values = scan.logits.f32Row(row);
+        const n: i64 = @intCast(scan.vocab);
+        const range = max - scan.ctx.isa.lowest_above.?(values, n, max - widest * temperature);
+        const scale = if (range > 0) (bin_count - 1) / range else 0;
+        self.scan = scan;
+        self.row = row;
+        self.slot = slot;
+        self.max = max;
+        self.inv_temperature = inv_temperature;
+        self.scale = if (std.math.isFinite(scale)) scale else 0;
+        @memset(&self.counts, 0);
+        @memset(&self.masses, 0);
+        scan.ctx.isa.bin_weights.?(values, n, max, inv_temperature, self.scale, &self.counts, &self.masses);
+    }
+
+    fn total(self: *const Bins) f64 {
+        var sum: f64 = 0;
+        for (self.masses) |mass| sum += mass;
+        return sum;
+    }
+
+    /// Where the rule first holds, or null.
+    fn locate(self: *const Bins, rule: Rule) ?Place {
+        var count: usize = 0;
+        var mass: f64 = 0;
+        for (0..bin_count) |bin| {
+            if (self.counts[bin] == 0) continue;
+            const bin_mass = self.masses[bin];
+            const may_hold = switch (rule) {
+                .count => |k| count + self.counts[bin] >= k,
+                .mass, .beyond => |m| bin_mass > 0 and mass + bin_mass * (1 + 1e-9) >= m,
+                .weight => |least| self.leastWeight(bin) < least,
+            };
+            if (may_hold) if (self.search(bin, rule, count, mass)) |place| return place;
+            count += self.counts[bin];
+            mass += bin_mass;
+        }
+        return null;
+    }
+
+    /// No weight of the bin is below this.
+    fn leastWeight(self: *const Bins, bin: usize) f32 {
+        if (self.scale == 0 or bin == bin_count - 1) return 0;
+        const distance = @as(f32, @floatFromInt(bin + 1)) / self.scale * self.inv_temperature;
+        return @exp(-1.001 * distance - 0.001);
+    }
+
+    /// The place within one bin, before which come `count` tokens of `mass`.
+    fn search(self: *const Bins, bin: usize, rule: Rule, count: usize, mass: f64) ?Place {
+        const isa = self.scan.ctx.isa;
+        const values = self.scan.logits.f32Row(self.row);
+        const n: usize = @intCast(isa.gather_bin.?(values, @intCast(self.scan.vocab), self.max, self.scale, @intCast(bin), 0, self.slot.keys.ptr));
+        const keys = candidates.sort(self.slot.keys[0..n], self.slot.other);
+        const weights = self.slot.weights[0..n];
+        isa.key_values.?(keys.ptr, weights.ptr, @intCast(n));
+        isa.weight_row.?(weights.ptr, self.max, self.inv_temperature, @intCast(n));
+        var sum = mass;
+        for (keys, weights, 1..) |key, weight, in_bin| {
+            const place: Place = .{ .id = @as(u32, @truncate(key)), .before = sum, .through = sum + weight };
+            sum = place.through;
+            const holds = switch (rule) {
+                .count => |k| count + in_bin >= k,
+                .mass => |m| sum >= m,
+                .beyond => |m| sum > m,
+                .weight => |least| weight < least,
+            };
+            if (holds) return place;
+        }
+        return null;
+    }
+};
 
 fn penalises(row: *const c.kt_sampling_row_t) bool {
     return row.history_len > 0 and
@@ -306,7 +408,7 @@ const Sample = struct {
         const inv_temperature = inverseTemperature(row);
         const top_k = self.topK(row);
         var mass = if (self.needsSum(row)) scan.sum(index) else 0;
-        const keys = self.head(index, slot, best.value, mass);
+        const keys = self.head(index, slot, best.value, mass) orelse return self.drawFromBins(index, slot, best.value);
         const n = if (top_k) |k| @min(k, keys.len) else keys.len;
         const weights = slot.weights[0..n];
         isa.key_values.?(keys.ptr, weights.ptr, @intCast(n));
@@ -344,20 +446,41 @@ const Sample = struct {
     }
 
     /// The row's most probable tokens, sorted: at least all that may survive the filters, or as many as the draw needs.
-    fn head(self: *const Sample, index: usize, slot: *const Slot, max: f32, total: f64) []u64 {
+    /// Null when these are many.
+    fn head(self: *const Sample, index: usize, slot: *const Slot, max: f32, total: f64) ?[]u64 {
         const row = &self.rows[index];
         const top_k = self.topK(row);
         const min_p_width: f32 = if (row.min_p > 0) 0.01 - @log(row.min_p) else widest;
         const needed = if (row.top_p < 1) row.top_p * total else if (row.min_p > 0) inf else row.uniform * total;
         var width: f32 = 1;
         while (true) : (width = @min(width * 2, widest)) {
-            const keys = self.scan.gather(index, max - width * row.temperature, slot.keys);
+            const keys = self.scan.gather(index, max - width * row.temperature, slot.keys, most_sorted);
+            if (keys.len > most_sorted) return null;
             const enough = width >= widest or if (top_k) |k|
                 keys.len >= k
             else
                 width >= min_p_width or self.massOf(row, keys, slot, max) > needed;
             if (enough) return candidates.sort(keys, slot.other);
         }
+    }
+
+    /// The same draw when its candidates are many: each filter, then the draw, is located in a histogram.
+    fn drawFromBins(self: *const Sample, index: usize, slot: *const Slot, max: f32) usize {
+        const row = &self.rows[index];
+        var bins: Bins = undefined;
+        bins.fill(&self.scan, index, slot, max, row.temperature, inverseTemperature(row));
+        var mass = bins.total();
+        if (self.topK(row)) |k| if (bins.locate(.{ .count = k })) |last| {
+            mass = last.through;
+        };
+        if (row.top_p < 1) if (bins.locate(.{ .mass = row.top_p * mass })) |last| {
+            mass = last.through;
+        };
+        if (row.min_p > 0) if (bins.locate(.{ .weight = row.min_p })) |first_out| {
+            mass = @min(mass, first_out.before);
+        };
+        // uniform is at most 1 - 2^-24, far enough below 1 for sums of float64 to pass the target
+        return bins.locate(.{ .beyond = row.uniform * mass }).?.id;
     }
 
     fn massOf(self: *const Sample, row: *const c.kt_sampling_row_t, keys: []const u64, slot: *const Slot, max: f32) f64 {
@@ -449,7 +572,11 @@ export fn kt_sample(handle: ?*c.kt_ctx_t, logits: ?*const c.kt_tensor_t, rows: ?
         used.* = 0;
         start += editCount(row, scan.vocab);
     }
-    launch(&job, Sample.body);
+    var cost: usize = 1;
+    for (given) |*row| if (job.needsSum(row)) {
+        cost = weighing_cost;
+    };
+    launch(&job, Sample.body, cost);
     return c.KT_OK;
 }
 
@@ -486,12 +613,12 @@ const Logprobs = struct {
         const n: usize = @intCast(out_ids.n);
         const slot = &self.slots[slot_index];
         var width: f32 = 2;
-        var keys = scan.gather(row, max - width, slot.keys);
+        var keys = scan.gather(row, max - width, slot.keys, scan.vocab);
         while (keys.len < n and width <= widest) {
             width *= 2;
-            keys = scan.gather(row, max - width, slot.keys);
+            keys = scan.gather(row, max - width, slot.keys, scan.vocab);
         }
-        if (keys.len < n) keys = scan.gather(row, -inf, slot.keys);
+        if (keys.len < n) keys = scan.gather(row, -inf, slot.keys, scan.vocab);
         const found = @min(n, keys.len);
         const sorted = candidates.sort(keys, slot.other);
         scan.ctx.isa.key_values.?(sorted.ptr, values, @intCast(found));
@@ -557,6 +684,6 @@ export fn kt_logprobs(
         return core.status.outOfMemory(@intCast(job.scan.vocab * 24 * @max(1, slots)));
     job.scan.chunks = memory.chunks;
     job.slots = memory.slots;
-    launch(&job, Logprobs.body);
+    launch(&job, Logprobs.body, weighing_cost);
     return c.KT_OK;
 }

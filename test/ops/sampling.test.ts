@@ -22,6 +22,8 @@ const FILTERS: readonly Partial<SamplingParams>[] = [
   { topK: 1 },
   { topK: 5 },
   { topK: 700 },
+  { topK: 5500, temperature: 2 },
+  { topK: 5000, temperature: 4, topP: 0.97, minP: 1e-4 },
   { topP: 0.1 },
   { topP: 0.9 },
   { topP: 0.999 },
@@ -116,6 +118,24 @@ describeBackends("sampling", (backend) => {
     ])
     expect(check(Float32Array.of(1, 3, 3, NaN), { ...OFF, temperature: 0 }, [0.9])).toEqual([1])
   })
+
+  test("many candidates: flat, tied, infinite and NaN logits of a large vocabulary", () => {
+    const random = randomArray(6000, 8)
+    const cases = [
+      new Float32Array(6000).fill(2),
+      random.map((x) => x * 1e-3),
+      random.map((x) => Math.round(x * 2)),
+      random.map((x, i) => (i % 3 === 0 ? NaN : i % 3 === 1 ? -Infinity : x)),
+      random.map((x, i) => (i % 4 === 0 ? Infinity : x)),
+      random.map((x, i) => (i === 2345 ? 60 : x)),
+      random.map((x) => x * 1e30),
+      random.map((x) => x * 1e-42),
+    ]
+    const filters = FILTERS.filter(({ temperature }) => temperature !== 0)
+    for (const logits of cases)
+      for (const filter of filters)
+        check(logits, { ...OFF, ...filter }, [0, 0.3, 0.9, 1 - 2 ** -24])
+  }, 60_000)
 
   test("a grid of uniforms draws every token as often as it is probable", () => {
     const grid = Array.from({ length: 4096 }, (_, i) => (i + 0.5) / 4096)

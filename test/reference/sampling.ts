@@ -14,7 +14,7 @@ export const OFF: SamplingParams = {
   frequencyPenalty: 0,
 }
 
-/** Logits after bias and penalties; NaN becomes -inf. */
+/** Logits after bias and penalties. */
 export function penalised(
   logits: Float32Array,
   params: SamplingParams,
@@ -33,7 +33,7 @@ export function penalised(
     const penalty = f32(f32(params.presencePenalty) + f32(times * f32(params.frequencyPenalty)))
     out[token] = (out[token] as number) - penalty
   }
-  return out.map((x) => (Number.isNaN(x) ? -Infinity : x))
+  return out
 }
 
 export interface Survivor {
@@ -41,11 +41,13 @@ export interface Survivor {
   readonly probability: number
 }
 
-/** Token ids, best first, ties by id. */
+/** Token ids, best first, ties by id; NaN comes last. */
 export function ranked(logits: Float32Array): Uint32Array {
   const order = Uint32Array.from(logits, (_, i) => i)
   return order.sort((a, b) => {
     const [x, y] = [logits[a] as number, logits[b] as number]
+    if (Number.isNaN(x) || Number.isNaN(y))
+      return Number(Number.isNaN(x)) - Number(Number.isNaN(y)) || a - b
     return x === y ? a - b : y > x ? 1 : -1
   })
 }
@@ -59,10 +61,11 @@ export function survivors(
 ): Survivor[] {
   const first = order[0] as number
   const max = logits[first] as number
-  if (params.temperature === 0 || max === -Infinity) return [{ id: first, probability: 1 }]
+  if (params.temperature === 0 || !(max > -Infinity)) return [{ id: first, probability: 1 }]
   const temperature = f32(params.temperature)
   const weightOf = (id: number): number => {
     const x = logits[id] as number
+    if (Number.isNaN(x)) return 0
     return x === max ? 1 : Math.exp((x - max) / temperature)
   }
   let kept = Array.from(params.topK > 0 ? order.slice(0, params.topK) : order, (id) => ({

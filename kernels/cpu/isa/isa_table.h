@@ -55,7 +55,8 @@ typedef struct kt_attention_item {
 #define KT_ATTENTION_PADDED(n) (((n) + 15) / 16 * 16)
 #define KT_ATTENTION_PARTIAL(v_dim) (KT_ATTENTION_PADDED(v_dim) + 16)
 
-#define KT_MAX_EXPERTS 1024 /* a router's row is kept on the stack */
+#define KT_MAX_EXPERTS 1024   /* a router's row is kept on the stack */
+#define KT_SAMPLING_BINS 1024 /* of a row whose draw is not decided near its maximum */
 
 typedef struct kt_isa_table {
   /* act.inc, packed.inc, linear.inc */
@@ -89,6 +90,9 @@ typedef struct kt_isa_table {
   void (*weight_row)(float *x, float max, float inv_temperature, int64_t n);
   int64_t (*gather_above)(const float *x, int64_t n, float bound, uint32_t first_id, uint64_t *keys);
   void (*key_values)(const uint64_t *keys, float *out, int64_t n);
+  float (*lowest_above)(const float *x, int64_t n, float bound);
+  void (*bin_weights)(const float *x, int64_t n, float max, float inv_temperature, float scale, uint32_t *counts, double *masses);
+  int64_t (*gather_bin)(const float *x, int64_t n, float max, float scale, int32_t wanted, uint32_t first_id, uint64_t *keys);
   /* router.inc */
   void (*topk_softmax_row)(const float *logits, int64_t n, int64_t k, uint32_t norm, int32_t *ids, float *weights);
   /* measure.inc */
