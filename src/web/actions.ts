@@ -161,13 +161,25 @@ async function receive(conversation: Conversation, generation: Generation): Prom
     }
     if (now - keptAt < KEEP_INTERVAL_MS) continue
     keptAt = now
-    const latest = conversations.value.find((each) => each.id === conversation.id)
-    const message = latest?.messages.find((each) => each.id === messageId)
-    if (latest !== undefined && message !== undefined)
-      void keep(putMessage(latest, fillMessage(message, draft)))
+    keepDraft(conversation.id, messageId, draft)
   }
   if (draft.end === undefined) draft = { ...draft, end: "stopped" }
   return draft
+}
+
+function keepDraft(conversationId: string, messageId: string, draft: Draft): void {
+  const latest = conversations.value.find((each) => each.id === conversationId)
+  const message = latest?.messages.find((each) => each.id === messageId)
+  if (latest !== undefined && message !== undefined)
+    void keep(putMessage(latest, fillMessage(message, draft)))
+}
+
+/** Stops all running answers and stores what has arrived, for a page that is being closed. */
+export function leave(): void {
+  for (const [conversationId, { messageId, draft, controller }] of generations.value) {
+    controller.abort()
+    keepDraft(conversationId, messageId, draft.value)
+  }
 }
 
 function afterFailure(failure: Failure, conversationId: string, messageId: string): void {

@@ -2,7 +2,7 @@ import { effect } from "@preact/signals"
 import { type JSX, render } from "preact"
 import { useEffect, useState } from "preact/hooks"
 
-import { checkHealth, stop } from "./actions.ts"
+import { checkHealth, leave, stop } from "./actions.ts"
 import { Chat } from "./components/chat.tsx"
 import { Composer } from "./components/composer.tsx"
 import { Header } from "./components/header.tsx"
@@ -92,6 +92,7 @@ effect(() => {
     current.value === undefined ? "KTransformers" : `${current.value.title} · KTransformers`
 })
 window.addEventListener("keydown", onKeyDown)
+window.addEventListener("pagehide", leave)
 window.addEventListener("online", () => void checkHealth())
 document.addEventListener("visibilitychange", () => {
   if (!document.hidden) void checkHealth()

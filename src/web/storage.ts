@@ -145,6 +145,8 @@ function databaseStore(database: IDBDatabase): Store {
     return new Promise((resolve, reject) => {
       const transaction = database.transaction(TABLE, mode)
       const request = work(transaction.objectStore(TABLE))
+      // Without waiting for the request's answer, which a page that is being closed would never get.
+      transaction.commit()
       transaction.oncomplete = () => resolve(request.result)
       transaction.onerror = () => reject(transaction.error ?? new Error("the write failed"))
       transaction.onabort = () => reject(transaction.error ?? new Error("the write was aborted"))

@@ -181,6 +181,17 @@ describe.skipIf(chromium === undefined)("chatting in a browser", () => {
     expect(s.problems).toEqual([])
   })
 
+  test("a page closed while an answer streams keeps what had come", async () => {
+    server.reply = () => ({ chunks: ["Some ", "of ", "it", ...LONG], delayMs: 100 })
+    await s.send("Go on")
+    await eventually(async () => (await s.texts(".prose"))[0]?.startsWith("Some of"), true)
+    await s.page.reload()
+    await eventually(() => s.texts(".ended"), ["Stopped here."])
+    expect((await s.texts(".prose"))[0]).toStartWith("Some of")
+    await eventually(() => server.calls[0]?.isAborted, true)
+    expect(s.problems).toEqual([])
+  })
+
   test("reasoning is folded until asked for", async () => {
     server.reply = () => ({ chunks: tokens("<think>\nLet me see.\n</think>\n\nYes."), delayMs: 30 })
     await s.send("Well?")
