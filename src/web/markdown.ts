@@ -74,7 +74,6 @@ marked.use({
 /** Only what a reader may want to follow: javascript:, data:, file: and relative links stay text. */
 export function isSafeLink(href: string): boolean {
   // Browsers skip control characters and blanks inside a scheme, so they must not hide one here.
-  // eslint-disable-next-line no-control-regex
   return SAFE_LINK.test(href.replace(/[\u0000-\u0020]/g, ""))
 }
 
