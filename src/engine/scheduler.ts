@@ -118,6 +118,8 @@ export class Scheduler {
     const queue = seq.state === "running" ? this.#running : this.#waiting
     queue.splice(queue.indexOf(seq), 1)
     this.#releasePages(seq)
+    seq.sampling?.[Symbol.dispose]()
+    seq.sampling = undefined
     seq.state = "finished"
     return true
   }

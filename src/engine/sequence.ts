@@ -29,6 +29,8 @@ export class Sequence {
   chainOpen = true
   /** Of the prompt, tokens found in the prefix cache when the sequence last began. */
   numCached = 0
+  /** What the sampler keeps of it; disposed of when the sequence ends. */
+  sampling: (Disposable & { push(token: number): void }) | undefined
   readonly arrivedAt: number
   /** When the first step began that computed tokens of it; undefined before. */
   startedAt: number | undefined
@@ -91,6 +93,7 @@ export class Sequence {
     if (this.#ropeKeys !== undefined && this.#ropeKey !== undefined)
       this.#ropeKeys[this.length] = this.#ropeKey(this.ropeLength(this.length))
     this.#tokens[this.length++] = token
+    this.sampling?.push(token)
   }
 }
 

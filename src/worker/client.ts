@@ -25,13 +25,19 @@ export async function startEngine(
   options: LoadOptions,
   start: StartOptions = {},
 ): Promise<EngineClient> {
-  // the path from the bundle's entry in src/cli is the same as from this file, so that it holds in the binary too
-  const url = start.worker ?? new URL("../worker/engine-worker.ts", import.meta.url)
+  const url = start.worker ?? workerEntry()
   const worker = new Worker(url.href, { name: "kt-engine" })
   const { port1, port2 } = new MessageChannel()
   const client = new WorkerClient(worker, port1, start)
   worker.postMessage({ port: port2 }, [port2])
   return client.load(options)
+}
+
+/** In the binary the bundle's root stands for src/, and this code lies at the root whatever file it came from. */
+function workerEntry(): URL {
+  return Bun.isStandaloneExecutable
+    ? new URL("./worker/engine-worker.ts", import.meta.url)
+    : new URL("./engine-worker.ts", import.meta.url)
 }
 
 /** Queue between the Worker's messages and one reader. */

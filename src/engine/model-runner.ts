@@ -1,0 +1,168 @@
+import type { KVPool } from "../kvcache/pool.ts"
+import type { Backend } from "../native/backend.ts"
+import type { ForwardBatch } from "../nn/forward-batch.ts"
+import type { Tensor } from "../tensor/tensor.ts"
+import type { StepOutput, StepRunner } from "./core.ts"
+import { FixedInts } from "./fixed-ints.ts"
+import { Sampler } from "./sampler.ts"
+import { type Batch, wantsToken } from "./scheduler.ts"
+import type { Sequence } from "./sequence.ts"
+
+/** A model that computes: logits [R, vocab] F32 of the batch's logitsRows. */
+export interface RunnableModel {
+  forward(batch: ForwardBatch): Tensor
+}
+
+export interface RunnerLimits {
+  readonly maxBatchSize: number
+  readonly maxBatchTokens: number
+  readonly contextLength: number
+}
+
+/** Writes a batch into fixed buffers, runs the model over it and samples; allocates nothing native per step. */
+export class ModelRunner implements StepRunner {
+  readonly #backend: Backend
+  readonly #model: RunnableModel
+  readonly #pool: KVPool
+  readonly #sampler: Sampler
+  readonly #maxPages: number
+  readonly #inputIds: FixedInts
+  readonly #positions: FixedInts
+  readonly #slotMapping: FixedInts
+  readonly #blockTables: FixedInts
+  readonly #queryStart: FixedInts
+  readonly #seqLens: FixedInts
+  readonly #logitsRows: FixedInts
+  readonly #ropeLengths: Int32Array
+  /** Whose pages a row of the block tables holds, since which admission, and how many. */
+  readonly #rowSeq: (Sequence | undefined)[]
+  readonly #rowEpoch: Int32Array
+  readonly #rowPages: Int32Array
+  readonly #rows: Sequence[] = []
+  readonly #tokens: Int32Array
+
+  constructor(backend: Backend, model: RunnableModel, pool: KVPool, limits: RunnerLimits) {
+    const { maxBatchSize, maxBatchTokens, contextLength } = limits
+    this.#backend = backend
+    this.#model = model
+    this.#pool = pool
+    this.#sampler = new Sampler(backend, maxBatchSize)
+    this.#maxPages = Math.ceil(contextLength / pool.pageSize)
+    this.#inputIds = new FixedInts(backend, maxBatchTokens)
+    this.#positions = new FixedInts(backend, maxBatchTokens)
+    this.#slotMapping = new FixedInts(backend, maxBatchTokens)
+    this.#blockTables = new FixedInts(backend, maxBatchSize * this.#maxPages)
+    this.#queryStart = new FixedInts(backend, maxBatchSize + 1)
+    this.#seqLens = new FixedInts(backend, maxBatchSize)
+    this.#logitsRows = new FixedInts(backend, maxBatchSize)
+    this.#ropeLengths = new Int32Array(maxBatchTokens)
+    this.#rowSeq = new Array<Sequence | undefined>(maxBatchSize).fill(undefined)
+    this.#rowEpoch = new Int32Array(maxBatchSize)
+    this.#rowPages = new Int32Array(maxBatchSize)
+    this.#tokens = new Int32Array(maxBatchSize)
+  }
+
+  run(batch: Batch): StepOutput {
+    try {
+      const logits = this.#model.forward(this.#write(batch))
+      return this.#sample(batch, logits)
+    } finally {
+      this.#backend.resetStep()
+    }
+  }
+
+  /** Fills the input buffers; the tensors over them live as long as the step. */
+  #write(batch: Batch): ForwardBatch {
+    const { seqs, numTokens } = batch
+    const { pageSize } = this.#pool
+    const ids = this.#inputIds.values
+    const positions = this.#positions.values
+    const slots = this.#slotMapping.values
+    const queryStart = this.#queryStart.values
+    let token = 0
+    let rows = 0
+    let decode = true
+    let prefill = true
+    for (let s = 0; s < seqs.length; s++) {
+      const seq = seqs[s] as Sequence
+      const { pages, numComputed, numScheduled, tokens } = seq
+      queryStart[s] = token
+      this.#seqLens.values[s] = numComputed + numScheduled
+      this.#writePages(s, seq)
+      if (numScheduled === 1) prefill = false
+      else decode = false
+      for (let p = numComputed; p < numComputed + numScheduled; p++) {
+        ids[token] = tokens[p] as number
+        positions[token] = p
+        slots[token] = (pages[Math.floor(p / pageSize)] as number) * pageSize + (p % pageSize)
+        this.#ropeLengths[token] = seq.ropeLength(p)
+        token++
+      }
+      if (wantsToken(seq)) this.#logitsRows.values[rows++] = token - 1
+    }
+    queryStart[seqs.length] = token
+    // models and kernels know no empty tensors: a step that wants no logits computes one row for nobody
+    if (rows === 0) this.#logitsRows.values[rows++] = token - 1
+    return {
+      phase: decode ? "decode" : prefill ? "prefill" : "mixed",
+      numTokens,
+      numSeqs: seqs.length,
+      inputIds: this.#inputIds.view([numTokens]),
+      positions: this.#positions.view([numTokens]),
+      slotMapping: this.#slotMapping.view([numTokens]),
+      blockTables: this.#blockTables.view([seqs.length, this.#maxPages]),
+      queryStart: this.#queryStart.view([seqs.length + 1]),
+      seqLens: this.#seqLens.view([seqs.length]),
+      logitsRows: this.#logitsRows.view([rows]),
+      ropeLengths: this.#ropeLengths.subarray(0, numTokens),
+      kvCache: this.#pool.layers,
+    }
+  }
+
+  /** Brings a row of the block tables up to date: most steps add no page. */
+  #writePages(row: number, seq: Sequence): void {
+    const { pages, epoch } = seq
+    if (this.#rowSeq[row] !== seq || this.#rowEpoch[row] !== epoch) {
+      this.#rowSeq[row] = seq
+      this.#rowEpoch[row] = epoch
+      this.#rowPages[row] = 0
+    }
+    const start = row * this.#maxPages
+    for (let i = this.#rowPages[row] as number; i < pages.length; i++)
+      this.#blockTables.values[start + i] = pages[i] as number
+    this.#rowPages[row] = pages.length
+  }
+
+  #sample(batch: Batch, logits: Tensor): StepOutput {
+    const rows = this.#rows
+    rows.length = 0
+    for (const seq of batch.seqs) if (wantsToken(seq)) rows.push(seq)
+    if (rows.length === 0) return { tokens: this.#tokens, logprobs: [] }
+    const drawn = this.#sampler.sample(logits, rows)
+    if (rows.length === batch.seqs.length) return drawn
+    const logprobs = new Array<StepOutput["logprobs"][number]>(batch.seqs.length).fill(undefined)
+    let row = 0
+    for (let i = 0; i < batch.seqs.length; i++) {
+      if (!wantsToken(batch.seqs[i] as Sequence)) continue
+      this.#tokens[i] = drawn.tokens[row] as number
+      logprobs[i] = drawn.logprobs[row++]
+    }
+    return { tokens: this.#tokens, logprobs }
+  }
+
+  [Symbol.dispose](): void {
+    for (const input of [
+      this.#inputIds,
+      this.#positions,
+      this.#slotMapping,
+      this.#blockTables,
+      this.#queryStart,
+      this.#seqLens,
+      this.#logitsRows,
+    ])
+      input[Symbol.dispose]()
+    this.#sampler[Symbol.dispose]()
+    this.#rowSeq.fill(undefined)
+    this.#rows.length = 0
+  }
+}

@@ -1,0 +1,92 @@
+import type { Backend } from "../native/backend.ts"
+import { argmax, logprobs, SamplingBatch, SamplingState } from "../ops/index.ts"
+import type { Tensor } from "../tensor/tensor.ts"
+import type { SamplingParams } from "../worker/protocol.ts"
+import type { StepOutput, TokenLogprobs } from "./core.ts"
+import { FixedInts } from "./fixed-ints.ts"
+import { uniform } from "./random.ts"
+import type { Sequence } from "./sequence.ts"
+
+/** Draws the next token of each row of logits; a row's draw depends on its own sequence alone. */
+export class Sampler {
+  readonly #backend: Backend
+  readonly #batch: SamplingBatch
+  readonly #tokens: FixedInts
+  readonly #uniforms: Float64Array
+  readonly #states: SamplingState[] = []
+
+  constructor(backend: Backend, maxRows: number) {
+    this.#backend = backend
+    this.#batch = new SamplingBatch(backend)
+    this.#tokens = new FixedInts(backend, maxRows)
+    this.#uniforms = new Float64Array(maxRows)
+  }
+
+  /** logits [rows, vocab] F32, one row per sequence. The result is valid until the next call. */
+  sample(logits: Tensor, seqs: readonly Sequence[]): StepOutput {
+    const tokens = this.#tokens.view([seqs.length])
+    if (seqs.every(isGreedy)) argmax(logits, tokens)
+    else this.#draw(logits, seqs, tokens)
+    const wantsLogprobs = seqs.some((seq) => seq.params.logprobs !== undefined)
+    return {
+      tokens: this.#tokens.values,
+      logprobs: wantsLogprobs ? seqs.map((seq, row) => rowLogprobs(seq, row, logits, tokens)) : [],
+    }
+  }
+
+  #draw(logits: Tensor, seqs: readonly Sequence[], tokens: Tensor): void {
+    const states = this.#states
+    states.length = 0
+    for (let row = 0; row < seqs.length; row++) {
+      const seq = seqs[row] as Sequence
+      states.push(this.#stateOf(seq))
+      this.#uniforms[row] = uniform(seq.seed, seq.numGenerated)
+    }
+    this.#batch.sample(logits, states, this.#uniforms.subarray(0, seqs.length), tokens)
+  }
+
+  #stateOf(seq: Sequence): SamplingState {
+    if (seq.sampling instanceof SamplingState) return seq.sampling
+    const prompt = seq.tokens.subarray(0, seq.promptLength)
+    const state = new SamplingState(this.#backend, seq.params, prompt)
+    for (let i = seq.promptLength; i < seq.length; i++) state.push(seq.tokens[i] as number)
+    seq.sampling = state
+    return state
+  }
+
+  [Symbol.dispose](): void {
+    this.#batch[Symbol.dispose]()
+    this.#tokens[Symbol.dispose]()
+  }
+}
+
+function isGreedy({ params }: Sequence): boolean {
+  return params.temperature === 0 && !changesLogits(params)
+}
+
+function changesLogits(params: SamplingParams): boolean {
+  return (
+    params.repetitionPenalty !== 1 ||
+    params.presencePenalty !== 0 ||
+    params.frequencyPenalty !== 0 ||
+    (params.logitBias?.length ?? 0) > 0
+  )
+}
+
+/** Of the model's own distribution: the logits are as the model gave them. */
+function rowLogprobs(
+  seq: Sequence,
+  row: number,
+  logits: Tensor,
+  tokens: Tensor,
+): TokenLogprobs | undefined {
+  const count = seq.params.logprobs
+  if (count === undefined) return undefined
+  const out = logprobs(logits.narrow(0, row, 1), tokens.narrow(0, row, 1), count)
+  const ids = out.topIds?.toInt32Array() ?? new Int32Array(0)
+  const values = out.topLogprobs?.toFloat32Array() ?? new Float32Array(0)
+  return {
+    logprob: out.token.toFloat32Array()[0] as number,
+    top: Array.from(ids, (id, i) => [id, values[i] as number] as const),
+  }
+}
