@@ -57,6 +57,7 @@ const KEPT = [
   "KQwen2MoeSparseMoeBlockV2",
   "KQwen3MoeSparseMoeBlock",
   "KQwen3MoeSparseMoeBlockV2",
+  "KQwen3MoeSparseMoeBlockW8A8",
   "KQwen3NextSparseMoeBlockV2",
   "KDeepseekV2MoE",
   "KDeepseekV3MoE",
@@ -87,6 +88,9 @@ const schema = z.object({
     .nullable()
     .optional(),
   use_quant: z.boolean().optional(),
+  dump_enable: z.boolean().optional(),
+  dump_dir: z.string().optional(),
+  device: z.string().optional(),
   backend: z.string().optional(),
   prefill_op: z.string().nullable().optional(),
   generate_op: z.string().nullable().optional(),

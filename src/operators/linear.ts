@@ -17,6 +17,7 @@ const LINEAR_OPS = [
   "KLinearQ8",
   "KLinearFP8",
   "KLinearIPEXLLM",
+  "KLinearTorchW8A8A2",
   "VLinearMarlin",
   "QuantizedLinearMarlin",
   "QuantizedLinearTorch",
@@ -63,7 +64,7 @@ export function registerLinear(registry: OperatorRegistry): void {
     original instanceof Linear ? undefined : "KTransformersLinear replaces modules of class Linear"
   registry.register("KTransformersLinear", {
     schema,
-    aliases: ["KTransformerLinear", "KTransformersLinearW8A8A2"],
+    aliases: ["KTransformerLinear", "KTransformersLinearW8A8A2", "KLinearCPU"],
     rejects,
     notes: (kwargs) =>
       standIns(CPU_OP, [
