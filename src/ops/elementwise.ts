@@ -2,7 +2,10 @@ import { KtError } from "../errors.ts"
 import { type DTypeInfo, F32 } from "../tensor/dtype.ts"
 import type { Tensor } from "../tensor/tensor.ts"
 import { backendOf, empty, expectShape } from "./dispatch.ts"
-import { type Activation, ACTIVATIONS } from "./linear.ts"
+
+/** Activation functions of gated MLPs, by their Hugging Face `hidden_act` names. */
+export const ACTIVATIONS = { silu: 0, gelu_pytorch_tanh: 1, gelu: 2, relu: 3 } as const
+export type Activation = keyof typeof ACTIVATIONS
 
 /**
  * out = src, both of one shape, either may be a strided view. Converts between F32, F16, BF16 and I32 (toward zero,

@@ -1,15 +1,8 @@
 /** The op vocabulary of the engine. */
-export {
-  ACTIVATIONS,
-  type Activation,
-  gateUpAct,
-  linear,
-  linearResidual,
-  normLinear,
-  packWeight,
-} from "./linear.ts"
+export { gateUpAct, type QkvOperands, qkvRopeStore } from "./fused.ts"
+export { linear, linearResidual, normLinear, packWeight } from "./linear.ts"
 export { addRmsNorm, rmsNorm } from "./rms-norm.ts"
-export { actMul, add, cast, copy, dequantize } from "./elementwise.ts"
+export { ACTIVATIONS, type Activation, actMul, add, cast, copy, dequantize } from "./elementwise.ts"
 export { embedding } from "./embedding.ts"
 export { rope, ropeTable } from "./rope.ts"
 export { type AttentionOptions, pagedAttention, storeKv } from "./attention.ts"

@@ -4,10 +4,6 @@ import { outSlot } from "../native/memory.ts"
 import { Tensor } from "../tensor/tensor.ts"
 import { backendOf, descOf, empty, expectShape } from "./dispatch.ts"
 
-/** Activation functions of gated MLPs, by their Hugging Face `hidden_act` names. */
-export const ACTIVATIONS = { silu: 0, gelu_pytorch_tanh: 1, gelu: 2, relu: 3 } as const
-export type Activation = keyof typeof ACTIVATIONS
-
 /**
  * out = x · wᵀ (+ bias). x [tokens, in] f32, w [out, in] of any weight type, bias [out] f32.
  * With a quantised w and precision "fast", x is rounded to int8 in blocks of 32.
@@ -75,35 +71,6 @@ export function linearResidual(
   )
   backend.check(status, "linearResidual")
   return residual
-}
-
-/** act(norm(x) · wgᵀ) · (norm(x) · wuᵀ); normWeight null: x as it is. wg, wu [inter, hidden] → [tokens, inter]. */
-export function gateUpAct(
-  x: Tensor,
-  normWeight: Tensor | null,
-  eps: number,
-  offset: number,
-  wg: Tensor,
-  wu: Tensor,
-  act: Activation,
-  out = empty(x, [x.dim(0), wg.dim(0)]),
-): Tensor {
-  const backend = backendOf("gateUpAct", x, normWeight, wg, wu, out)
-  expectShape("gateUpAct", "wg", wg, [wg.dim(0), x.dim(1)])
-  expectShape("gateUpAct", "wu", wu, wg.shape)
-  const status = backend.library.kt_gate_up_act(
-    backend.ctx,
-    x.desc,
-    descOf(normWeight),
-    eps,
-    offset,
-    wg.desc,
-    wu.desc,
-    ACTIVATIONS[act],
-    out.desc,
-  )
-  backend.check(status, "gateUpAct")
-  return out
 }
 
 /**
