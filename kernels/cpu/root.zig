@@ -12,7 +12,8 @@ comptime {
     _ = @import("moe_router.zig");
     _ = @import("sampling.zig");
     _ = @import("measure.zig");
-    _ = @import("pending.zig");
+    _ = @import("fused.zig");
+    _ = @import("moe.zig");
 }
 
 test {

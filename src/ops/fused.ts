@@ -33,7 +33,6 @@ export function gateUpAct(
   return out
 }
 
-
 export interface QkvOperands {
   /** [tokens, hidden] */
   readonly x: Tensor
@@ -66,7 +65,17 @@ const ARGS = layouts.kt_qkv_args
 
 /** norm, q/k/v projections, q/k norm, rope, and K and V into the cache. Returns q [tokens, heads, k_dim]. */
 export function qkvRopeStore(o: QkvOperands): Tensor {
-  const backend = backendOf("qkvRopeStore", o.x, o.wq, o.wk, o.wv, o.kCache, o.vCache, o.slotMapping, o.ropeTable)
+  const backend = backendOf(
+    "qkvRopeStore",
+    o.x,
+    o.wq,
+    o.wk,
+    o.wv,
+    o.kCache,
+    o.vCache,
+    o.slotMapping,
+    o.ropeTable,
+  )
   const q = Tensor.empty(backend, F32, [o.x.dim(0), o.numHeads, o.wq.dim(0) / o.numHeads])
   const { params } = backend
   const { fields } = ARGS
@@ -92,7 +101,10 @@ export function qkvRopeStore(o: QkvOperands): Tensor {
   params.setFloat32(fields.qk_eps, o.qkEps, true)
   params.setFloat32(fields.qk_norm_offset, o.qkNormOffset, true)
   params.setUint32(fields.interleaved, o.interleaved ? 1 : 0, true)
-  backend.check(backend.library.kt_qkv_rope_store(backend.ctx, backend.paramsAddress), "qkvRopeStore")
+  backend.check(
+    backend.library.kt_qkv_rope_store(backend.ctx, backend.paramsAddress),
+    "qkvRopeStore",
+  )
   return q
 }
 

@@ -2,7 +2,7 @@ import { KtError } from "../errors.ts"
 import { I32 } from "../tensor/dtype.ts"
 import type { Tensor } from "../tensor/tensor.ts"
 import { backendOf, empty, expectShape } from "./dispatch.ts"
-import { type Activation, ACTIVATIONS } from "./linear.ts"
+import { type Activation, ACTIVATIONS } from "./elementwise.ts"
 
 /** Experts of each token and their weights: ids [tokens, k] I32, weights [tokens, k] F32, best first. */
 export interface Routing {

@@ -1,0 +1,94 @@
+import { expect, test } from "bun:test"
+
+import { packWeight } from "../../src/ops/linear.ts"
+import { fusedExperts } from "../../src/ops/moe.ts"
+import { F32, Q4_1, Q4_K, Q6_K, Q8_0 } from "../../src/tensor/dtype.ts"
+import { Tensor } from "../../src/tensor/tensor.ts"
+import * as reference from "../reference/experts.ts"
+import { roundToInt8 } from "../reference/linear.ts"
+import { describeBackends, expectClose, randomArray } from "./harness.ts"
+import { dequantized, randomWeight } from "./weights.ts"
+
+const CASES = [
+  { name: "Q8_0", types: [Q8_0, Q8_0], experts: 6, hidden: 64, inter: 32, k: 3 },
+  { name: "Q4_K with Q6_K down", types: [Q4_K, Q6_K], experts: 5, hidden: 256, inter: 256, k: 2 },
+  {
+    name: "Q4_1 gate and up, F32 down",
+    types: [Q4_1, F32],
+    experts: 4,
+    hidden: 96,
+    inter: 40,
+    k: 4,
+  },
+] as const
+
+describeBackends("fusedExperts", (backend) => {
+  for (const { name, types, experts, hidden, inter, k } of CASES) {
+    test(name, () => {
+      const gate = randomWeight(backend, types[0], [experts, inter, hidden], 1)
+      const up = randomWeight(backend, types[0], [experts, inter, hidden], 2)
+      const down = randomWeight(backend, types[1], [experts, hidden, inter], 3)
+      const stacks = {
+        gate: dequantized(gate),
+        up: dequantized(up),
+        down: dequantized(down),
+        hidden,
+        inter,
+      }
+      for (const precision of ["fast", "f32"] as const) {
+        backend.precision = precision
+        for (const tokens of [1, 2, 5, 9, 40]) {
+          const x = randomArray(tokens * hidden, tokens)
+          const ids = Int32Array.from(
+            { length: tokens * k },
+            (_, i) => (Math.floor(i / k) * 7 + (i % k)) % experts,
+          )
+          const weights = randomArray(tokens * k, 9).map(Math.abs)
+          const routing = {
+            ids: Tensor.from(backend, ids, [tokens, k]),
+            weights: Tensor.from(backend, weights, [tokens, k]),
+          }
+          const fast = precision === "fast"
+          // float weights take float activations in either precision, here only `down`
+          const round = (row: Float32Array): ArrayLike<number> =>
+            fast && (row.length === hidden || types[1] !== F32) ? roundToInt8(row) : row
+          const want = reference.fusedExperts(x, ids, weights, k, stacks, round)
+          const variants = [{ gate, up, down }]
+          if (fast)
+            variants.push({
+              gate: packWeight(gate) as Tensor,
+              up: packWeight(up) as Tensor,
+              down: packWeight(down) ?? down,
+            })
+          for (const w of variants) {
+            const got = fusedExperts(
+              Tensor.from(backend, x, [tokens, hidden]),
+              routing.ids,
+              routing.weights,
+              w.gate,
+              w.up,
+              w.down,
+              "silu",
+            ).toFloat32Array()
+            // the middle row is rounded to int8 after f32 sums: a last-bit difference may round the other way
+            expectClose(got, want, fast ? 2e-3 : 1e-5)
+          }
+          backend.resetStep()
+        }
+      }
+      backend.precision = "fast"
+    })
+  }
+
+  test("an expert that does not exist is refused", () => {
+    const w = randomWeight(backend, F32, [2, 8, 8], 1)
+    const routing = {
+      ids: Tensor.from(backend, Int32Array.of(2), [1, 1]),
+      weights: Tensor.from(backend, Float32Array.of(1), [1, 1]),
+    }
+    const x = Tensor.from(backend, randomArray(8, 1), [1, 8])
+    expect(() => fusedExperts(x, routing.ids, routing.weights, w, w, w, "silu")).toThrow(
+      "expert 2 of 2",
+    )
+  })
+})

@@ -1,0 +1,191 @@
+import { expect, test } from "bun:test"
+
+import type { Backend } from "../../src/native/backend.ts"
+import { storeKv } from "../../src/ops/attention.ts"
+import { actMul } from "../../src/ops/elementwise.ts"
+import { gateUpAct, qkvRopeStore } from "../../src/ops/fused.ts"
+import { linear, packWeight } from "../../src/ops/linear.ts"
+import { rmsNorm } from "../../src/ops/rms-norm.ts"
+import { rope, ropeTable } from "../../src/ops/rope.ts"
+import { BF16, type DTypeInfo, F16, F32, Q4_1, Q4_K, Q5_0, Q8_0 } from "../../src/tensor/dtype.ts"
+import { Tensor } from "../../src/tensor/tensor.ts"
+import { describeBackends, expectClose, randomArray } from "./harness.ts"
+import { randomWeight } from "./weights.ts"
+
+const TYPES: readonly DTypeInfo[] = [Q4_1, Q5_0, Q8_0, Q4_K, BF16, F32]
+const TOKENS = [1, 3, 19]
+
+function weights(
+  backend: Backend,
+  dtype: DTypeInfo,
+  rows: number,
+  n: number,
+  seed: number,
+): Tensor[] {
+  const w = randomWeight(backend, dtype, [rows, n], seed)
+  const packed = packWeight(w)
+  return packed === null ? [w] : [w, packed]
+}
+
+/** The fused ops are tested against the plain ops, which are tested against float64. */
+describeBackends("fused", (backend) => {
+  test("gateUpAct is norm, two products and the activation", () => {
+    backend.precision = "fast"
+    for (const dtype of TYPES) {
+      const n = 256
+      const rows = 72
+      const gates = weights(backend, dtype, rows, n, 1)
+      const ups = weights(backend, dtype, rows, n, 2)
+      for (const tokens of TOKENS) {
+        const x = Tensor.from(backend, randomArray(tokens * n, tokens), [tokens, n])
+        const norm = Tensor.from(backend, randomArray(n, 3))
+        for (const withNorm of [true, false]) {
+          const input = withNorm ? rmsNorm(x, norm, 1e-5, 1) : x
+          for (const [i, gate] of gates.entries()) {
+            const up = ups[i] as Tensor
+            const want = actMul(
+              linear(input, gate),
+              linear(input, up),
+              "gelu_pytorch_tanh",
+            ).toFloat32Array()
+            const got = gateUpAct(x, withNorm ? norm : null, 1e-5, 1, gate, up, "gelu_pytorch_tanh")
+            expectClose(got.toFloat32Array(), want, 1e-6)
+          }
+        }
+        backend.resetStep()
+      }
+    }
+  })
+
+  test("qkvRopeStore is norm, three products with bias, q/k norm, rope and the store", () => {
+    backend.precision = "fast"
+    const n = 256
+    for (const { heads, kvHeads, dim, rot, cache } of [
+      { heads: 4, kvHeads: 2, dim: 24, rot: 24, cache: F32 },
+      { heads: 3, kvHeads: 1, dim: 64, rot: 32, cache: F16 },
+    ]) {
+      for (const dtype of [Q4_1, Q8_0, Q4_K, F32]) {
+        const [q, k, v] = [
+          weights(backend, dtype, heads * dim, n, 1),
+          weights(backend, dtype, kvHeads * dim, n, 2),
+          weights(backend, dtype, kvHeads * dim, n, 3),
+        ] as [Tensor[], Tensor[], Tensor[]]
+        for (const tokens of TOKENS) {
+          for (const [i, wq] of q.entries()) {
+            const [wk, wv] = [k[i] as Tensor, v[i] as Tensor]
+            const x = Tensor.from(backend, randomArray(tokens * n, tokens), [tokens, n])
+            const norm = Tensor.from(backend, randomArray(n, 3))
+            const qNorm = Tensor.from(backend, randomArray(dim, 4))
+            const kNorm = Tensor.from(backend, randomArray(dim, 5))
+            const [bq, bk, bv] = [
+              Tensor.from(backend, randomArray(heads * dim, 6)),
+              Tensor.from(backend, randomArray(kvHeads * dim, 7)),
+              Tensor.from(backend, randomArray(kvHeads * dim, 8)),
+            ]
+            const positions = Tensor.from(
+              backend,
+              Int32Array.from({ length: tokens }, (_, t) => t + 5),
+            )
+            const inverse = Tensor.from(
+              backend,
+              Float32Array.from({ length: rot / 2 }, (_, j) => 10000 ** ((-2 * j) / rot)),
+              [1, rot / 2],
+            )
+            const table = ropeTable(positions, inverse, 1)
+            // every other token of a cache of 10 pages of 8, the last one not stored
+            const slots = Int32Array.from({ length: tokens }, (_, t) =>
+              t === tokens - 1 && tokens > 1 ? -1 : 2 * t,
+            )
+            const slotMapping = Tensor.from(backend, slots)
+            const shape = [10, kvHeads, 8, dim]
+            const caches = (): [Tensor, Tensor] => [
+              Tensor.allocate(backend, cache, shape),
+              Tensor.allocate(backend, cache, shape),
+            ]
+            for (const interleaved of [false, true]) {
+              const [kWant, vWant] = caches()
+              const input = rmsNorm(x, norm, 1e-5)
+              const qPlain = rmsNorm(
+                linear(input, wq, bq).unflatten(-1, [heads, dim]),
+                qNorm,
+                1e-6,
+                1,
+              )
+              const kPlain = rmsNorm(
+                linear(input, wk, bk).unflatten(-1, [kvHeads, dim]),
+                kNorm,
+                1e-6,
+                1,
+              )
+              const vPlain = linear(input, wv, bv).unflatten(-1, [kvHeads, dim])
+              rope(qPlain, table, interleaved)
+              rope(kPlain, table, interleaved)
+              storeKv(kPlain, vPlain, slotMapping, kWant, vWant)
+              const [kCache, vCache] = caches()
+              const got = qkvRopeStore({
+                x,
+                normWeight: norm,
+                eps: 1e-5,
+                normOffset: 0,
+                wq,
+                wk,
+                wv,
+                bq,
+                bk,
+                bv,
+                qNorm,
+                kNorm,
+                qkEps: 1e-6,
+                qkNormOffset: 1,
+                ropeTable: table,
+                interleaved,
+                slotMapping,
+                kCache,
+                vCache,
+                numHeads: heads,
+              })
+              expectClose(got.toFloat32Array(), qPlain.toFloat32Array(), 1e-6)
+              expectClose(kCache.toFloat32Array(), kWant.toFloat32Array(), 1e-5)
+              expectClose(vCache.toFloat32Array(), vWant.toFloat32Array(), 1e-5)
+              for (const tensor of [kWant, vWant, kCache, vCache]) tensor[Symbol.dispose]()
+            }
+            backend.resetStep()
+          }
+        }
+      }
+    }
+  })
+
+  test("a slot outside the cache is refused", () => {
+    const w = randomWeight(backend, F32, [16, 32], 1)
+    const [kCache, vCache] = [
+      Tensor.allocate(backend, F32, [2, 1, 8, 16]),
+      Tensor.allocate(backend, F32, [2, 1, 8, 16]),
+    ]
+    const call = (slot: number): Tensor =>
+      qkvRopeStore({
+        x: Tensor.from(backend, randomArray(32, 1), [1, 32]),
+        normWeight: null,
+        eps: 0,
+        normOffset: 0,
+        wq: w,
+        wk: w,
+        wv: w,
+        bq: null,
+        bk: null,
+        bv: null,
+        qNorm: null,
+        kNorm: null,
+        qkEps: 0,
+        qkNormOffset: 0,
+        ropeTable: null,
+        interleaved: false,
+        slotMapping: Tensor.from(backend, Int32Array.of(slot)),
+        kCache,
+        vCache,
+        numHeads: 1,
+      })
+    expect(() => call(16)).toThrow("slot 16 is outside a cache of 16 tokens")
+    expect(call(15).shape).toEqual([1, 1, 16])
+  })
+})
