@@ -4,8 +4,15 @@ import { Attention } from "../nn/attention.ts"
 import type { ForwardBatch } from "../nn/forward-batch.ts"
 import { Linear, RMSNorm } from "../nn/layers.ts"
 import { Module, registerModules } from "../nn/module.ts"
-import { applyRotary, type PositionEmbeddings } from "../nn/rope.ts"
-import { type Activation, add, gateUpAct, linearResidual, normLinear } from "../ops/index.ts"
+import type { PositionEmbeddings } from "../nn/rope.ts"
+import {
+  type Activation,
+  add,
+  gateUpAct,
+  linearResidual,
+  normLinear,
+  qkvRopeStore,
+} from "../ops/index.ts"
 import type { Tensor } from "../tensor/tensor.ts"
 import type { OperatorContext, OperatorRegistry } from "./registry.ts"
 
@@ -54,14 +61,30 @@ export class KFusedAttention extends Module {
     batch: ForwardBatch,
   ): Tensor {
     const { attn, q_proj, k_proj, v_proj, q_norm, k_norm } = this
-    const y = norm?.forward(x) ?? x
-    let q = q_proj.forward(y).unflatten(-1, [attn.numHeads, attn.headDim])
-    let k = k_proj.forward(y).unflatten(-1, [attn.numKVHeads, attn.headDim])
-    const v = v_proj.forward(y).unflatten(-1, [attn.numKVHeads, attn.vDim])
-    q = q_norm?.forward(q) ?? q
-    k = k_norm?.forward(k) ?? k
-    applyRotary(q, k, positions)
-    return attn.forward(q, k, v, batch).flatten(1)
+    const cache = attn.cache(batch)
+    const q = qkvRopeStore({
+      x,
+      normWeight: norm?.weight ?? null,
+      eps: norm?.eps ?? 0,
+      normOffset: norm?.offset ?? 0,
+      wq: q_proj.weight,
+      wk: k_proj.weight,
+      wv: v_proj.weight,
+      bq: q_proj.bias,
+      bk: k_proj.bias,
+      bv: v_proj.bias,
+      qNorm: q_norm?.weight ?? null,
+      kNorm: k_norm?.weight ?? null,
+      qkEps: q_norm?.eps ?? 0,
+      qkNormOffset: q_norm?.offset ?? 0,
+      ropeTable: positions.table,
+      interleaved: positions.interleaved,
+      slotMapping: batch.slotMapping,
+      kCache: cache.k,
+      vCache: cache.v,
+      numHeads: attn.numHeads,
+    })
+    return attn.attend(q, batch).flatten(1)
   }
 }
 
