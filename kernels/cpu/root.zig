@@ -10,6 +10,7 @@ comptime {
     _ = @import("attention.zig");
     _ = @import("activation.zig");
     _ = @import("moe_router.zig");
+    _ = @import("logprobs.zig");
     _ = @import("sampling.zig");
     _ = @import("measure.zig");
     _ = @import("fused.zig");
@@ -22,4 +23,5 @@ test {
     _ = @import("pool.zig");
     _ = @import("ctx.zig");
     _ = @import("vmath_test.zig");
+    _ = @import("candidates.zig");
 }

@@ -1,295 +1,24 @@
-//! kt_argmax, kt_sample, kt_logprobs. Rows are scanned in chunks over the pool: maxima, then sums of weights. What decides
-//! a draw is then looked for among the few tokens near the maximum, in a range that widens until it holds enough; when
-//! that would be many, in a histogram of the row, of which only the bins that decide are sorted.
+//! kt_sample. Rows are scanned for their maxima and sums of weights. What decides a draw is then looked for among the few
+//! tokens near the maximum, in a range that widens until it holds enough; when that would be many, in a histogram of the
+//! row, of which only the bins that decide are sorted.
 const std = @import("std");
 const core = @import("core");
 const ctx_mod = @import("ctx.zig");
 const check = @import("check.zig");
 const candidates = @import("candidates.zig");
+const logits_scan = @import("logits_scan.zig");
 const Member = @import("pool.zig").Member;
 const c = core.c;
 const invalid = c.KT_ERR_INVALID_ARG;
 const inf = std.math.inf(f32);
+const Bins = @import("logits_bins.zig").Bins;
+const Scan = logits_scan.Scan;
+const Slot = logits_scan.Slot;
+const Edit = logits_scan.Edit;
+const widest = logits_scan.widest;
 
-const chunk_values = 4096;
-/// No more logits than this in all are scanned by the caller alone: one core reads them in about 15 us.
-const serial_values = 1 << 18;
-/// Weighing a logit costs about as much as finding the maximum of this many.
-const weighing_cost = 4;
 /// More tokens than this near the maximum are not sorted.
 const most_sorted = 4096;
-/// Below e^-87 a weight is 0, so a range this wide holds everything that can be drawn.
-const widest = 88;
-
-/// Work claimed over the pool, or counted through by the caller alone.
-const Claims = struct {
-    member: ?*Member,
-    phase: usize,
-    total: usize,
-    at: usize = 0,
-
-    fn next(self: *Claims) ?usize {
-        if (self.member) |member| return member.claim(self.phase, self.total);
-        if (self.at == self.total) return null;
-        self.at += 1;
-        return self.at - 1;
-    }
-};
-
-fn barrier(member: ?*Member) void {
-    if (member) |m| m.barrier();
-}
-
-fn slotOf(member: ?*Member) usize {
-    return if (member) |m| m.index else 0;
-}
-
-const Best = struct { value: f32, index: ?usize };
-const Chunk = struct { max: f32, index: i64, sum: f64 };
-
-const Scan = struct {
-    ctx: *ctx_mod.Ctx,
-    logits: check.Rows,
-    vocab: usize,
-    chunks_per_row: usize,
-    chunks: []Chunk,
-
-    fn count(self: *const Scan) usize {
-        return self.logits.count * self.chunks_per_row;
-    }
-
-    fn values(self: *const Scan, unit: usize) []f32 {
-        const start = unit % self.chunks_per_row * chunk_values;
-        return self.logits.f32Row(unit / self.chunks_per_row)[start..@min(self.vocab, start + chunk_values)];
-    }
-
-    fn findMax(self: *const Scan, unit: usize) void {
-        const part = self.values(unit);
-        const chunk = &self.chunks[unit];
-        chunk.index = self.ctx.isa.argmax_row.?(part.ptr, @intCast(part.len), &chunk.max);
-    }
-
-    fn rowChunks(self: *const Scan, row: usize) []Chunk {
-        return self.chunks[row * self.chunks_per_row ..][0..self.chunks_per_row];
-    }
-
-    fn best(self: *const Scan, row: usize) Best {
-        var found: Best = .{ .value = -inf, .index = null };
-        for (self.rowChunks(row), 0..) |chunk, i| {
-            if (chunk.index < 0) continue;
-            if (found.index == null or chunk.max > found.value)
-                found = .{ .value = chunk.max, .index = i * chunk_values + @as(usize, @intCast(chunk.index)) };
-        }
-        return found;
-    }
-
-    fn addWeights(self: *const Scan, unit: usize, inv_temperature: f32) void {
-        const part = self.values(unit);
-        const max = self.best(unit / self.chunks_per_row).value;
-        self.chunks[unit].sum = self.ctx.isa.weight_sum.?(part.ptr, max, inv_temperature, @intCast(part.len));
-    }
-
-    fn sum(self: *const Scan, row: usize) f64 {
-        var total: f64 = 0;
-        for (self.rowChunks(row)) |chunk| total += chunk.sum;
-        return total;
-    }
-
-    /// Keys of the row's logits that are at least `bound`, in the order of their ids; gives up beyond `limit`.
-    fn gather(self: *const Scan, row: usize, bound: f32, keys: []u64, limit: usize) []u64 {
-        var n: usize = 0;
-        for (self.rowChunks(row), 0..) |chunk, i| {
-            if (n > limit) break;
-            if (!(chunk.max >= bound)) continue;
-            const part = self.values(row * self.chunks_per_row + i);
-            n += @intCast(self.ctx.isa.gather_above.?(part.ptr, @intCast(part.len), bound, @intCast(i * chunk_values), keys.ptr + n));
-        }
-        return keys[0..n];
-    }
-};
-
-/// One thread's memory for the candidates of a row.
-const Slot = struct { keys: []u64, other: []u64, weights: []f32, seen: []u32 };
-
-/// A logit changed in place for one call, and what it was.
-const Edit = struct { id: u32, old: f32 };
-
-const Memory = struct {
-    chunks: []Chunk,
-    slots: []Slot = &.{},
-    edits: []Edit = &.{},
-
-    /// All arrays in the context's scratch. `slots` threads get candidate arrays, with `seen` for penalties.
-    fn take(ctx: *ctx_mod.Ctx, chunks: usize, slots: usize, vocab: usize, seen: bool, edits: usize) error{OutOfMemory}!Memory {
-        const slot_bytes = vocab * (2 * @sizeOf(u64) + 2 * @sizeOf(f32)) + @sizeOf(Slot) + 256;
-        const bytes = chunks * @sizeOf(Chunk) + slots * slot_bytes + edits * @sizeOf(Edit) + 1024;
-        var fixed = std.heap.FixedBufferAllocator.init(try ctx.reserve(bytes));
-        const gpa = fixed.allocator();
-        var memory: Memory = .{ .chunks = try gpa.alloc(Chunk, chunks) };
-        memory.slots = try gpa.alloc(Slot, slots);
-        for (memory.slots) |*slot| slot.* = .{
-            .keys = try gpa.alloc(u64, vocab),
-            .other = try gpa.alloc(u64, vocab),
-            .weights = try gpa.alloc(f32, vocab),
-            .seen = try gpa.alloc(u32, if (seen) vocab else 0),
-        };
-        memory.edits = try gpa.alloc(Edit, edits);
-        return memory;
-    }
-};
-
-fn scanOf(ctx: *ctx_mod.Ctx, t: *const check.Tensor) ?Scan {
-    const logits = check.rows("logits", t) orelse return null;
-    const vocab: usize = @intCast(t.shape[1]);
-    if (t.shape[1] > std.math.maxInt(i32)) {
-        _ = core.status.invalid("logits has {d} columns, more than an id can name", .{t.shape[1]});
-        return null;
-    }
-    if (logits.count > 1 and logits.stride < vocab * @sizeOf(f32)) {
-        _ = core.status.invalid("logits has rows of {d} values {d} bytes apart: they overlap", .{ vocab, logits.stride });
-        return null;
-    }
-    const chunks_per_row = std.math.divCeil(usize, vocab, chunk_values) catch unreachable;
-    return .{ .ctx = ctx, .logits = logits, .vocab = vocab, .chunks_per_row = chunks_per_row, .chunks = &.{} };
-}
-
-/// Runs body(job, member) over the pool, or alone (member null) when there is little to scan.
-fn launch(job: anytype, comptime body: anytype, cost: usize) void {
-    const scan: *const Scan = &job.scan;
-    if (scan.logits.count * scan.vocab * cost <= serial_values) return body(job, null);
-    const Pooled = struct {
-        fn run(pooled: @TypeOf(job), member: *Member) void {
-            body(pooled, member);
-        }
-    };
-    scan.ctx.pool.run(job, Pooled.run);
-}
-
-fn i32Data(t: *const check.Tensor) []i32 {
-    return @as([*]i32, @ptrCast(@alignCast(t.data.?)))[0..@intCast(t.shape[0])];
-}
-
-// ---- argmax ----
-
-const Argmax = struct {
-    scan: Scan,
-
-    fn body(self: *const Argmax, member: ?*Member) void {
-        var units: Claims = .{ .member = member, .phase = 0, .total = self.scan.count() };
-        while (units.next()) |unit| self.scan.findMax(unit);
-    }
-};
-
-export fn kt_argmax(handle: ?*c.kt_ctx_t, logits: ?*const c.kt_tensor_t, out: ?*const c.kt_tensor_t) c.kt_status_t {
-    const ctx = ctx_mod.from(handle) orelse return invalid;
-    const tl = check.f32s("logits", logits, 2) orelse return invalid;
-    const to = check.i32s("out", out, 1) orelse return invalid;
-    if (!check.size("out", to, 0, tl.shape[0])) return invalid;
-    var job: Argmax = .{ .scan = scanOf(ctx, tl) orelse return invalid };
-    const memory = Memory.take(ctx, job.scan.count(), 0, 0, false, 0) catch return core.status.outOfMemory(@intCast(job.scan.count()));
-    job.scan.chunks = memory.chunks;
-    launch(&job, Argmax.body, 1);
-    for (i32Data(to), 0..) |*id, row| id.* = @intCast(job.scan.best(row).index orelse 0);
-    return c.KT_OK;
-}
-
-// ---- sample ----
-
-/// A row's weights summed over bins of equal width in the logit, so that places in the order of all tokens are found by
-/// sorting one bin.
-const Bins = struct {
-    scan: *const Scan,
-    row: usize,
-    slot: *const Slot,
-    max: f32,
-    inv_temperature: f32,
-    scale: f32,
-    counts: [bin_count]u32,
-    masses: [bin_count]f64,
-
-    const bin_count = ctx_mod.isa.KT_SAMPLING_BINS;
-
-    /// The first token, in the order of probability, with which
-    const Rule = union(enum) {
-        count: usize, // this many have come
-        mass: f64, // this mass is reached
-        beyond: f64, // this mass is exceeded
-        weight: f32, // the weights are below this
-    };
-    const Place = struct { id: usize, before: f64, through: f64 };
-
-    fn fill(self: *Bins, scan: *const Scan, row: usize, slot: *const Slot, max: f32, temperature: f32, inv_temperature: f32) void {
-        const values = scan.logits.f32Row(row);
-        const n: i64 = @intCast(scan.vocab);
-        const range = max - scan.ctx.isa.lowest_above.?(values, n, max - widest * temperature);
-        const scale = if (range > 0) (bin_count - 1) / range else 0;
-        self.scan = scan;
-        self.row = row;
-        self.slot = slot;
-        self.max = max;
-        self.inv_temperature = inv_temperature;
-        self.scale = if (std.math.isFinite(scale)) scale else 0;
-        @memset(&self.counts, 0);
-        @memset(&self.masses, 0);
-        scan.ctx.isa.bin_weights.?(values, n, max, inv_temperature, self.scale, &self.counts, &self.masses);
-    }
-
-    fn total(self: *const Bins) f64 {
-        var sum: f64 = 0;
-        for (self.masses) |mass| sum += mass;
-        return sum;
-    }
-
-    /// Where the rule first holds, or null.
-    fn locate(self: *const Bins, rule: Rule) ?Place {
-        var count: usize = 0;
-        var mass: f64 = 0;
-        for (0..bin_count) |bin| {
-            if (self.counts[bin] == 0) continue;
-            const bin_mass = self.masses[bin];
-            const may_hold = switch (rule) {
-                .count => |k| count + self.counts[bin] >= k,
-                .mass, .beyond => |m| bin_mass > 0 and mass + bin_mass * (1 + 1e-9) >= m,
-                .weight => |least| self.leastWeight(bin) < least,
-            };
-            if (may_hold) if (self.search(bin, rule, count, mass)) |place| return place;
-            count += self.counts[bin];
-            mass += bin_mass;
-        }
-        return null;
-    }
-
-    /// No weight of the bin is below this.
-    fn leastWeight(self: *const Bins, bin: usize) f32 {
-        if (self.scale == 0 or bin == bin_count - 1) return 0;
-        const distance = @as(f32, @floatFromInt(bin + 1)) / self.scale * self.inv_temperature;
-        return @exp(-1.001 * distance - 0.001);
-    }
-
-    /// The place within one bin, before which come `count` tokens of `mass`.
-    fn search(self: *const Bins, bin: usize, rule: Rule, count: usize, mass: f64) ?Place {
-        const isa = self.scan.ctx.isa;
-        const values = self.scan.logits.f32Row(self.row);
-        const n: usize = @intCast(isa.gather_bin.?(values, @intCast(self.scan.vocab), self.max, self.scale, @intCast(bin), 0, self.slot.keys.ptr));
-        const keys = candidates.sort(self.slot.keys[0..n], self.slot.other);
-        const weights = self.slot.weights[0..n];
-        isa.key_values.?(keys.ptr, weights.ptr, @intCast(n));
-        isa.weight_row.?(weights.ptr, self.max, self.inv_temperature, @intCast(n));
-        var sum = mass;
-        for (keys, weights, 1..) |key, weight, in_bin| {
-            const place: Place = .{ .id = @as(u32, @truncate(key)), .before = sum, .through = sum + weight };
-            sum = place.through;
-            const holds = switch (rule) {
-                .count => |k| count + in_bin >= k,
-                .mass => |m| sum >= m,
-                .beyond => |m| sum > m,
-                .weight => |least| weight < least,
-            };
-            if (holds) return place;
-        }
-        return null;
-    }
-};
 
 fn penalises(row: *const c.kt_sampling_row_t) bool {
     return row.history_len > 0 and
@@ -331,22 +60,22 @@ const Sample = struct {
 
     fn body(self: *Sample, member: ?*Member) void {
         const scan = &self.scan;
-        const slot = &self.slots[slotOf(member)];
+        const slot = &self.slots[logits_scan.slotOf(member)];
         if (self.edits.len > 0) {
-            var edited: Claims = .{ .member = member, .phase = 0, .total = self.rows.len };
+            var edited: logits_scan.Claims = .{ .member = member, .phase = 0, .total = self.rows.len };
             while (edited.next()) |row| self.edit(row, slot);
-            barrier(member);
+            logits_scan.barrier(member);
         }
-        var maxima: Claims = .{ .member = member, .phase = 1, .total = scan.count() };
+        var maxima: logits_scan.Claims = .{ .member = member, .phase = 1, .total = scan.count() };
         while (maxima.next()) |unit| scan.findMax(unit);
-        barrier(member);
-        var sums: Claims = .{ .member = member, .phase = 2, .total = scan.count() };
+        logits_scan.barrier(member);
+        var sums: logits_scan.Claims = .{ .member = member, .phase = 2, .total = scan.count() };
         while (sums.next()) |unit| {
             const row = &self.rows[unit / scan.chunks_per_row];
             if (self.needsSum(row)) scan.addWeights(unit, inverseTemperature(row));
         }
-        barrier(member);
-        var finished: Claims = .{ .member = member, .phase = 3, .total = self.rows.len };
+        logits_scan.barrier(member);
+        var finished: logits_scan.Claims = .{ .member = member, .phase = 3, .total = self.rows.len };
         while (finished.next()) |row| {
             self.out[row] = @intCast(self.draw(row, slot));
             if (self.edits.len > 0) self.restore(row);
@@ -540,7 +269,7 @@ export fn kt_sample(handle: ?*c.kt_ctx_t, logits: ?*const c.kt_tensor_t, rows: ?
     if (!check.size("out", to, 0, tl.shape[0])) return invalid;
     const count: usize = @intCast(tl.shape[0]);
     const given = (rows orelse return core.status.invalid("rows is NULL", .{}))[0..count];
-    const scan = scanOf(ctx, tl) orelse return invalid;
+    const scan = logits_scan.scanOf(ctx, tl) orelse return invalid;
     var edits: usize = 0;
     var seen = false;
     for (given, 0..) |*row, index| {
@@ -554,12 +283,12 @@ export fn kt_sample(handle: ?*c.kt_ctx_t, logits: ?*const c.kt_tensor_t, rows: ?
     else
         ctx_mod.gpa.alloc(usize, 2 * count) catch return core.status.outOfMemory(@intCast(16 * count));
     defer if (2 * count > starts_buffer.len) ctx_mod.gpa.free(starts);
-    const memory = Memory.take(ctx, scan.count(), ctx.pool.num_threads, scan.vocab, seen, edits) catch
+    const memory = logits_scan.Memory.take(ctx, scan.count(), ctx.pool.num_threads, scan.vocab, seen, edits) catch
         return core.status.outOfMemory(@intCast(scan.vocab * 24 * ctx.pool.num_threads));
     var job: Sample = .{
         .scan = scan,
         .rows = given,
-        .out = i32Data(to),
+        .out = logits_scan.i32Data(to),
         .slots = memory.slots,
         .edits = memory.edits,
         .edit_starts = starts[0..count],
@@ -574,116 +303,8 @@ export fn kt_sample(handle: ?*c.kt_ctx_t, logits: ?*const c.kt_tensor_t, rows: ?
     }
     var cost: usize = 1;
     for (given) |*row| if (job.needsSum(row)) {
-        cost = weighing_cost;
+        cost = logits_scan.weighing_cost;
     };
-    launch(&job, Sample.body, cost);
-    return c.KT_OK;
-}
-
-// ---- log-probabilities ----
-
-const Logprobs = struct {
-    scan: Scan,
-    tokens: []const i32,
-    out_token: [*]f32,
-    out_ids: ?check.Rows,
-    out_logprobs: ?check.Rows,
-    slots: []Slot,
-
-    fn body(self: *Logprobs, member: ?*Member) void {
-        const scan = &self.scan;
-        var maxima: Claims = .{ .member = member, .phase = 0, .total = scan.count() };
-        while (maxima.next()) |unit| scan.findMax(unit);
-        barrier(member);
-        var sums: Claims = .{ .member = member, .phase = 1, .total = scan.count() };
-        while (sums.next()) |unit| scan.addWeights(unit, 1);
-        barrier(member);
-        var finished: Claims = .{ .member = member, .phase = 2, .total = self.tokens.len };
-        while (finished.next()) |row| self.finish(row, slotOf(member));
-    }
-
-    fn finish(self: *const Logprobs, row: usize, slot_index: usize) void {
-        const scan = &self.scan;
-        const max = scan.best(row).value;
-        const log_sum = @log(scan.sum(row));
-        self.out_token[row] = logprob(scan.logits.f32Row(row)[@intCast(self.tokens[row])], max, log_sum);
-        const out_ids = self.out_ids orelse return;
-        const ids: [*]i32 = @ptrCast(@alignCast(out_ids.data + row * out_ids.stride));
-        const values = self.out_logprobs.?.f32Row(row);
-        const n: usize = @intCast(out_ids.n);
-        const slot = &self.slots[slot_index];
-        var width: f32 = 2;
-        var keys = scan.gather(row, max - width, slot.keys, scan.vocab);
-        while (keys.len < n and width <= widest) {
-            width *= 2;
-            keys = scan.gather(row, max - width, slot.keys, scan.vocab);
-        }
-        if (keys.len < n) keys = scan.gather(row, -inf, slot.keys, scan.vocab);
-        const found = @min(n, keys.len);
-        const sorted = candidates.sort(keys, slot.other);
-        scan.ctx.isa.key_values.?(sorted.ptr, values, @intCast(found));
-        for (0..found) |i| {
-            ids[i] = @intCast(@as(u32, @truncate(sorted[i])));
-            values[i] = logprob(values[i], max, log_sum);
-        }
-        var at = found; // NaN logits come last, in the order of their ids
-        for (scan.logits.f32Row(row)[0..scan.vocab], 0..) |logit, id| {
-            if (at == n) break;
-            if (!std.math.isNan(logit)) continue;
-            ids[at] = @intCast(id);
-            values[at] = -inf;
-            at += 1;
-        }
-    }
-
-    fn logprob(logit: f32, max: f32, log_sum: f64) f32 {
-        if (std.math.isNan(logit)) return -inf;
-        if (logit == max) return @floatCast(-log_sum);
-        return @floatCast(@as(f64, logit) - max - log_sum);
-    }
-};
-
-export fn kt_logprobs(
-    handle: ?*c.kt_ctx_t,
-    logits: ?*const c.kt_tensor_t,
-    tokens: ?*const c.kt_tensor_t,
-    out_token: ?*const c.kt_tensor_t,
-    out_ids: ?*const c.kt_tensor_t,
-    out_logprobs: ?*const c.kt_tensor_t,
-) c.kt_status_t {
-    const ctx = ctx_mod.from(handle) orelse return invalid;
-    const tl = check.f32s("logits", logits, 2) orelse return invalid;
-    const tt = check.i32s("tokens", tokens, 1) orelse return invalid;
-    const to = check.f32s("out_token", out_token, 1) orelse return invalid;
-    if (!check.size("tokens", tt, 0, tl.shape[0])) return invalid;
-    if (!check.size("out_token", to, 0, tl.shape[0])) return invalid;
-    if ((out_ids == null) != (out_logprobs == null)) return core.status.invalid("out_ids and out_logprobs are given together or not at all", .{});
-    var job: Logprobs = .{
-        .scan = scanOf(ctx, tl) orelse return invalid,
-        .tokens = i32Data(tt),
-        .out_token = @ptrCast(@alignCast(to.data.?)),
-        .out_ids = null,
-        .out_logprobs = null,
-        .slots = &.{},
-    };
-    if (out_ids != null) {
-        const ti = check.i32s("out_ids", out_ids, 2) orelse return invalid;
-        const tp = check.f32s("out_logprobs", out_logprobs, 2) orelse return invalid;
-        if (!check.size("out_ids", ti, 0, tl.shape[0])) return invalid;
-        if (ti.shape[1] > tl.shape[1]) return core.status.invalid("out_ids has {d} columns, the vocabulary {d} ids", .{ ti.shape[1], tl.shape[1] });
-        for (0..2) |i| if (!check.size("out_logprobs", tp, i, ti.shape[i])) return invalid;
-        job.out_ids = check.rows("out_ids", ti) orelse return invalid;
-        job.out_logprobs = check.rows("out_logprobs", tp) orelse return invalid;
-    }
-    for (job.tokens, 0..) |token, i| {
-        if (token < 0 or token >= job.scan.vocab)
-            return core.status.invalid("tokens[{d}] is {d}, the vocabulary has ids 0 to {d}", .{ i, token, job.scan.vocab - 1 });
-    }
-    const slots: usize = if (job.out_ids == null) 0 else ctx.pool.num_threads;
-    const memory = Memory.take(ctx, job.scan.count(), slots, job.scan.vocab, false, 0) catch
-        return core.status.outOfMemory(@intCast(job.scan.vocab * 24 * @max(1, slots)));
-    job.scan.chunks = memory.chunks;
-    job.slots = memory.slots;
-    launch(&job, Logprobs.body, weighing_cost);
+    logits_scan.launch(&job, Sample.body, cost);
     return c.KT_OK;
 }
