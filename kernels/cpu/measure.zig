@@ -41,16 +41,16 @@ const Job = struct {
 
     fn body(self: *Job, member: *Member) void {
         if (self.what == c.KT_MEASURE_READ) @memset(self.share(member), 1);
-        member.barrier();
+        member.meet();
         var start: u64 = 0;
         if (member.index == 0) self.timer.reset();
         while (true) {
-            member.barrier();
+            member.meet();
             if (!self.going) return;
             if (member.index == 0) start = self.timer.read();
             const done = self.work(member);
             if (member.index == 0) self.operations = done * member.count;
-            member.barrier();
+            member.meet();
             if (member.index == 0) {
                 const now = self.timer.read();
                 const rate = @as(f64, @floatFromInt(self.operations)) * 1e9 / @as(f64, @floatFromInt(@max(1, now - start)));
@@ -82,7 +82,7 @@ export fn kt_measure(handle: ?*c.kt_ctx_t, what: u32, bytes: i64, seconds: f32, 
         .budget_ns = @intFromFloat(seconds * 1e9),
         .timer = std.time.Timer.start() catch return core.status.unsupported("this machine has no monotonic clock", .{}),
     };
-    ctx.pool.run(&job, Job.body);
+    ctx.pool.runAll(&job, Job.body);
     out.* = job.best_rate;
     return c.KT_OK;
 }
