@@ -16,6 +16,8 @@ export interface CommandOptions {
   readonly onTick?: () => void
   /** Called with each piece of output. */
   readonly onOutput?: (text: string) => void
+  /** Kills the command after this time. */
+  readonly timeoutMs?: number
 }
 
 /** Enough for every error message, and no log that a runaway command could grow without end. */
@@ -66,6 +68,14 @@ export async function runCommand(
   }
   running.add(child)
   const timer = setInterval(() => options.onTick?.(), TICK_MS)
+  const deadline = options.timeoutMs
+  const killer =
+    deadline === undefined
+      ? undefined
+      : setTimeout(() => {
+          keep(`\nkilled after ${deadline / 1000} s\n`)
+          child.kill("SIGKILL")
+        }, deadline)
   const drain = async (stream: ReadableStream<Uint8Array>): Promise<void> => {
     const decoder = new TextDecoder()
     for await (const chunk of stream) keep(decoder.decode(chunk, { stream: true }))
@@ -75,6 +85,7 @@ export async function runCommand(
     return { code: code ?? 1, output }
   } finally {
     clearInterval(timer)
+    clearTimeout(killer)
     running.delete(child)
   }
 }
