@@ -3,7 +3,7 @@ import type { ForwardBatch } from "../nn/forward-batch.ts"
 import { Embedding, Linear, RMSNorm, selectLogitsRows } from "../nn/layers.ts"
 import { Module, ModuleList, registerModules } from "../nn/module.ts"
 import { applyRotary, type PositionEmbeddings, RotaryEmbedding } from "../nn/rope.ts"
-import { type Activation, actMul, add } from "../ops/index.ts"
+import { type Activation, actMul, add, copy } from "../ops/index.ts"
 import type { Tensor } from "../tensor/tensor.ts"
 import { layerRope, layerWindow, type ModelConfig } from "./config.ts"
 
@@ -140,13 +140,19 @@ export class LlamaModel extends Module {
 
   /** Normed hidden states of the tokens whose logits are wanted, [R, hidden]. */
   forward(batch: ForwardBatch, hiddenStates?: HiddenStates): Tensor {
-    let x = this.embed_tokens.forward(batch.inputIds)
+    const x = this.embed_tokens.forward(batch.inputIds)
     const positions = this.rotary_emb.forward(batch)
     const local = this.rotary_emb_local?.forward(batch) ?? positions
     const { items } = this.layers
+    const { arena } = x.backend
     for (let i = 0; i < items.length; i++) {
       hiddenStates?.push(x.toFloat32Array())
-      x = (items[i] as DecoderLayer).forward(x, this.#usesLocal[i] ? local : positions, batch)
+      const mark = arena.mark()
+      const embeddings = this.#usesLocal[i] ? local : positions
+      const out = (items[i] as DecoderLayer).forward(x, embeddings, batch)
+      // the residual stream stays where it is, so that the layer's temporaries can be taken back
+      if (out !== x) copy(out, x)
+      arena.release(mark)
     }
     hiddenStates?.push(x.toFloat32Array())
     return this.norm.forward(selectLogitsRows(x, batch))
