@@ -1,0 +1,56 @@
+import { dirname } from "node:path"
+
+import defaultRules from "../../rules/default-cpu.yaml" with { type: "text" }
+import type { EngineConfig } from "../config.ts"
+import { applyInjection, type InjectionPlan, planInjection } from "../inject/inject.ts"
+import { parseRules, readRules } from "../inject/rules.ts"
+import { configFromGguf, withGgufLayout } from "../models/config-gguf.ts"
+import { configFromFolder } from "../models/config-hf.ts"
+import type { ModelConfig } from "../models/config.ts"
+import { type CausalLM, createModel } from "../models/registry.ts"
+import { operators } from "../operators/builtin.ts"
+import { loadUserOperators } from "../operators/user.ts"
+import type { GgufFile } from "../weights/gguf.ts"
+import { openWeights } from "../weights/open.ts"
+import type { SafetensorsFile } from "../weights/safetensors.ts"
+
+/** A model tree after injection, and the checkpoint that holds its weights; nothing is loaded yet. */
+export interface BuiltModel {
+  readonly config: ModelConfig
+  readonly model: CausalLM
+  readonly weights: GgufFile | SafetensorsFile
+  readonly plan: InjectionPlan
+}
+
+/** Opens the checkpoint, builds the model's modules and replaces what the rules say. Close `weights` after use. */
+export async function buildModel(options: EngineConfig): Promise<BuiltModel> {
+  await loadUserOperators(options.operators)
+  const weights = openWeights(options.model)
+  try {
+    const config = modelConfig(options, weights)
+    const model = await createModel(config)
+    const rules =
+      options.rules === undefined
+        ? parseRules(defaultRules, "rules/default-cpu.yaml")
+        : readRules(options.rules)
+    const plan = planInjection(model, rules, operators, { fuse: options.fuse })
+    applyInjection(model, plan, (original, entry) =>
+      operators.create(entry.operator, original, entry.kwargs, { path: entry.path, root: model }),
+    )
+    return { config, model, weights, plan }
+  } catch (error) {
+    weights.close()
+    throw error
+  }
+}
+
+/** From the folder that was named, else from the checkpoint itself. */
+function modelConfig(options: EngineConfig, weights: GgufFile | SafetensorsFile): ModelConfig {
+  const { modelPath } = options
+  if (weights.kind === "gguf") {
+    return modelPath === undefined
+      ? configFromGguf(weights)
+      : withGgufLayout(configFromFolder(modelPath), weights)
+  }
+  return configFromFolder(modelPath ?? dirname(weights.files[0] as string))
+}

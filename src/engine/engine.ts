@@ -1,0 +1,220 @@
+import type { EngineConfig } from "../config.ts"
+import { BlockManager } from "../kvcache/block-manager.ts"
+import { kvBytesPerPage, type KVLayerSpec, KVPool } from "../kvcache/pool.ts"
+import { maxContextLength, type ModelConfig } from "../models/config.ts"
+import { Backend, queryCpu } from "../native/backend.ts"
+import { packWeight } from "../ops/index.ts"
+import { type DTypeInfo, F16, F32 } from "../tensor/dtype.ts"
+import { loadWeights } from "../weights/load.ts"
+import type { WeightSource } from "../weights/source.ts"
+import type { EngineInfo, EngineStats, GenerateParams, TokenEvent } from "../worker/protocol.ts"
+import { buildModel, type BuiltModel } from "./build.ts"
+import { EngineCore } from "./core.ts"
+import { type MemoryPlan, planMemory } from "./memory-plan.ts"
+import { ModelRunner } from "./model-runner.ts"
+import { ropeKeyOf } from "./rope-key.ts"
+import { Scheduler } from "./scheduler.ts"
+import { Sequence } from "./sequence.ts"
+
+export interface EngineHooks {
+  readonly onProgress?: (stage: string, done: number, total: number) => void
+  readonly onLog?: (level: "info" | "warning", message: string) => void
+}
+
+/** A loaded model that serves sequences of token ids, step by step, on the calling thread. */
+export class Engine implements Disposable {
+  readonly info: EngineInfo
+  readonly #core: EngineCore
+  readonly #resources: DisposableStack
+
+  private constructor(info: EngineInfo, core: EngineCore, resources: DisposableStack) {
+    this.info = info
+    this.#core = core
+    this.#resources = resources
+  }
+
+  /**
+   * Build, inject, plan memory, load, warm up.
+   *
+   * @throws ConfigError, FormatError or MemoryError, before weights are loaded wherever that can be told
+   */
+  static async create(config: EngineConfig, hooks: EngineHooks = {}): Promise<Engine> {
+    const start = performance.now()
+    using resources = new DisposableStack()
+    hooks.onProgress?.("model", 0, 1)
+    const built = await buildModel(config)
+    resources.defer(() => built.weights.close())
+    for (const warning of built.plan.warnings) hooks.onLog?.("warning", warning)
+    const dtype = kvType(config)
+    const memory = planFor(config, built, dtype)
+    hooks.onProgress?.("model", 1, 1)
+
+    const backend = resources.use(
+      new Backend({ threads: config.threads, precision: config.precision }),
+    )
+    if (backend.isa === "scalar" && process.arch === "x64")
+      hooks.onLog?.("warning", "the scalar kernels run: KT_CPU_ISA says so or the CPU lacks AVX2")
+    const pack = config.repack && config.precision === "fast" ? packWeight : undefined
+    resources.use(
+      loadWeights(built.model, built.weights, {
+        backend,
+        ...(pack === undefined ? {} : { pack }),
+        onProgress: (done, total) => hooks.onProgress?.("weights", done, total),
+      }),
+    )
+    const { pages } = memory
+    const { pageSize, maxBatchSize, maxBatchTokens, prefixCache } = config
+    const pool = resources.use(
+      new KVPool(backend, kvLayers(built.config), { pages, pageSize, dtype }),
+    )
+    const blocks = new BlockManager({ pages, pageSize, prefixCache })
+    const { contextLength } = memory
+    const limits = { maxBatchSize, maxBatchTokens, contextLength }
+    const runner = resources.use(new ModelRunner(backend, built.model, pool, limits))
+    hooks.onProgress?.("warm-up", 0, 1)
+    warmUp(runner, blocks)
+    hooks.onProgress?.("warm-up", 1, 1)
+
+    const vocabSize = built.config.vocab_size
+    const ropeKey = ropeKeyOf(built.config)
+    const core = new EngineCore(runner, new Scheduler(limits, blocks), blocks, {
+      vocabSize,
+      ropeKey,
+    })
+    const info = describe(config, built, memory, backend, performance.now() - start)
+    return new Engine(info, core, resources.move())
+  }
+
+  get hasWork(): boolean {
+    return this.#core.hasWork
+  }
+
+  /** Queues a sequence under an id of the caller's. @throws ConfigError when it is empty, too long or out of range */
+  add(id: number, ids: Int32Array, params: GenerateParams): void {
+    this.#core.add(id, ids, params)
+  }
+
+  /** Ends a sequence before the next step; its last event, with finish "abort", comes from that step(). */
+  abort(id: number): void {
+    this.#core.abort(id)
+  }
+
+  abortAll(): void {
+    this.#core.abortAll()
+  }
+
+  /** Computes one step. At most one event per sequence. */
+  step(): TokenEvent[] {
+    return this.#core.step()
+  }
+
+  stats(): EngineStats {
+    return this.#core.stats()
+  }
+
+  [Symbol.dispose](): void {
+    this.#resources.dispose()
+  }
+}
+
+function kvType(config: EngineConfig): DTypeInfo {
+  const f32 = config.kvDtype === "auto" ? config.precision === "f32" : config.kvDtype === "f32"
+  return f32 ? F32 : F16
+}
+
+function kvLayers(config: ModelConfig): KVLayerSpec[] {
+  const { num_hidden_layers, num_key_value_heads: kvHeads, head_dim } = config
+  const layer = { kvHeads, kDim: head_dim, vDim: head_dim }
+  return Array.from({ length: num_hidden_layers }, () => layer)
+}
+
+function planFor(config: EngineConfig, built: BuiltModel, dtype: DTypeInfo): MemoryPlan {
+  return planMemory({
+    contextLength: config.contextLength,
+    kvCacheTokens: config.kvCacheTokens,
+    pageSize: config.pageSize,
+    modelLength: maxContextLength(built.config),
+    bytesPerPage: kvBytesPerPage(kvLayers(built.config), config.pageSize, dtype),
+    // repacked weights replace mapped pages, which the system takes back
+    weightBytes: built.weights.totalBytes,
+    workspaceBytes: workspaceBytes(config, built.config),
+    freeBytes: queryCpu().memoryFreeBytes,
+  })
+}
+
+/** Activations of one layer for the largest step, twice because an arena grows by doubling, and its rows of logits. */
+function workspaceBytes(config: EngineConfig, model: ModelConfig): number {
+  const heads = model.num_attention_heads + 2 * model.num_key_value_heads
+  const dense = 3 * model.intermediate_size
+  const sparse = 3 * model.num_experts_per_tok * model.moe_intermediate_size
+  const perToken = 8 * model.hidden_size + 2 * heads * model.head_dim + Math.max(dense, sparse)
+  const logits = config.maxBatchSize * model.vocab_size
+  return 4 * (2 * config.maxBatchTokens * perToken + 2 * logits)
+}
+
+/** A short prompt and one token after it: pages of the weights come in, hot code is compiled, the arena has its size. */
+function warmUp(runner: ModelRunner, blocks: BlockManager): void {
+  const params = { ...GREEDY, maxTokens: 2 }
+  const seq = new Sequence(-1, new Int32Array(Math.min(4, blocks.pageSize)), params)
+  const page = blocks.allocate()
+  seq.pages.push(page)
+  const batch = { seqs: [seq], numTokens: 0 }
+  for (const count of [seq.length - 1, 1]) {
+    seq.numScheduled = batch.numTokens = count
+    runner.run(batch)
+    seq.numComputed += count
+  }
+  blocks.release(page)
+}
+
+const GREEDY = {
+  temperature: 0,
+  topK: 0,
+  topP: 1,
+  minP: 0,
+  repetitionPenalty: 1,
+  presencePenalty: 0,
+  frequencyPenalty: 0,
+  stopTokens: [],
+} as const
+
+function describe(
+  config: EngineConfig,
+  built: BuiltModel,
+  memory: MemoryPlan,
+  backend: Backend,
+  loadMs: number,
+): EngineInfo {
+  const { weights, config: model } = built
+  return {
+    modelPath: weights.path,
+    architecture: model.model_type,
+    ...countWeights(weights),
+    weightBytes: weights.totalBytes,
+    vocabSize: model.vocab_size,
+    contextLength: memory.contextLength,
+    trainedContextLength: maxContextLength(model),
+    maxBatchSize: config.maxBatchSize,
+    kvCacheTokens: memory.kvCacheTokens,
+    kvCacheBytes: memory.kvBytes,
+    threads: backend.threads,
+    isa: backend.isa,
+    device: "cpu",
+    precision: config.precision,
+    loadMs,
+  }
+}
+
+/** Parameters in all, and the type that most of their bytes have. */
+function countWeights(weights: WeightSource): { parameters: number; quantization: string } {
+  let parameters = 0
+  const bytes = new Map<string, number>()
+  for (const name of weights.names()) {
+    const entry = weights.get(name)
+    if (entry === undefined) continue
+    parameters += entry.shape.reduce((a, b) => a * b, 1)
+    bytes.set(entry.dtype.name, (bytes.get(entry.dtype.name) ?? 0) + entry.byteLength)
+  }
+  const [most] = [...bytes].toSorted((a, b) => b[1] - a[1])
+  return { parameters, quantization: most?.[0] ?? "F32" }
+}

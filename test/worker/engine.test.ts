@@ -1,0 +1,77 @@
+import { afterAll, describe, expect, test } from "bun:test"
+
+import { startEngine } from "../../src/worker/client.ts"
+import type { EngineClient, GenerateParams, TokenEvent } from "../../src/worker/protocol.ts"
+import { GREEDY } from "../engine/fake-runner.ts"
+import { type GoldenModel, goldenModels } from "../engine/golden-models.ts"
+
+const model = goldenModels().find(({ name }) => name === "gguf/llama-f16") as GoldenModel
+const open: EngineClient[] = []
+afterAll(async () => {
+  for (const client of open) await client.close()
+})
+
+async function start(options: Record<string, unknown> = {}): Promise<EngineClient> {
+  const client = await startEngine({ model: model.path, threads: 1, pageSize: 8, ...options })
+  open.push(client)
+  return client
+}
+
+async function tokens(stream: AsyncIterable<TokenEvent>): Promise<number[]> {
+  const out: number[] = []
+  for await (const event of stream) {
+    if (event.finish === "error") throw new Error(event.error)
+    out.push(event.token)
+  }
+  return out
+}
+
+describe("a model in the Worker", () => {
+  test("greedy ids are the reference's, eight streams at once", async () => {
+    const client = await start({ precision: "f32" })
+    expect(client.info).toMatchObject({ architecture: "llama", quantization: "F16", device: "cpu" })
+    const prompt = model.prompts[0] as Int32Array
+    const params = { ...GREEDY, maxTokens: 8 }
+    const streams = Array.from({ length: 8 }, () => tokens(client.generate(prompt, params)))
+    for (const ids of await Promise.all(streams)) expect(ids).toEqual([...model.greedy[0]!])
+  })
+
+  test("seeds are reproducible beside other sequences; stop tokens end a sequence", async () => {
+    const client = await start()
+    const prompt = model.prompts[0] as Int32Array
+    const params: GenerateParams = { ...GREEDY, temperature: 1.5, maxTokens: 30, seed: 4 }
+    const alone = await tokens(client.generate(prompt, params))
+    const others = [5, 6, 7].map((seed) => tokens(client.generate(prompt, { ...params, seed })))
+    expect(await tokens(client.generate(prompt, params))).toEqual(alone)
+    for (const ids of await Promise.all(others)) expect(ids).not.toEqual(alone)
+    const stop = alone[10] as number
+    const cut = await tokens(client.generate(prompt, { ...params, stopTokens: [stop] }))
+    expect(cut).toEqual(alone.slice(0, alone.indexOf(stop) + 1))
+  })
+
+  test("an abort costs at most one step", async () => {
+    const client = await start()
+    for await (const _ of client.generate(model.prompts[0] as Int32Array, {
+      ...GREEDY,
+      maxTokens: 100,
+    }))
+      break
+    const { stepsTotal, running } = await client.stats()
+    expect(running).toBe(0)
+    await Bun.sleep(20)
+    expect((await client.stats()).stepsTotal).toBe(stepsTotal)
+  })
+
+  test("what cannot be loaded says why, before loading", async () => {
+    expect(startEngine({ model: "/no/such.gguf" })).rejects.toThrow("/no/such.gguf: no such file")
+    expect(start({ contextLength: 1_000_000 })).rejects.toThrow(
+      "--ctx 1000000: the model's context",
+    )
+    expect(start({ kvCacheTokens: 1_000_000_000 })).rejects.toThrow(
+      /not enough memory: .* of KV cache for 1000000000 tokens/,
+    )
+    expect(start({ pageSize: 9 })).rejects.toThrow("--page-size 9")
+    expect(start({ rules: "/no/such.yaml" })).rejects.toThrow("/no/such.yaml: no such rule file")
+    expect(start({ operators: ["/no/such.ts"] })).rejects.toThrow("--operators /no/such.ts")
+  })
+})
