@@ -15,6 +15,11 @@ export class ConfigError extends KtError {
   override readonly name = "ConfigError"
 }
 
+/** The command line itself is wrong: an unknown flag, a missing argument. Exit status 2. */
+export class UsageError extends KtError {
+  override readonly name = "UsageError"
+}
+
 /** A file is missing, truncated, corrupt or of an unknown kind. The message names file, field and value. */
 export class FormatError extends KtError {
   override readonly name = "FormatError"

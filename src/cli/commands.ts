@@ -1,0 +1,14 @@
+import type { Command } from "./args/spec.ts"
+
+/** Commands by name; a command's file is read when it is asked for. */
+export const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
+  serve: async () => (await import("./serve.ts")).serve,
+  chat: async () => (await import("./chat.ts")).chat,
+  run: async () => (await import("./run.ts")).run,
+  list: async () => (await import("./list.ts")).list,
+  tokenize: async () => (await import("./tokenize.ts")).tokenize,
+  template: async () => (await import("./template.ts")).template,
+  logits: async () => (await import("./logits.ts")).logits,
+  perplexity: async () => (await import("./perplexity.ts")).perplexity,
+  rules: async () => (await import("./rules.ts")).rules,
+}

@@ -1,0 +1,224 @@
+import { readFileSync } from "node:fs"
+
+import { OpenAPIHono } from "@hono/zod-openapi"
+
+import { FormatError, UsageError } from "../errors.ts"
+import { Admission } from "../server/admission.ts"
+import { createApp, type ServerApp } from "../server/app.ts"
+import type { ServerEnv } from "../server/context.ts"
+import { startServer } from "../server/serve.ts"
+import { SAMPLING_FLAGS } from "./args/common.ts"
+import { defineCommand } from "./args/spec.ts"
+import {
+  ALL_KEYS,
+  CONFIG_FLAG,
+  configFile,
+  engineOptions,
+  MODEL_POSITIONAL,
+} from "./engine-options.ts"
+import { IGNORED_FLAGS } from "./ignored-flags.ts"
+import { reasonOf } from "./kt-config.ts"
+import { logger } from "./log.ts"
+import { formatBytes, formatCount, write } from "./output.ts"
+import { samplingFrom } from "./sampling.ts"
+import { openSession, type Session } from "./session.ts"
+
+const DEFAULT_PORT = 10002
+
+/** What holds the port for a moment to see whether it can be had. */
+const NO_APP = Object.assign(new OpenAPIHono<ServerEnv>(), { admission: new Admission(1, 0) })
+
+export const serve = defineCommand({
+  name: "serve",
+  summary: "Serve a model: web page, OpenAI and Ollama APIs",
+  details: `The server listens on this machine only unless --host says otherwise; set an API key before it does.
+SIGTERM and Ctrl-C let running answers finish for --grace seconds, a second one ends at once.`,
+  positionals: [MODEL_POSITIONAL],
+  engine: ALL_KEYS,
+  flags: {
+    ...CONFIG_FLAG,
+    host: { type: "string", hint: "address", help: "address to listen on (default 127.0.0.1)" },
+    port: {
+      type: "integer",
+      min: 0,
+      max: 65_535,
+      help: `port (default ${DEFAULT_PORT}); 0 = a free one`,
+    },
+    "api-key": {
+      type: "list",
+      hint: "key",
+      aliases: ["api_key"],
+      help: "key that clients must send [KT_API_KEY]",
+    },
+    "api-key-file": { type: "string", hint: "file", help: "file with one key a line" },
+    "model-name": {
+      type: "string",
+      aliases: ["model_name"],
+      hint: "name",
+      help: "id that clients see",
+    },
+    "max-new-tokens": {
+      type: "integer",
+      min: 1,
+      aliases: ["max_new_tokens"],
+      help: "longest answer where a request says nothing",
+    },
+    "force-think": {
+      type: "boolean",
+      aliases: ["force_think"],
+      help: "start every answer with <think>",
+    },
+    "cors-origin": {
+      type: "list",
+      hint: "origin",
+      help: "web page origin that may call; * for all",
+    },
+    ui: { type: "boolean", default: true, help: "serve the web page" },
+    grace: {
+      type: "number",
+      min: 0,
+      max: 3600,
+      default: 10,
+      help: "seconds for running answers at the end",
+    },
+    ...SAMPLING_FLAGS,
+  },
+  ignored: IGNORED_FLAGS,
+  logLevel: "info",
+  examples: [
+    { command: "kt serve", says: `the default model on http://127.0.0.1:${DEFAULT_PORT}` },
+    {
+      command: "kt serve model.gguf --port 8080 --ctx 8192 --api-key secret",
+      says: "a model of yours, with a key",
+    },
+    {
+      command:
+        "kt serve --model_path ./Qwen3 --gguf_path ./Qwen3-GGUF --optimize_config_path rules/qwen3.yaml --cpu_infer 16",
+      says: "as KTransformers is started",
+    },
+  ],
+  async run(invocation) {
+    const { flags } = invocation
+    const file = configFile(invocation)
+    const fromFile = file.flags
+    const config = engineOptions(invocation, file)
+    const host = flags.host ?? (fromFile["host"] as string | undefined) ?? "127.0.0.1"
+    const port = flags.port ?? portFromFile(fromFile["port"]) ?? DEFAULT_PORT
+    const apiKeys = readKeys(flags["api-key"], flags["api-key-file"], fromFile["api-key"])
+    const name = flags["model-name"] ?? (fromFile["model-name"] as string | undefined)
+    const maxTokens = flags["max-new-tokens"] ?? (fromFile["max-new-tokens"] as number | undefined)
+    const forceThink = flags["force-think"] || fromFile["force-think"] === true
+
+    // whoever cannot have the port should learn it before minutes of loading
+    await probePort(host, port)
+    const session = await openSession(config, name)
+    try {
+      const app = createApp({
+        client: session.client,
+        tokenizer: session.tokenizer,
+        model: session.metadata,
+        config: {
+          apiKeys,
+          maxQueue: config.maxQueue,
+          corsOrigins: flags["cors-origin"],
+          defaults: samplingFrom(flags, maxTokens),
+          forceThink,
+        },
+        onFailure: (error, id) => logger("server").error(`${id}: ${reasonOf(error)}`),
+      })
+      const ui = flags.ui ? { "/": (await import("../web/index.html")).default } : {}
+      const server = startServer({ app: withAccessLog(app), ui, host, port })
+      await write(banner(server.url, session, apiKeys.length > 0))
+      if (apiKeys.length === 0 && !isLoopback(host))
+        logger("server").warn(
+          `anybody who reaches ${host} can use this server: --api-key asks for a key`,
+        )
+      await untilStopped(async () => server.stop(flags.grace * 1000))
+    } finally {
+      await session.client.close()
+    }
+  },
+})
+
+function banner(url: string, session: Session, hasKey: boolean): string {
+  const { info } = session.client
+  const { name, details } = session.metadata
+  return [
+    `${url}`,
+    `  model    ${name} (${info.architecture}, ${formatCount(info.parameters)}, ${details.quantization}, ${formatBytes(info.weightBytes)})`,
+    `  context  ${info.contextLength} tokens (the model's own: ${info.trainedContextLength})`,
+    `  KV cache ${info.kvCacheTokens} tokens, ${formatBytes(info.kvCacheBytes)}`,
+    `  CPU      ${info.threads} threads, ${info.isa}, precision ${info.precision}`,
+    `  loaded   in ${(info.loadMs / 1000).toFixed(2)} s${hasKey ? "; API key required" : ""}`,
+    "",
+  ].join("\n")
+}
+
+/** Resolves once a signal came and `stop` has ended; a second signal ends the process. */
+async function untilStopped(stop: () => Promise<void>): Promise<void> {
+  const signals = ["SIGINT", "SIGTERM"] as const
+  const signal = await new Promise<string>((resolve) => {
+    for (const name of signals) process.once(name, () => resolve(name))
+  })
+  const end = (): never => process.exit(130)
+  for (const name of signals) process.once(name, end)
+  logger("server").info(`${signal}: finishing running answers`)
+  await stop()
+  for (const name of signals) process.removeListener(name, end)
+}
+
+/** One line per answered request: method, path, status, time until the answer began. */
+function withAccessLog(app: ServerApp): ServerApp {
+  const log = logger("access")
+  const logged = async (...args: Parameters<ServerApp["fetch"]>): Promise<Response> => {
+    const [request] = args
+    const started = performance.now()
+    const response = await app.fetch(...args)
+    const ms = (performance.now() - started).toFixed(0)
+    const id = response.headers.get("x-request-id") ?? "-"
+    log.info(`${request.method} ${new URL(request.url).pathname} ${response.status} ${ms} ms ${id}`)
+    return response
+  }
+  return Object.assign(Object.create(app) as ServerApp, { fetch: logged })
+}
+
+function readKeys(given: readonly string[], file: string | undefined, fromFile: unknown): string[] {
+  const keys = [...given]
+  if (keys.length === 0 && typeof fromFile === "string") keys.push(fromFile)
+  const { KT_API_KEY } = process.env
+  if (keys.length === 0 && KT_API_KEY) keys.push(KT_API_KEY)
+  if (file !== undefined) {
+    const lines = readLines(file)
+    if (lines.length === 0) throw new FormatError(file, "holds no API key (one a line)")
+    keys.push(...lines)
+  }
+  if (keys.some((key) => key.trim() === "")) throw new UsageError("an API key must not be empty")
+  return keys
+}
+
+function readLines(file: string): string[] {
+  try {
+    return readFileSync(file, "utf8")
+      .split(/\r?\n/)
+      .map((line) => line.trim())
+      .filter((line) => line !== "" && !line.startsWith("#"))
+  } catch (cause) {
+    throw new FormatError(file, reasonOf(cause), { cause })
+  }
+}
+
+function portFromFile(value: unknown): number | undefined {
+  if (value === undefined) return undefined
+  if (Number.isInteger(value) && (value as number) >= 0 && (value as number) <= 65_535)
+    return value as number
+  throw new UsageError(`server.port ${String(value)}: expected an integer in 0..65535`)
+}
+
+/** @throws ConfigError in the server's words where the port cannot be had */
+async function probePort(host: string, port: number): Promise<void> {
+  if (port !== 0) await startServer({ app: NO_APP, host, port }).stop(0)
+}
+
+function isLoopback(host: string): boolean {
+  return host === "localhost" || host === "::1" || host.startsWith("127.")
+}
