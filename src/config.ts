@@ -52,6 +52,7 @@ export interface ConfigOption {
 }
 
 /** Order is the order in `--help`. */
+// prettier-ignore
 export const CONFIG_OPTIONS: readonly ConfigOption[] = [
   { key: "model", flag: "model", aliases: ["gguf_path"], type: "string", default: "default", env: "KT_MODEL",
     help: "GGUF file, Hugging Face folder, or a name from `kt list`" },
@@ -88,22 +89,27 @@ export const CONFIG_OPTIONS: readonly ConfigOption[] = [
 ]
 
 /** Fills defaults, checks types and bounds; unknown keys and bad values are ConfigErrors. The result is frozen. */
-export function engineConfig(values: Readonly<Partial<Record<keyof EngineConfig, unknown>>>): EngineConfig {
+export function engineConfig(
+  values: Readonly<Partial<Record<keyof EngineConfig, unknown>>>,
+): EngineConfig {
   const known = new Set<string>(CONFIG_OPTIONS.map((o) => o.key))
-  for (const key of Object.keys(values)) if (!known.has(key)) throw new ConfigError(`unknown option "${key}"`)
+  for (const key of Object.keys(values))
+    if (!known.has(key)) throw new ConfigError(`unknown option "${key}"`)
   const out: Record<string, unknown> = {}
   for (const option of CONFIG_OPTIONS) {
     const value = values[option.key]
     out[option.key] = value === undefined ? option.default : checked(option, value)
   }
   const config = out as unknown as EngineConfig
-  if (config.pageSize % 8 !== 0) throw new ConfigError(`--page-size ${config.pageSize}: must be a multiple of 8`)
+  if (config.pageSize % 8 !== 0)
+    throw new ConfigError(`--page-size ${config.pageSize}: must be a multiple of 8`)
   return Object.freeze(config)
 }
 
 /** A flag's or environment variable's text as the option's type. */
 export function parseOption(option: ConfigOption, text: string): unknown {
-  if (option.type === "integer") return checked(option, text.trim() === "" ? Number.NaN : Number(text))
+  if (option.type === "integer")
+    return checked(option, text.trim() === "" ? Number.NaN : Number(text))
   if (option.type === "list") return text.split(",").filter((s) => s !== "")
   if (option.type !== "boolean") return checked(option, text)
   if (/^(true|1|yes|on)$/i.test(text)) return true
@@ -118,15 +124,20 @@ function checked(option: ConfigOption, value: unknown): unknown {
   switch (option.type) {
     case "integer": {
       const { min = 0, max = Number.MAX_SAFE_INTEGER } = option
-      if (typeof value !== "number" || !Number.isInteger(value) || value < min || value > max) fail(`an integer in ${min}..${max}`)
+      if (typeof value !== "number" || !Number.isInteger(value) || value < min || value > max)
+        fail(`an integer in ${min}..${max}`)
       return value
     }
     case "boolean":
       return typeof value === "boolean" ? value : fail("true or false")
     case "enum":
-      return option.values?.includes(String(value)) ? value : fail(`one of ${option.values?.join(", ")}`)
+      return option.values?.includes(String(value))
+        ? value
+        : fail(`one of ${option.values?.join(", ")}`)
     case "list":
-      return Array.isArray(value) && value.every((v) => typeof v === "string") ? value : fail("a list of file names")
+      return Array.isArray(value) && value.every((v) => typeof v === "string")
+        ? value
+        : fail("a list of file names")
     case "string":
       return typeof value === "string" && value !== "" ? value : fail("a non-empty string")
   }
