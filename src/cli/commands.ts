@@ -5,6 +5,7 @@ export const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
   serve: async () => (await import("./serve.ts")).serve,
   chat: async () => (await import("./chat.ts")).chat,
   run: async () => (await import("./run.ts")).run,
+  bench: async () => (await import("./bench.ts")).bench,
   list: async () => (await import("./list.ts")).list,
   tokenize: async () => (await import("./tokenize.ts")).tokenize,
   template: async () => (await import("./template.ts")).template,
