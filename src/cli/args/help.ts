@@ -6,8 +6,9 @@ import type { Command, Flag } from "./spec.ts"
 
 /** The help of a command: what it does, how it is called, its flags, and examples to copy. */
 export async function helpText(command: Command): Promise<string> {
-  const usage = await renderUsage(toCitty(command), defineCommand({ meta: { name: "kt" } }))
-  const blocks = [usage.trimEnd()]
+  const parent = defineCommand({ meta: { name: command.name === "" ? "" : "kt" } })
+  const usage = await renderUsage(toCitty(command), parent)
+  const blocks = [usage.replaceAll(/ +$/gm, "").trimEnd()]
   if (command.details !== undefined) blocks.push(command.details.trim())
   const aliases = aliasLines(command)
   if (aliases.length > 0)
@@ -21,7 +22,7 @@ export async function helpText(command: Command): Promise<string> {
 function toCitty(command: Command): CommandDef {
   const args: ArgsDef = {}
   for (const { name, help, required } of command.positionals ?? [])
-    args[name.toLowerCase()] = {
+    args[name] = {
       type: "positional",
       description: help,
       required: required === true,
@@ -34,7 +35,7 @@ function toCitty(command: Command): CommandDef {
   }
   for (const [name, flag] of Object.entries(COMMON_FLAGS)) args[name] = cittyFlag(flag)
   return defineCommand({
-    meta: { name: command.name, description: command.summary },
+    meta: { name: command.name || "kt", description: command.summary },
     args,
     ...(command.subCommands === undefined ? {} : { subCommands: subCommands(command) }),
   }) as CommandDef
@@ -52,7 +53,9 @@ function subCommands(command: Command): Record<string, CommandDef> {
 
 function cittyFlag(flag: Flag, shownDefault?: string): ArgsDef[string] {
   const base = {
-    description: flag.help + (flag.type === "list" ? " (repeatable)" : ""),
+    description:
+      flag.help +
+      (flag.type === "list" && !flag.help.includes("repeatable") ? " (repeatable)" : ""),
     ...(flag.short === undefined ? {} : { alias: [flag.short] }),
   }
   if (flag.type === "boolean") {
