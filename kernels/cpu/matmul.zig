@@ -12,7 +12,7 @@ const isa = ctx_mod.isa;
 /// Up to this many tokens every thread prepares its own copy: cheaper than waiting for each other.
 const max_private_tokens = 2;
 /// Work between two claims in generation: enough to hide the claim, little enough to balance.
-const bytes_per_task = 16 << 10;
+const bytes_per_task = 64 << 10;
 const alignment = 64;
 
 fn aligned(bytes: usize) usize {

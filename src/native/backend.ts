@@ -19,6 +19,8 @@ export interface BackendOptions {
 export const ISA_NAMES = ["auto", "scalar", "avx2", "avx512", "avx512bf16", "amx", "neon"] as const
 
 const STEP_BYTES = 4 << 20
+/** Address space taken at a time for rearranged weights; only what is written becomes resident. */
+const WEIGHT_BYTES = 64 << 20
 const DESCRIPTOR_BYTES = abi.layouts.kt_tensor.size
 const STEP_DESCRIPTORS = 16_384
 const PERSISTENT_DESCRIPTORS = 4_096
@@ -118,6 +120,14 @@ export class Backend {
     this.params = new DataView(this.#params.view())
   }
 
+  #weights: Arena | undefined
+
+  /** Memory of rearranged weights: side by side in 2 MiB pages, freed with the backend. */
+  get weights(): Arena {
+    this.#weights ??= new Arena(this.library, WEIGHT_BYTES)
+    return this.#weights
+  }
+
   /** Scratch for one call's option struct: written through `params`, passed as `paramsAddress`. */
   readonly params: DataView
   readonly paramsAddress: Address
@@ -161,6 +171,7 @@ export class Backend {
     this.arena[Symbol.dispose]()
     this.stepDescriptors[Symbol.dispose]()
     this.descriptors[Symbol.dispose]()
+    this.#weights?.[Symbol.dispose]()
     this.#params[Symbol.dispose]()
   }
 }

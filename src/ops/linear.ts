@@ -74,7 +74,7 @@ export function linearResidual(
 }
 
 /**
- * The weight in the kernels' own row-interleaved layout (a copy in memory of its own), or null where its type has none.
+ * The weight in the kernels' own row-interleaved layout (a copy that lives as long as the backend), or null where its type has none.
  * w [out, in] or [experts, out, in]. Packed weights are read with precision "fast" only.
  */
 export function packWeight(w: Tensor): Tensor | null {
@@ -84,7 +84,8 @@ export function packWeight(w: Tensor): Tensor | null {
   const status = backend.library.kt_packed_bytes(backend.ctx, w.desc, bytes)
   if (status === KT_ERR_UNSUPPORTED) return null
   if (status !== 0) throw new NativeError("packWeight", status, backend.library.kt_last_error())
-  const out = Tensor.allocate(backend, w.dtype, w.shape, { packed: true, bytes: Number(bytes[0]) })
+  const data = backend.weights.alloc(Number(bytes[0]))
+  const out = new Tensor(backend, w.dtype, w.shape, data, { packed: true, persistent: true })
   backend.check(backend.library.kt_pack_weight(backend.ctx, w.desc, out.desc), "packWeight")
   return out
 }
