@@ -1,6 +1,7 @@
 //! Wires the kernel libraries; kernels/build/*.zig does the work.
 //!   zig build            libkt_cpu for this machine's platform into zig-out/lib
 //!   zig build abi        regenerates src/native/abi.generated.ts from kernels/include/kt.h
+//!   zig build abi-text   writes the same below the prefix, so that tests can compare the two
 //!   zig build test       Zig unit tests (pool, cpuid, status, slab)
 const std = @import("std");
 const cpu = @import("kernels/build/cpu.zig");
@@ -13,7 +14,10 @@ pub fn build(b: *std.Build) void {
     b.installArtifact(library);
 
     const generate = b.step("abi", "write src/native/abi.generated.ts from kt.h");
-    generate.dependOn(cpu.addAbiGenerator(b));
+    const text = cpu.abiText(b);
+    generate.dependOn(cpu.addAbiGenerator(b, text));
+    const print = b.step("abi-text", "write what `zig build abi` would to PREFIX/abi.generated.ts");
+    print.dependOn(&b.addInstallFile(text, "abi.generated.ts").step);
 
     const unit = b.step("test", "run the Zig unit tests");
     unit.dependOn(cpu.addTests(b, optimize));

@@ -104,7 +104,7 @@ fn isaLibrary(b: *std.Build, os: std.Target.Os.Tag, arch: std.Target.Cpu.Arch, i
 }
 
 /// The generator describes functions it never calls; in Debug its debug information would reference them at link time.
-pub fn addAbiGenerator(b: *std.Build) *std.Build.Step {
+pub fn abiText(b: *std.Build) std.Build.LazyPath {
     const module = b.createModule(.{
         .root_source_file = b.path("kernels/abi/gen.zig"),
         .target = b.graph.host,
@@ -115,7 +115,10 @@ pub fn addAbiGenerator(b: *std.Build) *std.Build.Step {
     module.addImport("abi_table", abiTable(b));
     const exe = b.addExecutable(.{ .name = "kt-abi", .root_module = module });
     const run = b.addRunArtifact(exe);
-    const text = run.captureStdOut();
+    return run.captureStdOut();
+}
+
+pub fn addAbiGenerator(b: *std.Build, text: std.Build.LazyPath) *std.Build.Step {
     const update = b.addUpdateSourceFiles();
     update.addCopyFileToSource(text, "src/native/abi.generated.ts");
     return &update.step;
