@@ -108,8 +108,10 @@ export function engineConfig(
 
 /** A flag's or environment variable's text as the option's type. */
 export function parseOption(option: ConfigOption, text: string): unknown {
-  if (option.type === "integer")
-    return checked(option, text.trim() === "" ? Number.NaN : Number(text))
+  if (option.type === "integer") {
+    const value = text.trim() === "" ? Number.NaN : Number(text)
+    return checked(option, Number.isNaN(value) ? text : value)
+  }
   if (option.type === "list") return text.split(",").filter((s) => s !== "")
   if (option.type !== "boolean") return checked(option, text)
   if (/^(true|1|yes|on)$/i.test(text)) return true

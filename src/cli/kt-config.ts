@@ -76,7 +76,7 @@ export function readConfigFile(file: string): ConfigFile {
       const name = prefix + String(isScalar(key) ? key.value : key)
       const offset = isScalar(key) ? (key.range?.[0] ?? 0) : 0
       const at = `${file}:${lines.linePos(offset).line}`
-      if (isMap(value) && ownKey(name) === undefined) walk(value, `${name}.`)
+      if (isMap(value)) walk(value, `${name}.`)
       else visit(name, plain(value, document), at)
     }
   }

@@ -1,4 +1,5 @@
 #!/usr/bin/env bun
 import { runCommandLine } from "./run-command-line.ts"
 
-process.exitCode = await runCommandLine(process.argv.slice(2))
+// not left to the event loop: a timer that nobody waits for would hold the process
+process.exit(await runCommandLine(process.argv.slice(2)))

@@ -1,0 +1,159 @@
+import { describe, expect, test } from "bun:test"
+
+import { version } from "../../package.json" with { type: "json" }
+import { helpText } from "../../src/cli/args/help.ts"
+import { flagOf, parseArguments } from "../../src/cli/args/parse.ts"
+import { similar } from "../../src/cli/args/suggest.ts"
+import { COMMANDS } from "../../src/cli/commands.ts"
+import { CONFIG_OPTIONS } from "../../src/config.ts"
+import { UsageError } from "../../src/errors.ts"
+import { kt } from "./kt.ts"
+
+const ALL = await Promise.all(
+  Object.entries(COMMANDS).map(async ([name, load]) => ({ name, command: await load() })),
+)
+const explain = await (await COMMANDS["rules"]!()).subCommands!["explain"]!()
+const roofline = await (await COMMANDS["bench"]!()).subCommands!["roofline"]!()
+
+describe("help", () => {
+  for (const { name, command } of [
+    ...ALL,
+    { name: "rules explain", command: explain },
+    { name: "bench roofline", command: roofline },
+  ]) {
+    test(`kt ${name} --help teaches with examples that parse`, async () => {
+      const text = Bun.stripANSI(await helpText(command))
+      expect(text).toContain(command.summary)
+      expect(text).toContain(`USAGE kt ${name}`)
+      expect(text).toContain("EXAMPLES")
+      expect(command.examples.length).toBeGreaterThan(0)
+      for (const [flag] of Object.entries(command.flags)) expect(text).toContain(`--${flag}`)
+      for (const example of command.examples) {
+        expect(text).toContain(example.command)
+        const words = shellWords(example.command.split("| ").at(-1)!)
+        expect(words.slice(0, 1 + name.split(" ").length).join(" ")).toStartWith(
+          `kt ${name.split(" ")[0]}`,
+        )
+        const isSub = command.subCommands?.[words[2] ?? ""] !== undefined
+        if (!isSub) parseArguments(command, words.slice(1 + name.split(" ").length))
+      }
+    })
+  }
+
+  test("every command and the version through the program itself", async () => {
+    const root = await kt(["--help"])
+    expect(root.status).toBe(0)
+    for (const name of Object.keys(COMMANDS)) expect(root.out).toContain(name)
+    expect((await kt(["--version"])).out).toBe(`${version}\n`)
+    const serve = await kt(["serve", "--help"])
+    expect(serve).toMatchObject({ status: 0, err: "" })
+    expect(serve.out).toContain("--gguf_path")
+    expect((await kt(["rules", "explain", "-h"])).out).toContain("kt rules explain")
+  })
+})
+
+describe("arguments", () => {
+  const serve = ALL.find(({ name }) => name === "serve")!.command
+  const tokenize = ALL.find(({ name }) => name === "tokenize")!.command
+
+  test("every engine option is a flag under each of its names", () => {
+    for (const option of CONFIG_OPTIONS) {
+      const texts: Record<string, [string, unknown]> = {
+        string: ["x", "x"],
+        list: ["a,b", ["a", "b"]],
+        boolean: ["false", false],
+        integer: [String(option.min ?? 8), option.min ?? 8],
+        enum: [option.values?.[0] ?? "", option.values?.[0]],
+      }
+      const [text, value] = texts[option.type]!
+      for (const name of [option.flag, ...option.aliases]) {
+        const { invocation } = parseArguments(serve, [`--${name}=${text}`])
+        expect(invocation.engine[option.key]).toEqual(value)
+      }
+    }
+    expect(flagOf(CONFIG_OPTIONS[0]!).help).toContain("[KT_MODEL]")
+  })
+
+  test("KTransformers' command line", () => {
+    const argv =
+      "--model_path m --gguf_path g --optimize_config_path r.yaml --cpu_infer 16 --max_new_tokens 500 --cache_lens 4096 --chunk_size 256 --max_batch_size 4 --force_think True --port 10002 --host 127.0.0.1 --api_key k --backend_type balance_serve --no-use_cuda_graph"
+    const { invocation, warnings } = parseArguments(serve, argv.split(" "))
+    expect(invocation.engine).toEqual({
+      modelPath: "m",
+      model: "g",
+      rules: "r.yaml",
+      threads: 16,
+      kvCacheTokens: 4096,
+      maxBatchTokens: 256,
+      maxBatchSize: 4,
+    })
+    expect(invocation.flags).toMatchObject({
+      "max-new-tokens": 500,
+      "force-think": true,
+      port: 10002,
+      host: "127.0.0.1",
+      "api-key": ["k"],
+    })
+    expect(warnings.length).toBe(2)
+    expect(warnings[0]).toContain("--backend_type has no effect")
+  })
+
+  test("repeats, negations, short flags and --", () => {
+    const { invocation } = parseArguments(serve, [
+      "--api-key",
+      "a",
+      "--api-key=b",
+      "--no-ui",
+      "--no-fuse",
+    ])
+    expect(invocation.flags).toMatchObject({ "api-key": ["a", "b"], ui: false })
+    expect(invocation.engine).toEqual({ fuse: false })
+    const other = parseArguments(tokenize, [
+      "-p",
+      "-x",
+      "--no-special",
+      "--",
+      "--odd.gguf",
+    ]).invocation
+    expect(other.flags).toMatchObject({ prompt: "-x", special: false })
+    expect(other.args).toEqual(["--odd.gguf"])
+  })
+
+  const wrong: [argv: string[], says: string, hint?: string][] = [
+    [["--prot", "1"], "unknown flag --prot", "did you mean --port?"],
+    [["--no-fues"], "unknown flag --no-fues", "did you mean --no-fuse?"],
+    [["--port", "70000"], "--port 70000: expected an integer in 0..65535"],
+    [["--port", "8o"], "--port 8o: expected an integer"],
+    [["--port"], "--port needs a value"],
+    [["--temperature", "-1"], "--temperature -1: expected a number in 0..100"],
+    [["--threads", "1.5"], "--threads 1.5: expected an integer in 0..1024"],
+    [["--precision", "f8"], "--precision f8: expected one of fast, f32"],
+    [["--no-ui=1"], "--no-ui takes no value"],
+    [["--ui=maybe"], "--ui maybe: expected true or false"],
+    [["a.gguf", "b.gguf"], 'unexpected argument "b.gguf"'],
+  ]
+  for (const [argv, says, hint] of wrong) {
+    test(`${argv.join(" ")}: ${says}`, () => {
+      let error: unknown
+      try {
+        parseArguments(serve, argv)
+      } catch (caught) {
+        error = caught
+      }
+      expect(error).toBeInstanceOf(UsageError)
+      expect((error as UsageError).message).toStartWith(says)
+      if (hint !== undefined) expect((error as UsageError).hint).toBe(hint)
+    })
+  }
+
+  test("suggestions know swapped, missing and wrong letters, and nothing far", () => {
+    expect(similar("sevre", ["serve", "chat"])).toEqual(["serve"])
+    expect(similar("perpl", ["perplexity", "pull"])).toEqual(["perplexity"])
+    expect(similar("quantum", ["serve", "chat"])).toEqual([])
+  })
+})
+
+/** Words as a shell cuts them, double quotes only. */
+function shellWords(line: string): string[] {
+  return [...line.matchAll(/"([^"]*)"|(\S+)/g)].map((m) => m[1] ?? m[2]!)
+}
