@@ -105,12 +105,23 @@ function urlHost(host: string): string {
 async function stop(server: Server<undefined>, app: ServerApp, graceMs: number): Promise<void> {
   const { admission } = app
   admission.drain()
-  await Promise.race([admission.idle(), Bun.sleep(graceMs)])
+  await within(admission.idle(), graceMs)
   if (admission.active > 0) {
     admission.abortAll()
-    await Promise.race([admission.idle(), Bun.sleep(FAREWELL_MS)])
+    await within(admission.idle(), FAREWELL_MS)
   }
   // Work has ended; what is left is writing, and connections kept alive.
-  await Promise.race([server.stop(), Bun.sleep(FAREWELL_MS)])
+  await within(server.stop(), FAREWELL_MS)
   await server.stop(true)
+}
+
+/** Waits for a promise, but not longer; the timer goes with it, since it would keep the process alive. */
+async function within(promise: Promise<unknown>, ms: number): Promise<void> {
+  const { promise: late, resolve } = Promise.withResolvers<void>()
+  const timer = setTimeout(resolve, ms)
+  try {
+    await Promise.race([promise, late])
+  } finally {
+    clearTimeout(timer)
+  }
 }
