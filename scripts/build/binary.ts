@@ -2,7 +2,7 @@ import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, statSync } fro
 import { basename, dirname, join, resolve } from "node:path"
 
 import { KtError } from "../../src/errors.ts"
-import { lastLines, runCommand } from "../setup/process.ts"
+import { lastLines, removeLeftovers, runCommand } from "../setup/process.ts"
 import { runStep } from "../setup/progress.ts"
 import { findZig, ZIG_VERSION } from "../setup/zig.ts"
 
@@ -103,22 +103,34 @@ export async function buildLibrary(root: string, name: TargetName): Promise<stri
 
 async function bundle(root: string, target: Target, library: string, file: string): Promise<void> {
   mkdirSync(dirname(file), { recursive: true })
-  const partial = join(dirname(file), `.${basename(file)}.${process.pid}${target.suffix}`)
+  // the file's name is part of the binary, so it is made under its own name in a folder beside its place
+  removeLeftovers(dirname(file), "partial-")
+  const folder = join(dirname(file), `partial-${process.pid}`)
+  const partial = join(folder, basename(file))
+  mkdirSync(folder)
+  try {
+    await makeBinary(root, target, library, partial)
+    assertEmbedded(partial, library)
+    renameSync(partial, file)
+  } finally {
+    rmSync(folder, { recursive: true, force: true })
+  }
+}
+
+async function makeBinary(
+  root: string,
+  target: Target,
+  library: string,
+  outfile: string,
+): Promise<void> {
   const result = await Bun.build({
     entrypoints: ENTRIES.map((entry) => join(root, entry)),
     root: join(root, "src"),
     minify: true,
-    compile: { target: target.bun, outfile: partial },
-    // Bun's own reading of a working directory's files would let a folder change what the program does
+    compile: { target: target.bun, outfile },
     plugins: [embedLibrary(root, library)],
   })
   if (!result.success) throw new KtError(`bundling failed:\n${result.logs.map(String).join("\n")}`)
-  try {
-    assertEmbedded(partial, library)
-    renameSync(partial, file)
-  } finally {
-    rmSync(partial, { force: true })
-  }
 }
 
 /** Replaces src/native/embedded.ts by one that imports the library as a file of the binary. */
