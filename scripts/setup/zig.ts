@@ -86,8 +86,11 @@ export async function ensureZig(
       )
     }
     const target = join(folder, "zig")
-    rmSync(target, { recursive: true, force: true })
-    renameSync(join(partial, "site"), target)
+    // another set-up of this checkout may have been faster, and be compiling with it by now
+    if ((await zigVersion(installedZig(target))) !== ZIG_VERSION) {
+      rmSync(target, { recursive: true, force: true })
+      renameSync(join(partial, "site"), target)
+    }
     return {
       skipped: false,
       detail: `installed into .toolchain/zig${note}`,

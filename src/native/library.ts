@@ -74,8 +74,10 @@ export function libraryCandidates(backend: string): string[] {
 export function probeLibrary(backend: string): Probe {
   const known = loaded.get(backend)
   if (known !== undefined) return known
+  // what is inside the binary has a path of its own kind on every platform
+  const embedded = embeddedLibrary()
   const path = libraryCandidates(backend).find(
-    (candidate) => candidate.startsWith("/$bunfs") || existsSync(candidate),
+    (candidate) => candidate === embedded || existsSync(candidate),
   )
   const probe: Probe =
     path === undefined
