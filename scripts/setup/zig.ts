@@ -54,11 +54,11 @@ export async function ensureZig(
   report: Report,
 ): Promise<StepResult & { readonly path: string }> {
   const folder = toolchainFolder(root)
+  removeLeftovers(folder, "zig-partial-")
   const found = await findZig(root)
   if (found.path !== undefined) return { skipped: true, detail: found.path, path: found.path }
   const note = found.others.length === 0 ? "" : ` (${found.others.join(", ")})`
   const otherwise = `or put zig ${ZIG_VERSION} on PATH, or name it with KT_ZIG${note}`
-  removeLeftovers(folder, "zig-partial-")
   requireSpace(folder, ZIG_BYTES, "free some space there (df -h), then run the same command again")
   const partial = join(folder, `zig-partial-${process.pid}`)
   mkdirSync(partial, { recursive: true })
