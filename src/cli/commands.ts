@@ -13,5 +13,7 @@ export const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
   template: async () => (await import("./template.ts")).template,
   logits: async () => (await import("./logits.ts")).logits,
   perplexity: async () => (await import("./perplexity.ts")).perplexity,
+  inspect: async () => (await import("./inspect.ts")).inspect,
+  tensor: async () => (await import("./tensor.ts")).tensor,
   rules: async () => (await import("./rules.ts")).rules,
 }

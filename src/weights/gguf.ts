@@ -29,6 +29,8 @@ export interface GgufFile extends Checkpoint {
   readonly architecture: string
   /** Key-value section of the first shard. */
   readonly metadata: GgufMetadata
+  /** The type each of its values is stored as; of arrays, their elements'. */
+  readonly metadataTypes: ReadonlyMap<string, GgufType>
 }
 
 /** Value types of the key-value section (GGUF specification, enum gguf_metadata_value_type). */
@@ -47,9 +49,12 @@ export const GGUF_TYPE = {
   i64: 11,
   f64: 12,
 } as const
+/** What a value, or an element of an array, can be. */
+export type GgufType = Exclude<keyof typeof GGUF_TYPE, "array">
 
-const MAGIC = 0x46554747 // "GGUF"
-const DEFAULT_ALIGNMENT = 32
+/** "GGUF" */
+export const MAGIC = 0x46554747
+export const DEFAULT_ALIGNMENT = 32
 const FIXED_HEADER_BYTES = 24
 
 /** Types that were in the format for a while: files that hold them are too old, not corrupt. */
@@ -67,6 +72,7 @@ const REMOVED_TYPES: ReadonlyMap<number, string> = new Map([
 interface Shard {
   readonly version: number
   readonly metadata: Map<string, GgufValue>
+  readonly metadataTypes: Map<string, GgufType>
   readonly tensors: StoredTensor[]
 }
 
@@ -94,8 +100,8 @@ export function openGguf(path: string, open: OpenSource = MappedFile.open): Gguf
     }
     for (const tensor of first.tensors) table.add(source, tensor)
     if (count > 1) addOtherShards(path, first, count, open, table)
-    const { version, metadata } = first
-    return table.checkpoint("gguf", path, { version, architecture, metadata })
+    const { version, metadata, metadataTypes } = first
+    return table.checkpoint("gguf", path, { version, architecture, metadata, metadataTypes })
   } catch (error) {
     table.close()
     throw error
@@ -192,15 +198,18 @@ function readShard(source: ByteSource): Shard {
   const numTensors = cursor.count("tensor count", MAX_TENSORS)
   const numKeys = cursor.count("metadata count", MAX_METADATA_KEYS)
   const metadata = new Map<string, GgufValue>()
+  const metadataTypes = new Map<string, GgufType>()
   for (let i = 0; i < numKeys; i++) {
     const key = cursor.name(`metadata key ${i + 1} of ${numKeys}`, MAX_KEY_BYTES)
     if (metadata.has(key)) cursor.fail(`metadata key "${key}": occurs twice`)
-    metadata.set(key, readValue(cursor, key))
+    const { type, value } = readValue(cursor, key)
+    metadata.set(key, value)
+    metadataTypes.set(key, type)
   }
   const alignment = readAlignment(cursor, metadata)
   const tensors: StoredTensor[] = []
   for (let i = 0; i < numTensors; i++) tensors.push(readTensor(cursor, i, numTensors, alignment))
-  return { version, metadata, tensors: placed(cursor, tensors, alignment) }
+  return { version, metadata, metadataTypes, tensors: placed(cursor, tensors, alignment) }
 }
 
 function readVersion(cursor: HeaderCursor): number {
@@ -222,38 +231,21 @@ function readVersion(cursor: HeaderCursor): number {
   return cursor.fail(`version: ${version}, only versions 2 and 3 are known`)
 }
 
-function readValue(cursor: HeaderCursor, key: string): GgufValue {
-  const type = cursor.u32(`type of "${key}"`)
-  switch (type) {
-    case GGUF_TYPE.u8:
-      return cursor.u8(key)
-    case GGUF_TYPE.i8:
-      return cursor.i8(key)
-    case GGUF_TYPE.u16:
-      return cursor.u16(key)
-    case GGUF_TYPE.i16:
-      return cursor.i16(key)
-    case GGUF_TYPE.u32:
-      return cursor.u32(key)
-    case GGUF_TYPE.i32:
-      return cursor.i32(key)
-    case GGUF_TYPE.f32:
-      return cursor.f32(key)
-    case GGUF_TYPE.bool:
-      return bool(cursor, cursor.u8(key), key)
-    case GGUF_TYPE.string:
-      return cursor.string(key, MAX_STRING_BYTES)
-    case GGUF_TYPE.array:
-      return readArray(cursor, key)
-    case GGUF_TYPE.u64:
-      return cursor.u64(key)
-    case GGUF_TYPE.i64:
-      return cursor.i64(key)
-    case GGUF_TYPE.f64:
-      return cursor.f64(key)
-    default:
-      return cursor.fail(`metadata key "${key}": unknown value type ${type}`)
-  }
+const TYPE_NAMES: ReadonlyMap<number, keyof typeof GGUF_TYPE> = new Map(
+  Object.entries(GGUF_TYPE).map(([name, id]) => [id, name as keyof typeof GGUF_TYPE]),
+)
+
+function readValue(cursor: HeaderCursor, key: string): { type: GgufType; value: GgufValue } {
+  const id = cursor.u32(`type of "${key}"`)
+  const type = TYPE_NAMES.get(id)
+  if (type === undefined) return cursor.fail(`metadata key "${key}": unknown value type ${id}`)
+  if (type === "array") return readArray(cursor, key)
+  return { type, value: readScalar(cursor, type, key) }
+}
+
+function readScalar(cursor: HeaderCursor, type: GgufType, key: string): GgufValue {
+  if (type === "bool") return bool(cursor, cursor.u8(key), key)
+  return type === "string" ? cursor.string(key, MAX_STRING_BYTES) : cursor[type](key)
 }
 
 function bool(cursor: HeaderCursor, byte: number, key: string): boolean {
@@ -277,26 +269,27 @@ const ELEMENT_BYTES: ReadonlyMap<number, number> = new Map([
   [GGUF_TYPE.f64, 8],
 ])
 
-function readArray(cursor: HeaderCursor, key: string): GgufArray {
-  const type = cursor.u32(`element type of "${key}"`)
-  if (type === GGUF_TYPE.array)
-    cursor.fail(`metadata key "${key}": nested arrays are not supported`)
-  const width = ELEMENT_BYTES.get(type)
-  if (width === undefined) return cursor.fail(`metadata key "${key}": unknown element type ${type}`)
+function readArray(cursor: HeaderCursor, key: string): { type: GgufType; value: GgufArray } {
+  const id = cursor.u32(`element type of "${key}"`)
+  const type = TYPE_NAMES.get(id)
+  if (type === "array") cursor.fail(`metadata key "${key}": nested arrays are not supported`)
+  const width = ELEMENT_BYTES.get(id)
+  if (type === undefined || width === undefined)
+    return cursor.fail(`metadata key "${key}": unknown element type ${id}`)
   const length = cursor.count(`length of "${key}"`, MAX_ARRAY_LENGTH)
   if (length * width > cursor.remaining) {
     cursor.fail(
       `truncated: "${key}" has ${length} elements, but only ${cursor.remaining} bytes are left`,
     )
   }
-  if (type === GGUF_TYPE.string) {
+  if (type === "string") {
     const strings = new Array<string>(length)
     for (let i = 0; i < length; i++) strings[i] = cursor.string(key, MAX_STRING_BYTES)
-    return strings
+    return { type, value: strings }
   }
   const bytes = cursor.bytes(length * width, key)
-  if (type === GGUF_TYPE.bool) return Array.from(bytes, (byte) => bool(cursor, byte, key))
-  return typedArray(type, bytes)
+  if (type === "bool") return { type, value: Array.from(bytes, (byte) => bool(cursor, byte, key)) }
+  return { type, value: typedArray(id, bytes) }
 }
 
 /**

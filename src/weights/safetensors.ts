@@ -1,22 +1,10 @@
-import {
-  closeSync,
-  existsSync,
-  fsyncSync,
-  openSync,
-  readdirSync,
-  readFileSync,
-  renameSync,
-  rmSync,
-  statSync,
-  writeSync,
-} from "node:fs"
-import { basename, dirname, join } from "node:path"
+import { existsSync, readdirSync, readFileSync, statSync } from "node:fs"
+import { basename, join } from "node:path"
 
 import { z } from "zod"
 
-import { ConfigError, FormatError } from "../errors.ts"
+import { FormatError } from "../errors.ts"
 import { MappedFile } from "../native/mapped-file.ts"
-import { BF16, type DTypeInfo, F16, F32, F64, I8, I16, I32, I64 } from "../tensor/dtype.ts"
 import {
   MAX_ELEMENTS,
   MAX_INDEX_BYTES,
@@ -25,6 +13,7 @@ import {
   MAX_SHARDS,
   MAX_TENSORS,
 } from "./limits.ts"
+import { SAFETENSORS_DTYPES } from "./safetensors-dtypes.ts"
 import type { ByteSource, Checkpoint, OpenSource } from "./source.ts"
 import { type StoredTensor, TensorTable } from "./tensor-table.ts"
 
@@ -37,36 +26,6 @@ export interface SafetensorsFile extends Checkpoint {
 
 export const SAFETENSORS_INDEX = "model.safetensors.index.json"
 export const SAFETENSORS_SINGLE = "model.safetensors"
-
-/**
- * Types that have no GGML number: known by name and size, refused where something would compute
- * with them.
- */
-function named(name: string, blockBytes: number, id: number): DTypeInfo {
-  return { id, name, blockSize: 1, blockBytes }
-}
-
-const DTYPES: ReadonlyMap<string, DTypeInfo> = new Map(
-  [
-    F64,
-    F32,
-    F16,
-    BF16,
-    I64,
-    I32,
-    I16,
-    I8,
-    named("U8", 1, -1),
-    named("BOOL", 1, -2),
-    named("U16", 2, -3),
-    named("U32", 4, -4),
-    named("U64", 8, -5),
-    named("F8_E4M3", 1, -6),
-    named("F8_E5M2", 1, -7),
-    named("F8_E8M0", 1, -8),
-    named("C64", 8, -9),
-  ].map((dtype) => [dtype.name, dtype]),
-)
 
 const count = z.int().nonnegative()
 const HeaderEntry = z.object({
@@ -216,7 +175,8 @@ function storedTensor(
   const fail = (detail: string): never => {
     throw new FormatError(path, `tensor "${name}": ${detail}`)
   }
-  const dtype = DTYPES.get(entry.dtype) ?? fail(`unknown dtype ${JSON.stringify(entry.dtype)}`)
+  const dtype =
+    SAFETENSORS_DTYPES.get(entry.dtype) ?? fail(`unknown dtype ${JSON.stringify(entry.dtype)}`)
   const elements = entry.shape.reduce((a, b) => a * b, 1)
   const byteLength = elements * dtype.blockBytes
   if (byteLength > MAX_ELEMENTS) fail(`shape [${entry.shape.join(", ")}] overflows`)
@@ -284,91 +244,4 @@ function checked<T>(path: string, what: string, value: unknown, schema: z.ZodTyp
   throw new FormatError(path, `${field}: ${issue?.message ?? "is invalid"}`)
 }
 
-/** Arrays whose element type says the dtype. */
-type PlainArray =
-  Float32Array | Float64Array | Int8Array | Int16Array | Int32Array | BigInt64Array | Uint8Array
-
-/**
- * A tensor to write. `dtype` is needed where the array's type does not say it (F16 and BF16 in a
- * Uint16Array).
- */
-export interface TensorData {
-  readonly shape: readonly number[]
-  readonly data: PlainArray | Uint16Array
-  readonly dtype?: string
-}
-
-/**
- * Writes a safetensors file: to a temporary name first, then renamed, so that `path` is never half
- * a file.
- */
-export function writeSafetensors(
-  path: string,
-  tensors: Readonly<Record<string, TensorData>>,
-  metadata: Readonly<Record<string, string>> = {},
-): void {
-  const written = Object.entries(tensors).map(([name, tensor]) => ({
-    name,
-    ...tensor,
-    dtype: dtypeName(name, tensor),
-  }))
-  // Widest elements first keeps every tensor aligned to its own element size.
-  written.sort((a, b) => elementBytes(b.dtype) - elementBytes(a.dtype))
-  const header: Record<string, unknown> =
-    Object.keys(metadata).length > 0 ? { __metadata__: metadata } : {}
-  let offset = 0
-  for (const { name, dtype, shape, data } of written) {
-    const expected = shape.reduce((a, b) => a * b, 1) * elementBytes(dtype)
-    if (data.byteLength !== expected) {
-      throw new ConfigError(
-        `tensor "${name}": ${data.byteLength} bytes, but [${shape.join(", ")}] of ${dtype} takes ${expected}`,
-      )
-    }
-    header[name] = { dtype, shape, data_offsets: [offset, offset + data.byteLength] }
-    offset += data.byteLength
-  }
-  const json = JSON.stringify(header)
-  const text = new TextEncoder().encode(json)
-  const padded = new Uint8Array(8 + Math.ceil(text.length / 8) * 8).fill(0x20)
-  padded.set(new Uint8Array(new BigUint64Array([BigInt(padded.length - 8)]).buffer))
-  padded.set(text, 8)
-  const temporary = join(dirname(path), `.${basename(path)}.${process.pid}.tmp`)
-  const fd = openSync(temporary, "w")
-  try {
-    try {
-      writeAll(fd, padded)
-      for (const { data } of written)
-        writeAll(fd, new Uint8Array(data.buffer, data.byteOffset, data.byteLength))
-      fsyncSync(fd)
-    } finally {
-      closeSync(fd)
-    }
-    renameSync(temporary, path)
-  } catch (error) {
-    rmSync(temporary, { force: true })
-    throw error
-  }
-}
-
-function writeAll(fd: number, bytes: Uint8Array): void {
-  for (let at = 0; at < bytes.length;) at += writeSync(fd, bytes, at, bytes.length - at)
-}
-
-function elementBytes(dtype: string): number {
-  return DTYPES.get(dtype)?.blockBytes ?? 1
-}
-
-function dtypeName(name: string, { data, dtype }: TensorData): string {
-  if (dtype !== undefined) {
-    if (!DTYPES.has(dtype)) throw new ConfigError(`tensor "${name}": unknown dtype ${dtype}`)
-    return dtype
-  }
-  if (data instanceof Float32Array) return "F32"
-  if (data instanceof Float64Array) return "F64"
-  if (data instanceof Int32Array) return "I32"
-  if (data instanceof BigInt64Array) return "I64"
-  if (data instanceof Int16Array) return "I16"
-  if (data instanceof Int8Array) return "I8"
-  if (data instanceof Uint8Array) return "U8"
-  throw new ConfigError(`tensor "${name}": a Uint16Array needs a dtype (F16, BF16 or U16)`)
-}
+export { type TensorData, writeSafetensors } from "./safetensors-writer.ts"
