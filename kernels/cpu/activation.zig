@@ -52,7 +52,7 @@ export fn kt_add(handle: ?*c.kt_ctx_t, a: ?*const c.kt_tensor_t, b: ?*const c.kt
 }
 
 export fn kt_act_mul(handle: ?*c.kt_ctx_t, gate: ?*const c.kt_tensor_t, up: ?*const c.kt_tensor_t, act: u32, out: ?*const c.kt_tensor_t) c.kt_status_t {
-    if (act > c.KT_ACT_RELU) return core.status.invalid("act is {d}, expected 0 to {d}", .{ act, c.KT_ACT_RELU });
+    if (act > c.KT_ACT_SWIGLU_OAI) return core.status.invalid("act is {d}, expected 0 to {d}", .{ act, c.KT_ACT_SWIGLU_OAI });
     return run(handle, .{ .act_mul = act }, "gate", gate, "up", up, 2, out);
 }
 

@@ -209,7 +209,7 @@ fn scratchFloats(shared: *const isa.kt_attention_t, queries_per_item: usize) usi
     return padded(@max(split, block));
 }
 
-const Arguments = struct { q: *const check.Tensor, tables: *const check.Tensor, starts: []const i32, lens: []const i32, page_size: i64, pages: i64, window: i32 };
+const Arguments = struct { q: *const check.Tensor, tables: *const check.Tensor, starts: []const i32, lens: []const i32, page_size: i64, pages: i64, window: i32, chunk: i32 };
 
 /// Sequence `index` as the arguments give it, every page that it reads checked; null with the error recorded.
 fn sequence(a: *const Arguments, index: usize) ?Sequence {
@@ -224,7 +224,8 @@ fn sequence(a: *const Arguments, index: usize) ?Sequence {
     const row = at(a.tables.data, @as(i64, @intCast(index)) * a.tables.stride[0]);
     var s: Sequence = .{ .table = @ptrCast(@alignCast(row)), .token = start, .count = end - start, .position = length - (end - start) };
     if (s.count == 0) return s;
-    const first: i64 = if (a.window > 0) @max(0, @as(i64, s.position) - a.window + 1) else 0;
+    const window_first: i64 = if (a.window > 0) @max(0, @as(i64, s.position) - a.window + 1) else 0;
+    const first: i64 = if (a.chunk > 0) @max(window_first, s.position - @rem(s.position, a.chunk)) else window_first;
     const first_page: usize = @intCast(@divFloor(first, a.page_size));
     const last_page: usize = @intCast(@divFloor(@as(i64, length) - 1, a.page_size));
     for (s.table[first_page .. last_page + 1], first_page..) |page, slot| if (page < 0 or page >= a.pages)
@@ -245,6 +246,9 @@ export fn kt_paged_attention(handle: ?*c.kt_ctx_t, q: ?*const c.kt_tensor_t, k_c
     if (p.struct_size < @sizeOf(c.kt_attention_params_t)) return status.invalid("params.struct_size is {d}", .{p.struct_size});
     if (!(p.soft_cap >= 0)) return status.invalid("soft_cap is {d}", .{p.soft_cap});
     if (p.sliding_window < 0) return status.invalid("sliding_window is {d}", .{p.sliding_window});
+    if (p.chunk_size < 0) return status.invalid("chunk_size is {d}", .{p.chunk_size});
+    if (!std.math.isFinite(p.temperature_scale)) return status.invalid("temperature_scale is {d}", .{p.temperature_scale});
+    if (p.temperature_scale != 0 and !(p.temperature_floor > 0)) return status.invalid("temperature_floor is {d}", .{p.temperature_floor});
     const tq = check.f32s("q", q, 3) orelse return invalid;
     const to = check.f32s("out", out, 3) orelse return invalid;
     const tt = check.i32s("block_tables", block_tables, 2) orelse return invalid;
@@ -286,15 +290,18 @@ export fn kt_paged_attention(handle: ?*c.kt_ctx_t, q: ?*const c.kt_tensor_t, k_c
         .page_size = @intCast(pair[0].shape[2]),
         .half = @intFromBool(pair[0].dtype == c.KT_F16),
         .window = p.sliding_window,
+        .chunk = p.chunk_size,
         .scale = p.scale,
         .soft_cap = p.soft_cap,
+        .temperature_scale = p.temperature_scale,
+        .temperature_floor = p.temperature_floor,
     };
     if (sinks != null) {
         const tk = check.f32s("sinks", sinks, 1) orelse return invalid;
         if (!check.size("sinks", tk, 0, tq.shape[1])) return invalid;
         job.shared.sinks = @ptrCast(@alignCast(tk.data.?));
     }
-    const arguments: Arguments = .{ .q = tq, .tables = tt, .starts = ints(ts), .lens = ints(tl), .page_size = pair[0].shape[2], .pages = pair[0].shape[0], .window = p.sliding_window };
+    const arguments: Arguments = .{ .q = tq, .tables = tt, .starts = ints(ts), .lens = ints(tl), .page_size = pair[0].shape[2], .pages = pair[0].shape[0], .window = p.sliding_window, .chunk = p.chunk_size };
     return plan(&job, &arguments);
 }
 

@@ -64,7 +64,7 @@ export fn kt_gate_up_act(handle: Handle, x: Arg, norm_weight: Arg, eps: f32, off
     const gate = mm.Weight.from("wg", ctx, wg, tx.shape[1]) orelse return invalid;
     const up = mm.Weight.from("wu", ctx, wu, tx.shape[1]) orelse return invalid;
     if (up.rows != gate.rows) return status.invalid("wu has {d} rows, wg {d}", .{ up.rows, gate.rows });
-    if (act > c.KT_ACT_RELU) return status.invalid("act is {d}", .{act});
+    if (act > c.KT_ACT_SWIGLU_OAI) return status.invalid("act is {d}", .{act});
     const to = check.f32s("out", out, 2) orelse return invalid;
     if (!check.size("out", to, 0, tx.shape[0]) or !check.size("out", to, 1, @intCast(gate.rows))) return invalid;
     const norm = normOf("norm_weight", norm_weight, eps, offset, tx.shape[1]) catch return invalid;
@@ -216,6 +216,9 @@ export fn kt_qkv_rope_store(handle: Handle, args: ?*const c.kt_qkv_args_t) c.kt_
         if (table.shape[1] > k_dim or @rem(table.shape[1], 2) != 0) return status.invalid("rope_table has {d} columns for heads of {d}", .{ table.shape[1], k_dim });
         rope = check.rows("rope_table", table) orelse return invalid;
     }
+    if (a.unit_qk_norm > 1 or (a.unit_qk_norm == 1 and (a.q_norm != null or a.k_norm != null)))
+        return status.invalid("unit_qk_norm is {d}, expected 0, or 1 without q_norm and k_norm", .{a.unit_qk_norm});
+    const unit_norm: mm.Norm = .{ .weight = null, .eps = a.qk_eps, .offset = 0 };
     const norm = normOf("norm_weight", a.norm_weight, a.eps, a.norm_offset, tx.shape[1]) catch return invalid;
     const input = mm.Input.init(ctx, check.rows("x", tx) orelse return invalid, norm, &.{ wq, wk, wv });
     var layout: mm.Scratch = .{};
@@ -243,8 +246,8 @@ export fn kt_qkv_rope_store(handle: Handle, args: ?*const c.kt_qkv_args_t) c.kt_
         .kv_heads = @intCast(kv_heads),
         .k_dim = @intCast(k_dim),
         .v_dim = @intCast(v_dim),
-        .q_norm = normOf("q_norm", a.q_norm, a.qk_eps, a.qk_norm_offset, k_dim) catch return invalid,
-        .k_norm = normOf("k_norm", a.k_norm, a.qk_eps, a.qk_norm_offset, k_dim) catch return invalid,
+        .q_norm = if (a.unit_qk_norm != 0) unit_norm else normOf("q_norm", a.q_norm, a.qk_eps, a.qk_norm_offset, k_dim) catch return invalid,
+        .k_norm = if (a.unit_qk_norm != 0) unit_norm else normOf("k_norm", a.k_norm, a.qk_eps, a.qk_norm_offset, k_dim) catch return invalid,
         .rope = rope,
         .interleaved = a.interleaved,
         .slots = slot_values,

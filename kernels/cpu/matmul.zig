@@ -19,7 +19,8 @@ fn aligned(bytes: usize) usize {
     return std.mem.alignForward(usize, bytes, alignment);
 }
 
-pub const Norm = struct { weight: [*]const f32, eps: f32, offset: f32 };
+/// Weight null: ones.
+pub const Norm = struct { weight: ?[*]const f32, eps: f32, offset: f32 };
 
 /// A weight matrix argument [rows, cols], checked.
 pub const Weight = struct {

@@ -42,6 +42,24 @@ const Side = struct {
     rows: [*]f32 = undefined, // [pairs][n]
 };
 
+/// One projection of all experts: [experts, rows, cols], and biases [experts, rows].
+const Matrices = struct {
+    weight: mm.Weight,
+    bias: ?[*]const f32,
+
+    fn from(comptime name: []const u8, ctx: *ctx_mod.Ctx, w: Arg, bias: Arg) ?Matrices {
+        const weight = mm.Weight.stack(name, ctx, w) orelse return null;
+        if (bias == null) return .{ .weight = weight, .bias = null };
+        const t = check.f32s(name ++ "_bias", bias, 2) orelse return null;
+        if (!check.size(name ++ "_bias", t, 0, weight.tensor.shape[0]) or !check.size(name ++ "_bias", t, 1, weight.tensor.shape[1])) return null;
+        if (t.stride[0] != t.shape[1] * 4) {
+            _ = status.invalid(name ++ "_bias must be contiguous", .{});
+            return null;
+        }
+        return .{ .weight = weight, .bias = @ptrCast(@alignCast(t.data.?)) };
+    }
+};
+
 const Experts = struct {
     ctx: *ctx_mod.Ctx,
     x: check.Rows,
@@ -49,12 +67,14 @@ const Experts = struct {
     weights: check.Rows,
     k: usize,
     act: u32,
-    gate: mm.Weight,
-    up: mm.Weight,
-    down: mm.Weight,
+    /// The router's weights multiply the input and not the output.
+    scale_input: bool,
+    gate: Matrices,
+    up: Matrices,
+    down: Matrices,
     active: []const Active,
-    /// Pair -> its token; and (token, choice) -> its pair.
-    pair_token: []const u32,
+    /// Pair -> its token * k + choice, and back.
+    pair_choice: []const u32,
     choice_pair: []const u32,
     input: Side,
     middle: Side,
@@ -69,9 +89,9 @@ const Experts = struct {
 
     fn body(self: *const Experts, member: *Member) void {
         const table = self.ctx.isa;
-        while (member.claim(0, self.total_tiles)) |tile| self.fillTile(&self.input, tile, true);
-        member.barrier();
         const scratch = self.scratch + member.index * self.scratch_bytes;
+        while (member.claim(0, self.total_tiles)) |tile| self.fillTile(&self.input, tile, @ptrCast(@alignCast(scratch)));
+        member.barrier();
         const buffer: [*]f32 = @ptrCast(@alignCast(self.buffers + member.index * self.buffer_bytes));
         const half = self.buffer_bytes / 8;
         while (member.claim(1, self.total_gate_up)) |claimed| {
@@ -91,13 +111,13 @@ const Experts = struct {
         }
         member.barrier();
         if (self.middle.int8) {
-            while (member.claim(2, self.total_tiles)) |tile| self.fillTile(&self.middle, tile, false);
+            while (member.claim(2, self.total_tiles)) |tile| self.fillTile(&self.middle, tile, null);
             member.barrier();
         }
         while (member.claim(3, self.total_down)) |claimed| {
             const e = self.find(claimed, "first_down");
             const r = e.down.range(claimed - e.first_down);
-            const hidden = self.down.rows;
+            const hidden = self.down.weight.rows;
             var down_job = self.job(e, self.down, &self.middle, self.result + e.first_pair * hidden, hidden);
             table.matmul.?(&down_job, @intCast(r.row0), @intCast(r.row1), @intCast(r.token0), @intCast(r.token1), scratch);
         }
@@ -105,8 +125,8 @@ const Experts = struct {
         while (member.claim(4, self.x.count)) |token| self.combine(token);
     }
 
-    /// Quantises (or, for float input, gathers) the rows of one tile.
-    fn fillTile(self: *const Experts, side: *const Side, tile: usize, from_tokens: bool) void {
+    /// Quantises (or, for float input, gathers) the rows of one tile, from the tokens where there is room to scale one in.
+    fn fillTile(self: *const Experts, side: *const Side, tile: usize, token_room: ?[*]f32) void {
         var index = self.active.len - 1;
         while (self.active[index].first_tile > tile) index -= 1;
         const e = &self.active[index];
@@ -115,13 +135,22 @@ const Experts = struct {
             const pair = first + slot;
             const present = pair < e.pairs;
             const at = e.first_pair + pair;
-            const source: ?[*]const f32 = if (!present) null else if (from_tokens) self.x.f32Row(self.pair_token[at]) else side.rows + at * side.n;
+            const source: ?[*]const f32 = if (!present) null else if (token_room) |room| self.inputRow(self.pair_choice[at], room) else side.rows + at * side.n;
             if (side.int8) {
                 self.ctx.isa.quantize_row.?(source orelse null, @intCast(side.n), side.tiles + tile * side.tile_bytes, @intCast(e.tile_tokens), @intCast(slot));
             } else if (source) |row| {
                 @memcpy((side.rows + at * side.n)[0..side.n], row[0..side.n]);
             }
         }
+    }
+
+    /// What an expert sees of its token.
+    fn inputRow(self: *const Experts, choice: usize, room: [*]f32) [*]const f32 {
+        const row = self.x.f32Row(choice / self.k);
+        if (!self.scale_input) return row;
+        const weight = self.weights.f32Row(choice / self.k)[choice % self.k];
+        for (room[0..self.input.n], row[0..self.input.n]) |*to, value| to.* = weight * value;
+        return room;
     }
 
     fn find(self: *const Experts, task: usize, comptime field: []const u8) *const Active {
@@ -134,7 +163,8 @@ const Experts = struct {
         return &self.active[low];
     }
 
-    fn job(self: *const Experts, e: *const Active, w: mm.Weight, side: *const Side, out: [*]f32, out_stride: usize) isa.kt_matmul_t {
+    fn job(self: *const Experts, e: *const Active, m: Matrices, side: *const Side, out: [*]f32, out_stride: usize) isa.kt_matmul_t {
+        const w = m.weight;
         var result = mm.weightJob(w);
         const matrix: usize = if (w.packed_rows)
             @intCast(self.ctx.isa.packed_bytes.?(w.tensor.dtype, @intCast(w.rows), @intCast(w.cols)))
@@ -148,6 +178,7 @@ const Experts = struct {
             result.x = side.rows + e.first_pair * side.n;
             result.x_stride = @intCast(side.n);
         }
+        if (m.bias) |bias| result.bias = bias + e.expert * w.rows;
         result.tile_tokens = @intCast(e.tile_tokens);
         result.out = out;
         result.out_stride = @intCast(out_stride);
@@ -156,19 +187,19 @@ const Experts = struct {
 
     /// The weighted sum of a token's experts, in the router's order.
     fn combine(self: *const Experts, token: usize) void {
-        const hidden = self.down.rows;
+        const hidden = self.down.weight.rows;
         const out = self.out.f32Row(token)[0..hidden];
         @memset(out, 0);
         for (0..self.k) |choice| {
-            const weight = self.weights.f32Row(token)[choice];
+            const weight = if (self.scale_input) 1 else self.weights.f32Row(token)[choice];
             const row = (self.result + self.choice_pair[token * self.k + choice] * hidden)[0..hidden];
             for (out, row) |*sum, value| sum.* += weight * value;
         }
     }
 };
 
-/// Groups the choices by expert: fills pair_token and choice_pair, returns the number of active experts.
-fn group(ids: []const i32, k: usize, active: []Active, pair_token: []u32, choice_pair: []u32, counts: []u32) usize {
+/// Groups the choices by expert: fills pair_choice and choice_pair, returns the number of active experts.
+fn group(ids: []const i32, active: []Active, pair_choice: []u32, choice_pair: []u32, counts: []u32) usize {
     @memset(counts, 0);
     for (ids) |id| counts[@intCast(id)] += 1;
     var num_active: usize = 0;
@@ -187,21 +218,27 @@ fn group(ids: []const i32, k: usize, active: []Active, pair_token: []u32, choice
     for (ids, 0..) |id, choice| {
         const pair = counts[@intCast(id)];
         counts[@intCast(id)] += 1;
-        pair_token[pair] = @intCast(choice / k);
+        pair_choice[pair] = @intCast(choice);
         choice_pair[choice] = pair;
     }
     return num_active;
 }
 
-export fn kt_fused_experts(handle: ?*c.kt_ctx_t, x: Arg, ids: Arg, weights: Arg, gate: Arg, up: Arg, down: Arg, act: u32, out: Arg) c.kt_status_t {
+export fn kt_fused_experts(handle: ?*c.kt_ctx_t, args: ?*const c.kt_experts_args_t) c.kt_status_t {
     const ctx = ctx_mod.from(handle) orelse return invalid;
-    const tx = check.f32s("x", x, 2) orelse return invalid;
-    const tids = check.i32s("ids", ids, 2) orelse return invalid;
-    const tweights = check.f32s("weights", weights, 2) orelse return invalid;
-    const to = check.f32s("out", out, 2) orelse return invalid;
-    const wg = mm.Weight.stack("gate", ctx, gate) orelse return invalid;
-    const wu = mm.Weight.stack("up", ctx, up) orelse return invalid;
-    const wd = mm.Weight.stack("down", ctx, down) orelse return invalid;
+    const a = args orelse return status.invalid("args are NULL", .{});
+    if (a.struct_size < @sizeOf(c.kt_experts_args_t)) return status.invalid("args.struct_size is {d}", .{a.struct_size});
+    if (a.flags & ~@as(u32, c.KT_EXPERTS_SCALE_INPUT) != 0) return status.invalid("args.flags is {d}", .{a.flags});
+    const tx = check.f32s("x", a.x, 2) orelse return invalid;
+    const tids = check.i32s("ids", a.ids, 2) orelse return invalid;
+    const tweights = check.f32s("weights", a.weights, 2) orelse return invalid;
+    const to = check.f32s("out", a.out, 2) orelse return invalid;
+    const gate = Matrices.from("gate", ctx, a.gate, a.gate_bias) orelse return invalid;
+    const up = Matrices.from("up", ctx, a.up, a.up_bias) orelse return invalid;
+    const down = Matrices.from("down", ctx, a.down, a.down_bias) orelse return invalid;
+    const wg = gate.weight;
+    const wu = up.weight;
+    const wd = down.weight;
     const tokens: usize = @intCast(tx.shape[0]);
     const k: usize = @intCast(tids.shape[1]);
     const num_experts: usize = @intCast(wg.tensor.shape[0]);
@@ -210,7 +247,7 @@ export fn kt_fused_experts(handle: ?*c.kt_ctx_t, x: Arg, ids: Arg, weights: Arg,
     for (0..3) |i| if (!check.size("up", wu.tensor, i, wg.tensor.shape[i])) return invalid;
     if (!check.size("down", wd.tensor, 0, wg.tensor.shape[0]) or !check.size("down", wd.tensor, 1, tx.shape[1]) or !check.size("down", wd.tensor, 2, wg.tensor.shape[1])) return invalid;
     if (!check.size("out", to, 0, tx.shape[0]) or !check.size("out", to, 1, tx.shape[1])) return invalid;
-    if (act > c.KT_ACT_RELU) return status.invalid("act is {d}", .{act});
+    if (a.act > c.KT_ACT_SWIGLU_OAI) return status.invalid("act is {d}", .{a.act});
     if (tids.stride[0] != tids.shape[1] * 4 and tokens > 1) return status.invalid("ids must be contiguous", .{});
     const id_values = @as([*]const i32, @ptrCast(@alignCast(tids.data.?)))[0 .. tokens * k];
     for (id_values) |id| if (id < 0 or id >= num_experts) return status.invalid("expert {d} of {d}", .{ id, num_experts });
@@ -225,7 +262,7 @@ export fn kt_fused_experts(handle: ?*c.kt_ctx_t, x: Arg, ids: Arg, weights: Arg,
 
     var layout: mm.Scratch = .{};
     const active_at = layout.add(@min(pairs, num_experts) * @sizeOf(Active));
-    const pair_token_at = layout.add(pairs * 4);
+    const pair_choice_at = layout.add(pairs * 4);
     const choice_pair_at = layout.add(pairs * 4);
     const counts_at = layout.add(num_experts * 4);
     const tiles_bound = pairs; // a tile holds at least one pair
@@ -242,10 +279,10 @@ export fn kt_fused_experts(handle: ?*c.kt_ctx_t, x: Arg, ids: Arg, weights: Arg,
     const memory = layout.reserve(ctx) orelse return c.KT_ERR_OUT_OF_MEMORY;
 
     const active = @as([*]Active, @ptrCast(@alignCast(memory + active_at)));
-    const pair_token = @as([*]u32, @ptrCast(@alignCast(memory + pair_token_at)))[0..pairs];
+    const pair_choice = @as([*]u32, @ptrCast(@alignCast(memory + pair_choice_at)))[0..pairs];
     const choice_pair = @as([*]u32, @ptrCast(@alignCast(memory + choice_pair_at)))[0..pairs];
     const counts = @as([*]u32, @ptrCast(@alignCast(memory + counts_at)))[0..num_experts];
-    const num_active = group(id_values, k, active[0..@min(pairs, num_experts)], pair_token, choice_pair, counts);
+    const num_active = group(id_values, active[0..@min(pairs, num_experts)], pair_choice, choice_pair, counts);
     var total_gate_up: usize = 0;
     var total_down: usize = 0;
     var total_tiles: usize = 0;
@@ -268,12 +305,13 @@ export fn kt_fused_experts(handle: ?*c.kt_ctx_t, x: Arg, ids: Arg, weights: Arg,
         .out = check.rows("out", to) orelse return invalid,
         .weights = check.rows("weights", tweights) orelse return invalid,
         .k = k,
-        .act = act,
-        .gate = wg,
-        .up = wu,
-        .down = wd,
+        .act = a.act,
+        .scale_input = a.flags & c.KT_EXPERTS_SCALE_INPUT != 0,
+        .gate = gate,
+        .up = up,
+        .down = down,
         .active = active[0..num_active],
-        .pair_token = pair_token,
+        .pair_choice = pair_choice,
         .choice_pair = choice_pair,
         .input = input,
         .middle = middle,

@@ -13,7 +13,7 @@ const Job = struct {
     x: check.Rows,
     residual: ?check.Rows,
     out: check.Rows,
-    weight: [*]const f32,
+    weight: ?[*]const f32,
     eps: f32,
     offset: f32,
 
@@ -46,16 +46,20 @@ fn run(handle: ?*c.kt_ctx_t, residual: ?*const c.kt_tensor_t, x: ?*const c.kt_te
     const ctx = ctx_mod.from(handle) orelse return invalid;
     const ndim = if (x) |t| t.ndim else 0;
     const tx = check.f32s("x", x, ndim) orelse return invalid;
-    const tw = check.f32s("weight", weight, 1) orelse return invalid;
     const to = check.f32s("out", out, ndim) orelse return invalid;
-    if (!check.size("weight", tw, 0, tx.shape[ndim - 1])) return invalid;
+    var values: ?[*]const f32 = null;
+    if (weight != null) {
+        const tw = check.f32s("weight", weight, 1) orelse return invalid;
+        if (!check.size("weight", tw, 0, tx.shape[ndim - 1])) return invalid;
+        values = @ptrCast(@alignCast(tw.data.?));
+    }
     for (0..ndim) |i| if (!check.size("out", to, i, tx.shape[i])) return invalid;
     var job: Job = .{
         .ctx = ctx,
         .x = check.rows("x", tx) orelse return invalid,
         .residual = null,
         .out = check.rows("out", to) orelse return invalid,
-        .weight = @ptrCast(@alignCast(tw.data.?)),
+        .weight = values,
         .eps = eps,
         .offset = offset,
     };

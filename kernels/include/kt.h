@@ -154,6 +154,7 @@ KT_API kt_status_t kt_add(kt_ctx_t *ctx, const kt_tensor_t *a, const kt_tensor_t
 #define KT_ACT_GELU_TANH 1
 #define KT_ACT_GELU_ERF 2
 #define KT_ACT_RELU 3
+#define KT_ACT_SWIGLU_OAI 4 /* gpt-oss: g = min(gate, 7), u = clamp(up, -7, 7), out = g * sigmoid(1.702 g) * (u + 1) */
 /* out = act(gate) * up; [tokens, n] f32, rows may be strided. */
 KT_API kt_status_t kt_act_mul(kt_ctx_t *ctx, const kt_tensor_t *gate, const kt_tensor_t *up, uint32_t act, const kt_tensor_t *out);
 
@@ -166,7 +167,8 @@ KT_API kt_status_t kt_embedding(kt_ctx_t *ctx, const kt_tensor_t *table, const k
 KT_API kt_status_t kt_linear(kt_ctx_t *ctx, const kt_tensor_t *x, const kt_tensor_t *w, const kt_tensor_t *bias, const kt_tensor_t *out);
 
 /* ---- norm ---- */
-/* out = x / sqrt(mean(x^2) + eps) * (weight + offset), over the innermost dimension; x [..., n], weight [n] f32; out may be x. */
+/* out = x / sqrt(mean(x^2) + eps) * (weight + offset), over the innermost dimension; x [..., n], weight [n] f32 or NULL
+ * (all ones, offset ignored); out may be x. */
 KT_API kt_status_t kt_rms_norm(kt_ctx_t *ctx, const kt_tensor_t *x, const kt_tensor_t *weight, float eps, float offset, const kt_tensor_t *out);
 /* residual += x, then out = rms_norm(residual). */
 KT_API kt_status_t kt_add_rms_norm(kt_ctx_t *ctx, const kt_tensor_t *residual, const kt_tensor_t *x, const kt_tensor_t *weight,
@@ -190,7 +192,9 @@ typedef struct kt_attention_params {
   float scale;
   float soft_cap;         /* 0: none; else cap * tanh(score / cap) */
   int32_t sliding_window; /* 0: none; W: a query at p sees keys p-W+1 .. p */
-  uint32_t reserved;
+  int32_t chunk_size;     /* 0: none; C: a query at p sees keys floor(p/C)*C .. p */
+  float temperature_scale; /* 0: none; S: a query at p is multiplied by 1 + S * ln(1 + floor((p+1) / floor)) */
+  float temperature_floor; /* positive where temperature_scale is not 0 */
 } kt_attention_params_t;
 /* Causal attention of ragged sequences over their pages. q [tokens, heads, k_dim] f32, block_tables [seqs, max_pages] i32,
  * query_start [seqs+1] i32, seq_lens [seqs] i32 (cached tokens, the new ones included), sinks [heads] f32 or NULL (one more
@@ -202,9 +206,19 @@ KT_API kt_status_t kt_paged_attention(kt_ctx_t *ctx, const kt_tensor_t *q, const
 /* ---- mixture of experts ---- */
 /* softmax over all experts, the k best (ties: lower id first), renormalised if norm is 1; logits [tokens, experts] f32, ids [tokens, k] i32, weights [tokens, k] f32. */
 KT_API kt_status_t kt_topk_softmax(kt_ctx_t *ctx, const kt_tensor_t *logits, uint32_t norm, const kt_tensor_t *ids, const kt_tensor_t *weights);
-/* out[t] = sum_j weights[t][j] * down[e](act(gate[e] x[t]) * (up[e] x[t])), e = ids[t][j]; gate, up [experts, inter, hidden], down [experts, hidden, inter]. */
-KT_API kt_status_t kt_fused_experts(kt_ctx_t *ctx, const kt_tensor_t *x, const kt_tensor_t *ids, const kt_tensor_t *weights,
-                                    const kt_tensor_t *gate, const kt_tensor_t *up, const kt_tensor_t *down, uint32_t act, const kt_tensor_t *out);
+#define KT_EXPERTS_SCALE_INPUT 1 /* weights[t][j] multiplies the expert's input and not its output */
+typedef struct kt_experts_args {
+  uint32_t struct_size, abi_version;
+  const kt_tensor_t *x;                   /* [tokens, hidden] */
+  const kt_tensor_t *ids, *weights;       /* [tokens, k] i32 and f32 */
+  const kt_tensor_t *gate, *up, *down;    /* [experts, inter, hidden] twice, [experts, hidden, inter] */
+  const kt_tensor_t *gate_bias, *up_bias; /* [experts, inter] f32 or NULL */
+  const kt_tensor_t *down_bias;           /* [experts, hidden] f32 or NULL */
+  const kt_tensor_t *out;                 /* [tokens, hidden] */
+  uint32_t act, flags;
+} kt_experts_args_t;
+/* out[t] = sum_j weights[t][j] * (down[e] . act(gate[e] . x[t] + gate_bias[e], up[e] . x[t] + up_bias[e]) + down_bias[e]), e = ids[t][j]. */
+KT_API kt_status_t kt_fused_experts(kt_ctx_t *ctx, const kt_experts_args_t *args);
 
 /* ---- fused steps of a dense layer (one parallel launch each) ---- */
 typedef struct kt_qkv_args {
@@ -219,7 +233,8 @@ typedef struct kt_qkv_args {
   const kt_tensor_t *k_cache, *v_cache;
   const kt_tensor_t *q_out;        /* [tokens, heads, k_dim] */
   float eps, norm_offset, qk_eps, qk_norm_offset;
-  uint32_t interleaved, reserved;
+  uint32_t interleaved;
+  uint32_t unit_qk_norm; /* 1: q and k are normed with weights of one; q_norm and k_norm are NULL */
 } kt_qkv_args_t;
 /* norm, q/k/v projections, q/k norm, rope, K and V into the cache, q into q_out. */
 KT_API kt_status_t kt_qkv_rope_store(kt_ctx_t *ctx, const kt_qkv_args_t *args);

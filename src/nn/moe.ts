@@ -38,7 +38,15 @@ export class Experts extends Module {
   /** Σⱼ weights[t][j] · expert ids[t][j] of x. x [tokens, hidden], ids [tokens, k] I32, weights [tokens, k]. */
   forward(x: Tensor, ids: Tensor, weights: Tensor, _batch: ForwardBatch): Tensor {
     const { gate_proj, up_proj, down_proj, options } = this
-    return fusedExperts(x, ids, weights, gate_proj, up_proj, down_proj, options.act)
+    return fusedExperts({
+      x,
+      ids,
+      weights,
+      gate: gate_proj,
+      up: up_proj,
+      down: down_proj,
+      act: options.act,
+    })
   }
 }
 

@@ -10,6 +10,10 @@ export interface AttentionOptions {
   readonly softCap?: number
   /** W: a query at p sees keys p - W + 1 … p; 0 or absent: all before it. */
   readonly slidingWindow?: number
+  /** C: a query at p sees keys ⌊p / C⌋ · C … p; 0 or absent: all before it. */
+  readonly chunkSize?: number
+  /** Multiplies the query at p by 1 + scale · ln(1 + ⌊(p + 1) / floor⌋) (Llama 4). */
+  readonly temperature?: { readonly scale: number; readonly floor: number } | undefined
   /** [heads]: one more logit per head, without a value. */
   readonly sinks?: Tensor | null
 }
@@ -75,7 +79,9 @@ export function pagedAttention(
   params.setFloat32(PARAMS.scale, options.scale, true)
   params.setFloat32(PARAMS.soft_cap, options.softCap ?? 0, true)
   params.setInt32(PARAMS.sliding_window, options.slidingWindow ?? 0, true)
-  params.setUint32(PARAMS.reserved, 0, true)
+  params.setInt32(PARAMS.chunk_size, options.chunkSize ?? 0, true)
+  params.setFloat32(PARAMS.temperature_scale, options.temperature?.scale ?? 0, true)
+  params.setFloat32(PARAMS.temperature_floor, options.temperature?.floor ?? 0, true)
   backend.check(
     backend.library.kt_paged_attention(
       backend.ctx,

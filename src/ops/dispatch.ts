@@ -43,3 +43,9 @@ export function empty(like: Tensor, shape: readonly number[], dtype: DTypeInfo =
 export function descOf(tensor: Tensor | null | undefined): number {
   return tensor?.desc ?? 0
 }
+
+/** Writes a pointer field of an option struct. */
+export function putPointer(view: DataView, offset: number, address: number): void {
+  view.setUint32(offset, address % 4294967296, true)
+  view.setUint32(offset + 4, Math.floor(address / 4294967296), true)
+}

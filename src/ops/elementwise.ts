@@ -3,8 +3,17 @@ import { type DTypeInfo, F32 } from "../tensor/dtype.ts"
 import type { Tensor } from "../tensor/tensor.ts"
 import { backendOf, empty, expectShape } from "./dispatch.ts"
 
-/** Activation functions of gated MLPs, by their Hugging Face `hidden_act` names. */
-export const ACTIVATIONS = { silu: 0, gelu_pytorch_tanh: 1, gelu: 2, relu: 3 } as const
+/**
+ * Activation functions of gated MLPs, by their Hugging Face `hidden_act` names; swiglu_oai is gpt-oss' own, which clamps
+ * both operands and adds 1 to `up`.
+ */
+export const ACTIVATIONS = {
+  silu: 0,
+  gelu_pytorch_tanh: 1,
+  gelu: 2,
+  relu: 3,
+  swiglu_oai: 4,
+} as const
 export type Activation = keyof typeof ACTIVATIONS
 
 /**
@@ -38,7 +47,7 @@ export function add(a: Tensor, b: Tensor, out = empty(a, a.shape)): Tensor {
   return out
 }
 
-/** out = act(gate) · up; [tokens, n] F32, rows may be strided; out may be gate or up. */
+/** out = act(gate) · up (or what the activation makes of both); [tokens, n] F32, rows may be strided; out may be gate or up. */
 export function actMul(
   gate: Tensor,
   up: Tensor,

@@ -1,7 +1,7 @@
 import { KT_ABI_MAJOR, KT_ABI_MINOR, layouts } from "../native/abi.generated.ts"
 import { F32 } from "../tensor/dtype.ts"
 import { Tensor } from "../tensor/tensor.ts"
-import { backendOf, descOf, empty, expectShape } from "./dispatch.ts"
+import { backendOf, descOf, empty, expectShape, putPointer } from "./dispatch.ts"
 import { type Activation, ACTIVATIONS } from "./elementwise.ts"
 
 /** act(norm(x) · wgᵀ) · (norm(x) · wuᵀ); normWeight null: x as it is. wg, wu [inter, hidden] → [tokens, inter]. */
@@ -50,6 +50,8 @@ export interface QkvOperands {
   /** [k_dim], per head before rope, or null */
   readonly qNorm: Tensor | null
   readonly kNorm: Tensor | null
+  /** q and k are normed per head with weights of one; qNorm and kNorm are null. */
+  readonly unitQkNorm?: boolean
   readonly qkEps: number
   readonly qkNormOffset: number
   /** [tokens, 2n] of ropeTable, or null for no rope */
@@ -101,14 +103,10 @@ export function qkvRopeStore(o: QkvOperands): Tensor {
   params.setFloat32(fields.qk_eps, o.qkEps, true)
   params.setFloat32(fields.qk_norm_offset, o.qkNormOffset, true)
   params.setUint32(fields.interleaved, o.interleaved ? 1 : 0, true)
+  params.setUint32(fields.unit_qk_norm, o.unitQkNorm === true ? 1 : 0, true)
   backend.check(
     backend.library.kt_qkv_rope_store(backend.ctx, backend.paramsAddress),
     "qkvRopeStore",
   )
   return q
-}
-
-function putPointer(view: DataView, offset: number, address: number): void {
-  view.setUint32(offset, address % 4294967296, true)
-  view.setUint32(offset + 4, Math.floor(address / 4294967296), true)
 }

@@ -1,21 +1,21 @@
 import type { Tensor } from "../tensor/tensor.ts"
-import { backendOf, empty, expectShape } from "./dispatch.ts"
+import { backendOf, descOf, empty, expectShape } from "./dispatch.ts"
 
 /**
  * out = x / sqrt(mean(x²) + eps) · (weight + offset), over the innermost dimension.
- * x [..., n], weight [n]; Gemma stores weight - 1 (offset 1).
+ * x [..., n], weight [n] or null for ones; Gemma stores weight - 1 (offset 1).
  */
 export function rmsNorm(
   x: Tensor,
-  weight: Tensor,
+  weight: Tensor | null,
   eps: number,
   offset = 0,
   out = empty(x, x.shape),
 ): Tensor {
   const backend = backendOf("rmsNorm", x, weight, out)
-  expectShape("rmsNorm", "weight", weight, [x.dim(-1)])
+  if (weight !== null) expectShape("rmsNorm", "weight", weight, [x.dim(-1)])
   backend.check(
-    backend.library.kt_rms_norm(backend.ctx, x.desc, weight.desc, eps, offset, out.desc),
+    backend.library.kt_rms_norm(backend.ctx, x.desc, descOf(weight), eps, offset, out.desc),
     "rmsNorm",
   )
   return out

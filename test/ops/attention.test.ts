@@ -87,6 +87,8 @@ class Fixture {
       scale: layout.scale,
       softCap: layout.softCap ?? 0,
       slidingWindow: layout.slidingWindow ?? 0,
+      chunkSize: layout.chunkSize ?? 0,
+      temperature: layout.temperature,
       sinks: layout.sinks ? Tensor.from(backend, Float32Array.from(layout.sinks)) : null,
     }
     const out = pagedAttention(
@@ -196,6 +198,20 @@ describeBackends("pagedAttention", (backend) => {
     })
   }
 
+  for (const chunkSize of [1, 8, 50, 64, 300, 5000]) {
+    test(`chunks of ${chunkSize}`, () => {
+      const layout = { ...BASE, chunkSize, kDim: 16, vDim: 16, pageSize: 8 }
+      new Fixture(layout, MIXED, chunkSize).check(backend)
+      new Fixture({ ...layout, slidingWindow: 20 }, SMALL, chunkSize).check(backend)
+    })
+  }
+
+  test("a temperature that grows with the position", () => {
+    const layout = { ...BASE, kDim: 16, vDim: 16, temperature: { scale: 0.8, floor: 4 } }
+    new Fixture(layout, MIXED, 1).check(backend)
+    new Fixture({ ...layout, temperature: { scale: 0.1, floor: 8192 } }, SMALL, 2).check(backend)
+  })
+
   test("soft cap, sinks, and all at once", () => {
     const sinks = [0.5, -3, 2, 9]
     const small = { ...BASE, kDim: 32, vDim: 32, scale: 0.4 }
@@ -223,8 +239,13 @@ describeBackends("pagedAttention", (backend) => {
   })
 
   test("a chunk's values do not depend on where it begins", () => {
-    for (const slidingWindow of [0, 50]) {
-      const layout = { ...BASE, slidingWindow }
+    for (const variant of [
+      {},
+      { slidingWindow: 50 },
+      { chunkSize: 40 },
+      { temperature: { scale: 0.8, floor: 4 } },
+    ]) {
+      const layout: Layout = { ...BASE, ...variant }
       const whole = new Fixture(layout, [{ cached: 0, queries: 150 }], 4)
       const width = layout.heads * layout.vDim
       const all = whole.run(backend)[0] as Float32Array
@@ -347,6 +368,11 @@ describeBackends("pagedAttention", (backend) => {
     expect(() => run([0, 1], [-1, 3], [8])).toThrow("query_start[0] to [1] is -1 to 3")
     expect(() => run([0, 1], [0, 1], [8], { slidingWindow: -1 })).toThrow("sliding_window is -1")
     expect(() => run([0, 1], [0, 1], [8], { softCap: -1 })).toThrow("soft_cap is -1")
+    expect(() => run([-1, 1], [0, 1], [16], { chunkSize: 8 })).not.toThrow()
+    expect(() => run([-1, 1], [0, 1], [8], { chunkSize: 8 })).toThrow("block_tables[0][0] is -1")
+    expect(() => run([0, 1], [0, 1], [8], { chunkSize: -1 })).toThrow("chunk_size is -1")
+    const temperature = { scale: 1, floor: 0 }
+    expect(() => run([0, 1], [0, 1], [8], { temperature })).toThrow("temperature_floor is 0")
     const k = Tensor.from(backend, randomArray(16, 1), [1, 1, 16])
     expect(() => storeKv(k, k, Tensor.from(backend, Int32Array.of(32)), kCache, vCache)).toThrow(
       "slot_mapping[0] is 32, the cache has 32 slots",

@@ -28,7 +28,8 @@ describeBackends("add and actMul", (backend) => {
         const want = reference.actMul(gate, up, act)
         expectClose(out, want, 5e-7)
         for (let i = 0; i < want.length; i++) {
-          const allowed = 1e-6 * Math.abs((gate[i] as number) * (up[i] as number)) + 1e-38
+          const factor = (up[i] as number) + (act === "swiglu_oai" ? 1 : 0)
+          const allowed = 1e-6 * Math.abs((gate[i] as number) * factor) + 1e-38
           if (!(Math.abs((out[i] as number) - (want[i] as number)) <= allowed))
             throw new Error(`${act}(${gate[i]}) * ${up[i]} = ${out[i]}, expected ${want[i]}`)
         }
@@ -52,9 +53,23 @@ describeBackends("add and actMul", (backend) => {
     }
   })
 
+  test("swiglu_oai clamps both operands, large ones too, and keeps NaN", () => {
+    const ends = [-1000, -90, -7.01, -7, -0, 0, 6.99, 7, 7.01, 1000]
+    const gate = Float32Array.from(ends.flatMap((g) => ends.map(() => g)))
+    const up = Float32Array.from(ends.flatMap(() => ends))
+    const run = (g: Float32Array, u: Float32Array): Float32Array =>
+      actMul(
+        Tensor.from(backend, g, [1, g.length]),
+        Tensor.from(backend, u, [1, u.length]),
+        "swiglu_oai",
+      ).toFloat32Array()
+    expectClose(run(gate, up), reference.actMul(gate, up, "swiglu_oai"), 5e-7)
+    expect([...run(Float32Array.of(NaN, 1), Float32Array.of(1, NaN))]).toEqual([NaN, NaN])
+  })
+
   test("activations at their ends: large arguments, zero, NaN", () => {
     const gate = Float32Array.of(-1000, -90, -20, -0, 0, 20, 90, 1000, NaN)
-    for (const act of reference.ACTIVATION_NAMES) {
+    for (const act of reference.ACTIVATION_NAMES.filter((name) => name !== "swiglu_oai")) {
       const out = actMul(
         Tensor.from(backend, gate, [1, 9]),
         Tensor.from(backend, new Float32Array(9).fill(1), [1, 9]),

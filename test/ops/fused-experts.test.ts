@@ -2,14 +2,27 @@ import { expect, test } from "bun:test"
 
 import { packWeight } from "../../src/ops/linear.ts"
 import { fusedExperts } from "../../src/ops/moe.ts"
-import { F32, Q4_1, Q4_K, Q6_K, Q8_0 } from "../../src/tensor/dtype.ts"
+import { type DTypeInfo, F32, Q4_1, Q4_K, Q6_K, Q8_0 } from "../../src/tensor/dtype.ts"
 import { Tensor } from "../../src/tensor/tensor.ts"
+import type { ActivationName } from "../reference/elementwise.ts"
 import * as reference from "../reference/experts.ts"
 import { roundToInt8 } from "../reference/linear.ts"
 import { describeBackends, expectClose, randomArray } from "./harness.ts"
 import { dequantized, randomWeight } from "./weights.ts"
 
-const CASES = [
+interface ExpertsCase {
+  readonly name: string
+  readonly types: readonly [gateUp: DTypeInfo, down: DTypeInfo]
+  readonly experts: number
+  readonly hidden: number
+  readonly inter: number
+  readonly k: number
+  readonly act?: ActivationName
+  readonly biased?: boolean
+  readonly scaleInput?: boolean
+}
+
+const CASES: readonly ExpertsCase[] = [
   { name: "Q8_0", types: [Q8_0, Q8_0], experts: 6, hidden: 64, inter: 32, k: 3 },
   { name: "Q4_K with Q6_K down", types: [Q4_K, Q6_K], experts: 5, hidden: 256, inter: 256, k: 2 },
   {
@@ -20,11 +33,46 @@ const CASES = [
     inter: 40,
     k: 4,
   },
-] as const
+  {
+    name: "gpt-oss: Q8_0 with biases and its clamped SwiGLU",
+    types: [Q8_0, Q8_0],
+    experts: 6,
+    hidden: 64,
+    inter: 96,
+    k: 3,
+    act: "swiglu_oai",
+    biased: true,
+  },
+  {
+    name: "F32 with biases, rows that fill no block",
+    types: [F32, F32],
+    experts: 3,
+    hidden: 40,
+    inter: 24,
+    k: 2,
+    act: "relu",
+    biased: true,
+  },
+  {
+    name: "Llama 4: the weight scales the input",
+    types: [Q4_K, Q6_K],
+    experts: 4,
+    hidden: 256,
+    inter: 256,
+    k: 1,
+    scaleInput: true,
+  },
+]
 
 describeBackends("fusedExperts", (backend) => {
-  for (const { name, types, experts, hidden, inter, k } of CASES) {
+  for (const { name, types, experts, hidden, inter, k, ...how } of CASES) {
     test(name, () => {
+      const { act = "silu", biased = false, scaleInput = false } = how
+      const biases = [
+        randomArray(experts * inter, 4),
+        randomArray(experts * inter, 5),
+        randomArray(experts * hidden, 6),
+      ] as const
       const gate = randomWeight(backend, types[0], [experts, inter, hidden], 1)
       const up = randomWeight(backend, types[0], [experts, inter, hidden], 2)
       const down = randomWeight(backend, types[1], [experts, hidden, inter], 3)
@@ -34,6 +82,9 @@ describeBackends("fusedExperts", (backend) => {
         down: dequantized(down),
         hidden,
         inter,
+        act,
+        scaleInput,
+        ...(biased ? { biases } : {}),
       }
       for (const precision of ["fast", "f32"] as const) {
         backend.precision = precision
@@ -49,27 +100,32 @@ describeBackends("fusedExperts", (backend) => {
             weights: Tensor.from(backend, weights, [tokens, k]),
           }
           const fast = precision === "fast"
-          // float weights take float activations in either precision, here only `down`
+          // float weights take float activations in either precision
           const round = (row: Float32Array): ArrayLike<number> =>
-            fast && (row.length === hidden || types[1] !== F32) ? roundToInt8(row) : row
+            fast && types[row.length === hidden ? 0 : 1] !== F32 ? roundToInt8(row) : row
           const want = reference.fusedExperts(x, ids, weights, k, stacks, round)
           const variants = [{ gate, up, down }]
           if (fast)
             variants.push({
-              gate: packWeight(gate) as Tensor,
-              up: packWeight(up) as Tensor,
+              gate: packWeight(gate) ?? gate,
+              up: packWeight(up) ?? up,
               down: packWeight(down) ?? down,
             })
           for (const w of variants) {
-            const got = fusedExperts(
-              Tensor.from(backend, x, [tokens, hidden]),
-              routing.ids,
-              routing.weights,
-              w.gate,
-              w.up,
-              w.down,
-              "silu",
-            ).toFloat32Array()
+            const bias = (which: 0 | 1 | 2): Tensor | null =>
+              biased
+                ? Tensor.from(backend, biases[which], [experts, which === 2 ? hidden : inter])
+                : null
+            const got = fusedExperts({
+              x: Tensor.from(backend, x, [tokens, hidden]),
+              ...routing,
+              ...w,
+              act,
+              gateBias: bias(0),
+              upBias: bias(1),
+              downBias: bias(2),
+              scaleInput,
+            }).toFloat32Array()
             // the middle row is rounded to int8 after f32 sums: a last-bit difference may round the other way
             expectClose(got, want, fast ? 2e-3 : 1e-5)
           }
@@ -87,8 +143,11 @@ describeBackends("fusedExperts", (backend) => {
       weights: Tensor.from(backend, Float32Array.of(1), [1, 1]),
     }
     const x = Tensor.from(backend, randomArray(8, 1), [1, 8])
-    expect(() => fusedExperts(x, routing.ids, routing.weights, w, w, w, "silu")).toThrow(
-      "expert 2 of 2",
+    const operands = { x, ...routing, gate: w, up: w, down: w, act: "silu" } as const
+    expect(() => fusedExperts(operands)).toThrow("expert 2 of 2")
+    const upBias = Tensor.from(backend, randomArray(8, 2), [1, 8])
+    expect(() => fusedExperts({ ...operands, upBias })).toThrow(
+      "up_bias dimension 0 is 1, expected 2",
     )
   })
 })

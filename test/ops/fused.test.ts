@@ -156,6 +156,50 @@ describeBackends("fused", (backend) => {
     }
   })
 
+  test("qkvRopeStore norms q and k without weights", () => {
+    const [heads, dim, n, tokens] = [2, 16, 32, 5]
+    const w = randomWeight(backend, F32, [heads * dim, n], 1)
+    const x = Tensor.from(backend, randomArray(tokens * n, 2), [tokens, n])
+    const cache = (): Tensor => Tensor.allocate(backend, F32, [1, heads, 8, dim])
+    const [kWant, vWant, kCache, vCache] = [cache(), cache(), cache(), cache()]
+    const slotMapping = Tensor.from(
+      backend,
+      Int32Array.from({ length: tokens }, (_, t) => t),
+    )
+    const plain = linear(x, w).unflatten(-1, [heads, dim])
+    const normed = rmsNorm(plain, null, 1e-5)
+    storeKv(normed, plain, slotMapping, kWant, vWant)
+    const operands = {
+      x,
+      normWeight: null,
+      eps: 0,
+      normOffset: 0,
+      wq: w,
+      wk: w,
+      wv: w,
+      bq: null,
+      bk: null,
+      bv: null,
+      qNorm: null,
+      kNorm: null,
+      unitQkNorm: true,
+      qkEps: 1e-5,
+      qkNormOffset: 0,
+      ropeTable: null,
+      interleaved: false,
+      slotMapping,
+      kCache,
+      vCache,
+      numHeads: heads,
+    }
+    expectClose(qkvRopeStore(operands).toFloat32Array(), normed.toFloat32Array(), 1e-6)
+    expectClose(kCache.toFloat32Array(), kWant.toFloat32Array(), 1e-6)
+    expectClose(vCache.toFloat32Array(), vWant.toFloat32Array(), 1e-6)
+    const qNorm = Tensor.from(backend, randomArray(dim, 3))
+    expect(() => qkvRopeStore({ ...operands, qNorm })).toThrow("unit_qk_norm is 1")
+    for (const tensor of [kWant, vWant, kCache, vCache]) tensor[Symbol.dispose]()
+  })
+
   test("a slot outside the cache is refused", () => {
     const w = randomWeight(backend, F32, [16, 32], 1)
     const [kCache, vCache] = [

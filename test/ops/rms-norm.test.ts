@@ -24,6 +24,18 @@ describeBackends("rmsNorm", (backend) => {
     })
   }
 
+  test("without a weight", () => {
+    for (const n of WIDTHS) {
+      const x = randomArray(3 * n, n)
+      const got = rmsNorm(Tensor.from(backend, x, [3, n]), null, 1e-5)
+      expectClose(
+        got.toFloat32Array(),
+        reference.rmsNorm(x, new Float32Array(n).fill(1), 1e-5),
+        2e-6,
+      )
+    }
+  })
+
   test("addRmsNorm adds into the residual first", () => {
     const n = 50
     const a = randomArray(2 * n, 1)

@@ -7,7 +7,14 @@ export interface AttentionCase {
   readonly scale: number
   readonly softCap?: number
   readonly slidingWindow?: number
+  readonly chunkSize?: number
+  readonly temperature?: { readonly scale: number; readonly floor: number }
   readonly sinks?: ArrayLike<number>
+}
+
+/** Llama 4's growth of the scores with the query's position. */
+function temperature({ temperature: t }: AttentionCase, position: number): number {
+  return t === undefined ? 1 : 1 + t.scale * Math.log(1 + Math.floor((position + 1) / t.floor))
 }
 
 /** q [queries, heads, kDim], k [length, kvHeads, kDim], v [length, kvHeads, vDim]; the queries are the last positions. */
@@ -17,15 +24,18 @@ export function attention(
   v: ArrayLike<number>,
   spec: AttentionCase,
 ): Float64Array {
-  const { heads, kvHeads, kDim, vDim, scale } = spec
+  const { heads, kvHeads, kDim, vDim } = spec
   const queries = q.length / (heads * kDim)
   const length = k.length / (kvHeads * kDim)
   const window = spec.slidingWindow ?? 0
+  const chunk = spec.chunkSize ?? 0
   const cap = spec.softCap ?? 0
   const out = new Float64Array(queries * heads * vDim)
   for (let t = 0; t < queries; t++) {
     const position = length - queries + t
-    const first = window > 0 ? Math.max(0, position - window + 1) : 0
+    const chunkStart = chunk > 0 ? position - (position % chunk) : 0
+    const first = Math.max(chunkStart, window > 0 ? position - window + 1 : 0)
+    const scale = spec.scale * temperature(spec, position)
     for (let h = 0; h < heads; h++) {
       const kv = Math.floor(h / (heads / kvHeads))
       const scores: number[] = []

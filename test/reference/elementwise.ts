@@ -29,13 +29,24 @@ const ACTIVATIONS = {
   relu: (x: number) => Math.max(x, 0),
 }
 
-export type ActivationName = keyof typeof ACTIVATIONS
-export const ACTIVATION_NAMES = Object.keys(ACTIVATIONS) as ActivationName[]
+export type ActivationName = keyof typeof ACTIVATIONS | "swiglu_oai"
+export const ACTIVATION_NAMES = [...Object.keys(ACTIVATIONS), "swiglu_oai"] as ActivationName[]
+
+/** gpt-oss' SwiGLU: both operands clamped, sigmoid of 1.702 times the gate, up + 1. */
+function swigluOai(gate: number, up: number): number {
+  const g = Math.min(gate, 7)
+  return (g / (1 + Math.exp(-1.702 * g))) * (Math.min(Math.max(up, -7), 7) + 1)
+}
+
+/** What one gate and up value make, before `down`. */
+export function gated(gate: number, up: number, act: ActivationName): number {
+  return act === "swiglu_oai" ? swigluOai(gate, up) : ACTIVATIONS[act](gate) * up
+}
 
 export function actMul(
   gate: ArrayLike<number>,
   up: ArrayLike<number>,
   act: ActivationName,
 ): Float64Array {
-  return Float64Array.from(gate, (x, i) => ACTIVATIONS[act](x) * (up[i] as number))
+  return Float64Array.from(gate, (x, i) => gated(x, up[i] as number, act))
 }

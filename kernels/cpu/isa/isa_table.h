@@ -38,8 +38,9 @@ typedef struct kt_attention {
   int32_t kv_heads, group; /* heads of one kv head */
   int32_t k_dim, v_dim;
   int32_t page_size, half; /* half: caches are F16, else F32 */
-  int32_t window;          /* 0: none */
+  int32_t window, chunk;   /* 0: none */
   float scale, soft_cap;
+  float temperature_scale, temperature_floor; /* scale 0: none */
 } kt_attention_t;
 
 /* Consecutive queries of one sequence with one kv head. */
