@@ -204,8 +204,24 @@ KT_API kt_status_t kt_paged_attention(kt_ctx_t *ctx, const kt_tensor_t *q, const
                                       const kt_tensor_t *sinks, const kt_attention_params_t *params, const kt_tensor_t *out);
 
 /* ---- mixture of experts ---- */
-/* softmax over all experts, the k best (ties: lower id first), renormalised if norm is 1; logits [tokens, experts] f32, ids [tokens, k] i32, weights [tokens, k] f32. */
-KT_API kt_status_t kt_topk_softmax(kt_ctx_t *ctx, const kt_tensor_t *logits, uint32_t norm, const kt_tensor_t *ids, const kt_tensor_t *weights);
+#define KT_SCORE_SOFTMAX 0        /* over all experts */
+#define KT_SCORE_SIGMOID 1
+#define KT_SCORE_CHOSEN_SOFTMAX 2 /* the logits choose; the weights are the softmax over the chosen */
+#define KT_GROUP_MAX 0
+#define KT_GROUP_TOP2_SUM 1
+typedef struct kt_router_params {
+  uint32_t struct_size, abi_version;
+  uint32_t score;       /* KT_SCORE_* */
+  uint32_t norm;        /* 1: weights are divided by their sum + 1e-20 */
+  int32_t num_groups;   /* of neighbouring experts, equally many; 1: none */
+  int32_t topk_groups;  /* groups that experts are chosen from */
+  uint32_t group_score; /* KT_GROUP_*: what a group is judged by */
+  float scale;          /* multiplies the weights, last */
+} kt_router_params_t;
+/* The k best experts of each token (ties: lower id first) and their weights. logits [tokens, experts] f32, bias [experts] f32
+ * or NULL: added to the scores for the choice only; ids [tokens, k] i32, best first, weights [tokens, k] f32. */
+KT_API kt_status_t kt_moe_router(kt_ctx_t *ctx, const kt_tensor_t *logits, const kt_tensor_t *bias, const kt_router_params_t *params,
+                                 const kt_tensor_t *ids, const kt_tensor_t *weights);
 #define KT_EXPERTS_SCALE_INPUT 1 /* weights[t][j] multiplies the expert's input and not its output */
 typedef struct kt_experts_args {
   uint32_t struct_size, abi_version;

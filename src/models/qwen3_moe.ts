@@ -2,7 +2,7 @@ import type { ForwardBatch } from "../nn/forward-batch.ts"
 import { Linear } from "../nn/layers.ts"
 import { Module, registerModules } from "../nn/module.ts"
 import { Experts } from "../nn/moe.ts"
-import { topkSoftmax } from "../ops/index.ts"
+import { routeExperts } from "../ops/index.ts"
 import type { Tensor } from "../tensor/tensor.ts"
 import { isMoeLayer, type ModelConfig } from "./config.ts"
 import { LlamaDecoderLayer, LlamaForCausalLM, LlamaMLP, LlamaModel } from "./llama.ts"
@@ -34,7 +34,11 @@ export class Qwen3MoeSparseMoeBlock extends Module {
 
   /** x [T, hidden] → [T, hidden] */
   forward(x: Tensor, batch: ForwardBatch): Tensor {
-    const { ids, weights } = topkSoftmax(this.gate.forward(x), this.topK, this.normTopkProb)
+    const { ids, weights } = routeExperts(this.gate.forward(x), {
+      topK: this.topK,
+      score: "softmax",
+      normalize: this.normTopkProb,
+    })
     return this.experts.forward(x, ids, weights, batch)
   }
 }

@@ -7,5 +7,13 @@ export { embedding } from "./embedding.ts"
 export { rope, ropeTable } from "./rope.ts"
 export { type AttentionOptions, pagedAttention, storeKv } from "./attention.ts"
 export { measure, type Measurement } from "./measure.ts"
-export { type ExpertsOperands, fusedExperts, type Routing, topkSoftmax } from "./moe.ts"
+export {
+  type ExpertsOperands,
+  fusedExperts,
+  type GroupScore,
+  routeExperts,
+  type RouterOptions,
+  type RouterScore,
+  type Routing,
+} from "./moe.ts"
 export { argmax, type Logprobs, logprobs, SamplingBatch, SamplingState } from "./sampling.ts"

@@ -3,6 +3,11 @@ import {
   KT_ABI_MAJOR,
   KT_ABI_MINOR,
   KT_EXPERTS_SCALE_INPUT,
+  KT_GROUP_MAX,
+  KT_GROUP_TOP2_SUM,
+  KT_SCORE_CHOSEN_SOFTMAX,
+  KT_SCORE_SIGMOID,
+  KT_SCORE_SOFTMAX,
   layouts,
 } from "../native/abi.generated.ts"
 import { I32 } from "../tensor/dtype.ts"
@@ -16,25 +21,69 @@ export interface Routing {
   readonly weights: Tensor
 }
 
-/**
- * Softmax over all experts, then the k best (ties: the lower id first); `normalize` makes their weights sum to 1.
- * logits [tokens, experts] F32.
- */
-export function topkSoftmax(logits: Tensor, k: number, normalize: boolean): Routing {
-  const backend = backendOf("topkSoftmax", logits)
-  if (!(Number.isInteger(k) && k >= 1 && k <= logits.dim(-1)))
-    throw new KtError(`topkSoftmax: k is ${k}, there are ${logits.dim(-1)} experts`)
-  const ids = empty(logits, [logits.dim(0), k], I32)
-  const weights = empty(logits, [logits.dim(0), k])
+/** What experts are scored by; "chosen-softmax": the logits choose, their softmax over the chosen weighs. */
+export const ROUTER_SCORES = {
+  softmax: KT_SCORE_SOFTMAX,
+  sigmoid: KT_SCORE_SIGMOID,
+  "chosen-softmax": KT_SCORE_CHOSEN_SOFTMAX,
+} as const
+export type RouterScore = keyof typeof ROUTER_SCORES
+
+/** What a group of experts is judged by. */
+export const GROUP_SCORES = { max: KT_GROUP_MAX, "top2-sum": KT_GROUP_TOP2_SUM } as const
+export type GroupScore = keyof typeof GROUP_SCORES
+
+export interface RouterOptions {
+  readonly topK: number
+  readonly score: RouterScore
+  /** Weights are divided by their sum. */
+  readonly normalize: boolean
+  /** [experts] F32, added to the scores for the choice only. */
+  readonly bias?: Tensor | null
+  /** Groups of neighbouring experts; experts come from the best `topkGroups` of them. */
+  readonly groups?: number
+  readonly topkGroups?: number
+  readonly groupScore?: GroupScore
+  /** Multiplies the weights. */
+  readonly scale?: number
+}
+
+const { size: ROUTER_BYTES, fields: ROUTER } = layouts.kt_router_params
+
+/** The k best experts of each token (ties: the lower id first) and their weights. logits [tokens, experts] F32. */
+export function routeExperts(logits: Tensor, options: RouterOptions): Routing {
+  const { topK, bias = null, groups = 1, topkGroups = groups } = options
+  const backend = backendOf("routeExperts", logits, bias)
+  const experts = logits.dim(-1)
+  if (!(Number.isInteger(groups) && groups >= 1 && experts % groups === 0))
+    throw new KtError(`routeExperts: ${experts} experts in ${groups} groups`)
+  if (!(Number.isInteger(topkGroups) && topkGroups >= 1 && topkGroups <= groups))
+    throw new KtError(`routeExperts: topkGroups is ${topkGroups}, there are ${groups} groups`)
+  const available = (experts / groups) * topkGroups
+  if (!(Number.isInteger(topK) && topK >= 1 && topK <= available))
+    throw new KtError(`routeExperts: topK is ${topK}, there are ${available} experts`)
+  if (bias !== null) expectShape("routeExperts", "bias", bias, [experts])
+  const ids = empty(logits, [logits.dim(0), topK], I32)
+  const weights = empty(logits, [logits.dim(0), topK])
+  const { params } = backend
+  params.setUint32(ROUTER.struct_size, ROUTER_BYTES, true)
+  params.setUint32(ROUTER.abi_version, KT_ABI_MAJOR * 65536 + KT_ABI_MINOR, true)
+  params.setUint32(ROUTER.score, ROUTER_SCORES[options.score], true)
+  params.setUint32(ROUTER.norm, options.normalize ? 1 : 0, true)
+  params.setInt32(ROUTER.num_groups, groups, true)
+  params.setInt32(ROUTER.topk_groups, topkGroups, true)
+  params.setUint32(ROUTER.group_score, GROUP_SCORES[options.groupScore ?? "max"], true)
+  params.setFloat32(ROUTER.scale, options.scale ?? 1, true)
   backend.check(
-    backend.library.kt_topk_softmax(
+    backend.library.kt_moe_router(
       backend.ctx,
       logits.desc,
-      normalize ? 1 : 0,
+      descOf(bias),
+      backend.paramsAddress,
       ids.desc,
       weights.desc,
     ),
-    "topkSoftmax",
+    "routeExperts",
   )
   return { ids, weights }
 }

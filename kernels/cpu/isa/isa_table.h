@@ -95,7 +95,7 @@ typedef struct kt_isa_table {
   void (*bin_weights)(const float *x, int64_t n, float max, float inv_temperature, float scale, uint32_t *counts, double *masses);
   int64_t (*gather_bin)(const float *x, int64_t n, float max, float scale, int32_t wanted, uint32_t first_id, uint64_t *keys);
   /* router.inc */
-  void (*topk_softmax_row)(const float *logits, int64_t n, int64_t k, uint32_t norm, int32_t *ids, float *weights);
+  void (*router_row)(const float *logits, const float *bias, int64_t n, int64_t k, const kt_router_params_t *params, int32_t *ids, float *weights);
   /* measure.inc */
   uint64_t (*read_bytes)(const void *data, int64_t bytes);
   int64_t (*int_dot_rounds)(int64_t rounds);
