@@ -5,6 +5,7 @@ comptime {
     _ = @import("rms_norm.zig");
     _ = @import("linear.zig");
     _ = @import("elementwise.zig");
+    _ = @import("quantize.zig");
     _ = @import("embedding.zig");
     _ = @import("rope.zig");
     _ = @import("attention.zig");

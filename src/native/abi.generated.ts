@@ -17,6 +17,7 @@ export const symbols = {
   kt_ctx_set_precision: { args: ["ptr", "u32"], returns: "i32" },
   kt_packed_bytes: { args: ["ptr", "ptr", "ptr"], returns: "i32" },
   kt_pack_weight: { args: ["ptr", "ptr", "ptr"], returns: "i32" },
+  kt_quantize: { args: ["ptr", "ptr", "ptr", "ptr"], returns: "i32" },
   kt_copy: { args: ["ptr", "ptr", "ptr"], returns: "i32" },
   kt_add: { args: ["ptr", "ptr", "ptr", "ptr"], returns: "i32" },
   kt_act_mul: { args: ["ptr", "ptr", "ptr", "u32", "ptr"], returns: "i32" },
@@ -109,4 +110,4 @@ export const KT_MEASURE_READ = 0
 export const KT_MEASURE_INT_DOT = 1
 export const KT_MEASURE_FMA = 2
 
-export const KT_ABI_HASH = 0x405a271b75c7703bn
+export const KT_ABI_HASH = 0xda5437aba68f8722n

@@ -80,6 +80,8 @@ typedef struct kt_isa_table {
   void (*f32_to_bf16_row)(const float *src, uint16_t *out, int64_t n);
   /* dequant.inc: any weight type; n is whole blocks */
   void (*dequant_row)(uint32_t dtype, const void *row, float *out, int64_t n);
+  /* quantize.inc: n is whole blocks; 0 where a value is not finite */
+  int32_t (*quantize_weights)(uint32_t dtype, const float *x, const float *importance, void *out, int64_t n);
   /* elementwise.inc */
   void (*convert_row)(uint32_t from, const void *src, uint32_t to, void *out, int64_t n);
   void (*scale_row)(float *x, float scale, int64_t n);
