@@ -2,6 +2,7 @@ import { FormatError } from "../errors.ts"
 import { F32 } from "../tensor/dtype.ts"
 import type { GgufFile } from "../weights/gguf.ts"
 import {
+  type Activation,
   checkedConfig,
   defaultHeadDim,
   type LayerType,
@@ -19,6 +20,18 @@ interface Traits {
   readonly qkNorm?: true
   readonly gemma?: true
   readonly moe?: true
+  readonly act?: Activation
+  /** YaRN's bounds are not rounded. */
+  readonly exactYarn?: true
+  /** Which layers slide where the file has a window and no pattern; default: all. */
+  readonly slides?: (layer: number) => boolean
+  /** Layers without rope, where the file has a window (SmallThinker) or does not say 0 (Llama 4). */
+  readonly nope?: (layer: number) => boolean
+  /** Layers are chunked and not sliding, by sizes that no file holds. */
+  readonly chunked?: {
+    readonly size: number
+    readonly temperature: { scale: number; floor: number }
+  }
 }
 
 /** Keyed by `general.architecture`. Mistral models are written as llama. */
@@ -29,6 +42,37 @@ const TRAITS: Readonly<Record<string, Traits>> = {
   gemma3: { modelType: "gemma3_text", qkNorm: true, gemma: true },
   phi3: { modelType: "phi3" },
   qwen3moe: { modelType: "qwen3_moe", qkNorm: true, moe: true },
+  smallthinker: {
+    modelType: "smallthinker",
+    moe: true,
+    act: "relu",
+    slides: (layer) => layer % 4 !== 0,
+    nope: (layer) => layer % 4 === 0,
+  },
+  llama4: {
+    modelType: "llama4_text",
+    interleaved: true,
+    moe: true,
+    nope: (layer) => layer % 4 === 3,
+    chunked: { size: 8192, temperature: { scale: 0.1, floor: 8192 } },
+  },
+  "gpt-oss": {
+    modelType: "gpt_oss",
+    moe: true,
+    act: "swiglu_oai",
+    exactYarn: true,
+    slides: (layer) => layer % 2 === 0,
+  },
+}
+
+/** Maverick, which has so many experts, is the Llama 4 without q/k norms; files do not say. */
+const LLAMA4_PLAIN_EXPERTS = 128
+
+/** `expert_gating_func` of files; softmax over the chosen experts equals that over all, renormalised. */
+const SCORING: Readonly<Record<number, "softmax" | "sigmoid">> = {
+  1: "softmax",
+  2: "sigmoid",
+  3: "softmax",
 }
 
 /** Gemma 3's every sixth layer is global, where the file does not say. */
@@ -79,6 +123,8 @@ export function configFromGguf(gguf: GgufFile): ModelConfig {
     throw new FormatError(path, "has no tensor token_embd.weight; a vocabulary alone is no model")
   const window = keys.count("attention.sliding_window")
   const layer_types = layerTypes(keys, traits, layers, window)
+  const hasNope = traits.chunked === undefined ? (window ?? 0) > 0 : window !== 0
+  const nope = hasNope ? traits.nope : undefined
   const slides = layer_types.includes("sliding_attention")
   const has = (name: string): boolean => gguf.get(name) !== undefined
   return checkedConfig(path, {
@@ -95,12 +141,12 @@ export function configFromGguf(gguf: GgufFile): ModelConfig {
     rms_norm_eps:
       keys.float("attention.layer_norm_rms_epsilon") ??
       keys.missing("attention.layer_norm_rms_epsilon"),
-    hidden_act: traits.gemma ? "gelu_pytorch_tanh" : "silu",
+    hidden_act: traits.act ?? (traits.gemma ? "gelu_pytorch_tanh" : "silu"),
     tie_word_embeddings: !has("output.weight"),
     attention_bias: has("blk.0.attn_q.bias") || has("blk.0.attn_qkv.bias"),
     attention_output_bias: has("blk.0.attn_output.bias"),
     mlp_bias: has("blk.0.ffn_down.bias"),
-    qk_norm: traits.qkNorm ?? false,
+    qk_norm: traits.chunked ? numExperts !== LLAMA4_PLAIN_EXPERTS : (traits.qkNorm ?? false),
     norm_offset: 0, // The converter has added Gemma's 1 to the weights.
     embedding_scale: traits.gemma ? Math.sqrt(hidden) : 1,
     attention_scale:
@@ -108,13 +154,18 @@ export function configFromGguf(gguf: GgufFile): ModelConfig {
     attn_logit_softcapping: keys.float("attn_logit_softcapping"),
     final_logit_softcapping: keys.float("final_logit_softcapping"),
     sliding_window: slides ? window : undefined,
+    attention_chunk_size: traits.chunked?.size,
     layer_types,
+    rope_layers: Array.from({ length: layers }, (_, i) => nope?.(i) !== true),
+    attn_temperature: nope === undefined ? undefined : traits.chunked?.temperature,
     ...ropes(keys, gguf, traits, headDim),
     num_experts: numExperts,
     num_experts_per_tok: keys.count("expert_used_count") ?? 0,
     moe_intermediate_size: traits.moe ? keys.size("expert_feed_forward_length") : 0,
     norm_topk_prob: traits.moe ? (keys.flag("expert_weights_norm") ?? true) : false,
-    decoder_sparse_step: 1,
+    scoring_func: scoring(keys, traits),
+    moe_enable_early_router: traits.modelType === "smallthinker",
+    decoder_sparse_step: traits.chunked ? keys.size("interleave_moe_layer_step", 4096) : 1,
     mlp_only_layers: [],
     bos_token_id: keys.tokenId("bos"),
     eos_token_id: [
@@ -166,13 +217,30 @@ function layerTypes(
   window: number | undefined,
 ): readonly LayerType[] {
   const uniform = (type: LayerType): LayerType[] => Array<LayerType>(layers).fill(type)
+  if (traits.chunked !== undefined && window !== 0) {
+    return Array.from({ length: layers }, (_, i) =>
+      traits.nope?.(i) ? "full_attention" : "chunked_attention",
+    )
+  }
   if (window === undefined || window === 0) return uniform("full_attention")
   const slides = keys.flags("attention.sliding_window_pattern")
   if (slides !== undefined) return slides.map((s) => (s ? "sliding_attention" : "full_attention"))
   const pattern = keys.count("attention.sliding_window_pattern", 4096)
   if (traits.gemma || pattern !== undefined)
     return patternLayerTypes(layers, pattern ?? GEMMA_PATTERN)
+  const { slides: slidesAt } = traits
+  if (slidesAt !== undefined) {
+    return Array.from({ length: layers }, (_, i) =>
+      slidesAt(i) ? "sliding_attention" : "full_attention",
+    )
+  }
   return uniform("sliding_attention")
+}
+
+function scoring(keys: Keys, traits: Traits): "softmax" | "sigmoid" {
+  if (traits.chunked !== undefined) return "sigmoid"
+  const func = keys.count("expert_gating_func", 255) ?? 1
+  return SCORING[func] ?? keys.unknown("expert_gating_func", func, Object.keys(SCORING))
 }
 
 function attentionScale(
@@ -218,6 +286,7 @@ function ropes(
         : attnFactor,
     beta_fast: keys.float("rope.scaling.yarn_beta_fast"),
     beta_slow: keys.float("rope.scaling.yarn_beta_slow"),
+    truncate: traits.exactYarn ? false : undefined,
     short_factor: short,
     long_factor: long,
     freq_factors: floats(gguf, "rope_freqs.weight"),
@@ -325,6 +394,10 @@ class Keys {
     if (value === undefined) return undefined
     if (typeof value === "number" && Number.isInteger(value) && value >= 0) return value
     throw new FormatError(this.#gguf.path, `${key}: ${String(value)}, expected a token id`)
+  }
+
+  unknown(key: string, value: unknown, known: readonly string[]): never {
+    this.#wrong(key, value, `one of ${known.join(", ")}`)
   }
 
   missing(key: string): never {

@@ -30,6 +30,8 @@ const context = z.int().min(1).max(1_073_741_824)
 const layerCount = z.int().min(1).max(4096)
 const positive = z.number().positive()
 const tokenId = z.int().nonnegative()
+/** A flag for each layer, written 0 or 1. */
+const layout = z.array(z.union([z.literal(0), z.literal(1), z.boolean()])).max(4096)
 const factors = z.array(positive).max(65_536)
 
 const Rope = z.object({
@@ -98,6 +100,26 @@ const HfConfig = z.object({
   norm_topk_prob: z.boolean().nullish(),
   decoder_sparse_step: layerCount.nullish(),
   mlp_only_layers: z.array(z.int().nonnegative()).max(4096).nullish(),
+  // SmallThinker
+  moe_primary_router_apply_softmax: z.boolean().nullish(),
+  moe_enable_early_router: z.boolean().nullish(),
+  moe_enable_secondary_experts: z.literal(false).nullish(),
+  moe_layer_layout: layout.nullish(),
+  rope_layout: layout.nullish(),
+  sliding_window_layout: layout.nullish(),
+  // Llama 4
+  attention_chunk_size: context.nullish(),
+  no_rope_layers: layout.nullish(),
+  no_rope_layer_interval: layerCount.nullish(),
+  interleave_moe_layer_step: layerCount.nullish(),
+  moe_layers: z.array(z.int().nonnegative()).max(4096).nullish(),
+  use_qk_norm: z.boolean().nullish(),
+  attn_temperature_tuning: z.union([z.boolean(), z.number()]).nullish(),
+  attn_scale: z.number().nonnegative().nullish(),
+  floor_scale: positive.nullish(),
+  // gpt-oss: the kernels have its activation with these constants
+  swiglu_alpha: z.literal(1.702).nullish(),
+  swiglu_limit: z.literal(7).nullish(),
 })
 type HfConfig = z.infer<typeof HfConfig>
 
@@ -112,9 +134,18 @@ interface Traits {
   readonly moe?: true
   /**
    * Layers that slide where `layer_types` does not say: those from `max_window_layers` on, each,
-   * all but every n-th.
+   * all but every n-th; `layout`: SmallThinker's list; `chunked`: Llama 4's, in chunks, where there
+   * is a rope.
    */
-  readonly sliding: "none" | "upper" | "all" | "pattern"
+  readonly sliding: "none" | "upper" | "all" | "pattern" | "layout" | "chunked"
+  /** Where `hidden_act` does not tell it. */
+  readonly act?: Activation
+  /** Other names of this file's keys. */
+  readonly aliases?: Readonly<Record<string, string>>
+  /** The router takes sigmoids where no key says so. */
+  readonly sigmoid?: true
+  /** Pairs of neighbours rotate. */
+  readonly interleaved?: true
   /** `use_sliding_window` must be true. */
   readonly slidingIsOptIn?: true
   readonly defaults: Readonly<Record<string, unknown>>
@@ -179,6 +210,80 @@ const TRAITS: Readonly<Record<ModelType, Traits>> = {
       moe_intermediate_size: 768,
     },
   },
+  smallthinker: {
+    attentionBias: "none",
+    moe: true,
+    sliding: "layout",
+    act: "relu",
+    aliases: {
+      num_experts: "moe_num_primary_experts",
+      num_experts_per_tok: "moe_num_active_primary_experts",
+      moe_intermediate_size: "moe_ffn_hidden_size",
+      intermediate_size: "dense_ffn_hidden_size",
+      sliding_window: "sliding_window_size",
+    },
+    defaults: {
+      num_key_value_heads: 4,
+      head_dim: 128,
+      norm_topk_prob: true,
+      dense_ffn_hidden_size: 4096,
+      moe_primary_router_apply_softmax: false,
+      moe_enable_early_router: true,
+    },
+  },
+  llama4_text: {
+    attentionBias: "config",
+    moe: true,
+    sliding: "chunked",
+    interleaved: true,
+    sigmoid: true,
+    aliases: {
+      moe_intermediate_size: "intermediate_size",
+      intermediate_size: "intermediate_size_mlp",
+      decoder_sparse_step: "interleave_moe_layer_step",
+    },
+    defaults: {
+      vocab_size: 202_048,
+      hidden_size: 5120,
+      intermediate_size: 8192,
+      intermediate_size_mlp: 16_384,
+      num_hidden_layers: 48,
+      num_attention_heads: 40,
+      num_key_value_heads: 8,
+      head_dim: 128,
+      max_position_embeddings: 131_072,
+      rms_norm_eps: 1e-5,
+      rope_theta: 500_000,
+      num_experts: 16,
+      num_experts_per_tok: 1,
+      interleave_moe_layer_step: 1,
+      use_qk_norm: true,
+      no_rope_layer_interval: 4,
+      attention_chunk_size: 8192,
+      attn_temperature_tuning: true,
+      attn_scale: 0.1,
+      floor_scale: 8192,
+    },
+  },
+  gpt_oss: {
+    attentionBias: "config",
+    moe: true,
+    sliding: "pattern",
+    act: "swiglu_oai",
+    aliases: { moe_intermediate_size: "intermediate_size" },
+    defaults: {
+      num_key_value_heads: 8,
+      head_dim: 64,
+      rms_norm_eps: 1e-5,
+      attention_bias: true,
+      sliding_window: 128,
+      sliding_window_pattern: 2,
+      rope_theta: 150_000,
+      num_experts: 128,
+      num_experts_per_tok: 4,
+      norm_topk_prob: true,
+    },
+  },
 }
 
 /**
@@ -202,7 +307,8 @@ export function configFromFolder(folder: string): ModelConfig {
  */
 export function configFromJson(file: string, json: unknown, eos?: readonly number[]): ModelConfig {
   const outer = parsed(file, "", json, z.record(z.string(), z.unknown()))
-  const text = outer["model_type"] === "gemma3" ? languageModel(file, outer) : outer
+  const textType = VISION_MODELS[String(outer["model_type"])]
+  const text = textType === undefined ? outer : languageModel(file, outer, textType)
   const type = text["model_type"]
   const modelType = MODEL_TYPES.find((known) => known === type)
   if (modelType === undefined) {
@@ -220,9 +326,11 @@ export function configFromJson(file: string, json: unknown, eos?: readonly numbe
   }
   const traits = TRAITS[modelType]
   const local = text["num_local_experts"] ?? undefined
-  const aliased =
-    local === undefined ? text : { ...text, num_experts: text["num_experts"] ?? local }
-  const c = parsed(file, "", { ...traits.defaults, ...withoutUndefined(aliased) }, HfConfig)
+  const known = local === undefined ? text : { ...text, num_experts: text["num_experts"] ?? local }
+  const given = { ...traits.defaults, ...withoutUndefined(known) }
+  const c = parsed(file, "", aliased(given, traits), HfConfig)
+  if (modelType === "smallthinker" && c.use_qk_norm === true)
+    throw new FormatError(file, "use_qk_norm: true, no published smallthinker model has q/k norms")
   const { hidden_size, num_attention_heads: heads } = c
   const head_dim = c.head_dim ?? defaultHeadDim(file, hidden_size, heads)
   const hasWindow = traits.slidingIsOptIn === undefined || c.use_sliding_window === true
@@ -250,7 +358,7 @@ export function configFromJson(file: string, json: unknown, eos?: readonly numbe
         : traits.attentionBias === "qkv",
     attention_output_bias: traits.attentionBias === "config" && (c.attention_bias ?? false),
     mlp_bias: modelType === "llama" && (c.mlp_bias ?? false),
-    qk_norm: traits.qkNorm ?? false,
+    qk_norm: traits.qkNorm ?? (modelType === "llama4_text" && c.use_qk_norm === true),
     norm_offset: traits.gemma ? 1 : 0,
     embedding_scale: traits.gemma ? Math.sqrt(hidden_size) : 1,
     attention_scale:
@@ -258,7 +366,12 @@ export function configFromJson(file: string, json: unknown, eos?: readonly numbe
     attn_logit_softcapping: traits.gemma ? (c.attn_logit_softcapping ?? undefined) : undefined,
     final_logit_softcapping: traits.gemma ? (c.final_logit_softcapping ?? undefined) : undefined,
     sliding_window: slides ? (window ?? c.sliding_window ?? undefined) : undefined,
+    attention_chunk_size: c.attention_chunk_size ?? undefined,
     layer_types,
+    rope_layers: ropeLayers(c),
+    attn_temperature: c.attn_temperature_tuning
+      ? { scale: c.attn_scale ?? 0.1, floor: c.floor_scale ?? 8192 }
+      : undefined,
     ...ropes(file, c, traits, head_dim),
     ...experts(file, c, traits),
     bos_token_id: c.bos_token_id ?? undefined,
@@ -266,21 +379,49 @@ export function configFromJson(file: string, json: unknown, eos?: readonly numbe
   })
 }
 
+/** Model types of checkpoints with a vision part, and of the language model in them. */
+const VISION_MODELS: Readonly<Record<string, ModelType>> = {
+  gemma3: "gemma3_text",
+  llama4: "llama4_text",
+}
+
 /** The text part of a checkpoint with a vision part; ids and tying may stand outside it. */
 function languageModel(
   file: string,
   outer: Readonly<Record<string, unknown>>,
+  textType: ModelType,
 ): Record<string, unknown> {
   const { bos_token_id, eos_token_id, tie_word_embeddings, quantization_config, text_config } =
     outer
   const inner = parsed(file, "text_config", text_config, z.record(z.string(), z.unknown()))
   const shared = { bos_token_id, eos_token_id, tie_word_embeddings, quantization_config }
-  return { ...withoutUndefined(shared), ...withoutUndefined(inner), model_type: "gemma3_text" }
+  return { ...withoutUndefined(shared), ...withoutUndefined(inner), model_type: textType }
+}
+
+/** Keys under the names that this file knows; a key that is an alias of two takes its value for both. */
+function aliased(
+  given: Readonly<Record<string, unknown>>,
+  { aliases = {} }: Traits,
+): Record<string, unknown> {
+  const renamed = Object.entries(aliases).filter(([, key]) => given[key] !== undefined)
+  return { ...given, ...Object.fromEntries(renamed.map(([name, key]) => [name, given[key]])) }
 }
 
 function layerTypes(c: HfConfig, traits: Traits, window: number | undefined): readonly LayerType[] {
   if (c.layer_types !== undefined && c.layer_types !== null) return c.layer_types
   const { num_hidden_layers: layers } = c
+  if (traits.sliding === "chunked") {
+    const chunked = c.attention_chunk_size !== null && c.attention_chunk_size !== undefined
+    return ropeLayers(c).map((rotates) =>
+      rotates && chunked ? "chunked_attention" : "full_attention",
+    )
+  }
+  if (traits.sliding === "layout") {
+    const slides = c.sliding_window_layout ?? []
+    return Array.from({ length: layers }, (_, i) =>
+      slides[i] && window !== undefined ? "sliding_attention" : "full_attention",
+    )
+  }
   if (window === undefined || traits.sliding === "none")
     return Array<LayerType>(layers).fill("full_attention")
   if (traits.sliding === "pattern")
@@ -291,7 +432,16 @@ function layerTypes(c: HfConfig, traits: Traits, window: number | undefined): re
   )
 }
 
+/** Whether q and k rotate, by layer. Lists of either model family hold 1 where they do. */
+function ropeLayers(c: HfConfig): readonly boolean[] {
+  const { num_hidden_layers: layers, no_rope_layer_interval: interval } = c
+  const list = c.rope_layout ?? (c.no_rope_layers?.length ? c.no_rope_layers : undefined)
+  if (list !== undefined) return list.map(Boolean)
+  return Array.from({ length: layers }, (_, i) => !interval || (i + 1) % interval !== 0)
+}
+
 function activation(file: string, c: HfConfig, traits: Traits): Activation {
+  if (traits.act !== undefined) return traits.act
   const key = traits.gemma ? "hidden_activation" : "hidden_act"
   const name = c[key] ?? "silu"
   // Two names of the same tanh approximation.
@@ -324,7 +474,7 @@ function ropes(
       type,
       theta: rope?.rope_theta ?? theta,
       rotary_dim: Math.floor(headDim * partial),
-      interleaved: false,
+      interleaved: traits.interleaved ?? false,
       max_position_embeddings: c.max_position_embeddings,
       original_max_position_embeddings: original,
       // Where both contexts are known, longrope's factor is their ratio and no other.
@@ -390,6 +540,8 @@ function experts(
   | "num_experts_per_tok"
   | "moe_intermediate_size"
   | "norm_topk_prob"
+  | "scoring_func"
+  | "moe_enable_early_router"
   | "decoder_sparse_step"
   | "mlp_only_layers"
 > {
@@ -405,9 +557,23 @@ function experts(
     num_experts_per_tok: needed("num_experts_per_tok"),
     moe_intermediate_size: needed("moe_intermediate_size"),
     norm_topk_prob: c.norm_topk_prob ?? false,
-    decoder_sparse_step: c.decoder_sparse_step ?? 1,
-    mlp_only_layers: c.mlp_only_layers ?? [],
+    scoring_func:
+      traits.sigmoid || c.moe_primary_router_apply_softmax === false ? "sigmoid" : "softmax",
+    moe_enable_early_router: c.moe_enable_early_router ?? false,
+    ...sparseLayers(c),
   }
+}
+
+/** Which layers have experts: by step and exceptions, or by a list of either kind. */
+function sparseLayers(c: HfConfig): Pick<ModelConfig, "decoder_sparse_step" | "mlp_only_layers"> {
+  const { num_hidden_layers: layers, moe_layers, moe_layer_layout: flags } = c
+  const sparse = moe_layers ?? flags?.flatMap((flag, i) => (flag ? [i] : []))
+  if (sparse === undefined) {
+    const { decoder_sparse_step, mlp_only_layers } = c
+    return { decoder_sparse_step: decoder_sparse_step ?? 1, mlp_only_layers: mlp_only_layers ?? [] }
+  }
+  const all = Array.from({ length: layers }, (_, i) => i)
+  return { decoder_sparse_step: 1, mlp_only_layers: all.filter((i) => !sparse.includes(i)) }
 }
 
 function eosIds(file: string, json: unknown): readonly number[] | undefined {

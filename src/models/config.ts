@@ -10,13 +10,16 @@ export const MODEL_TYPES = [
   "gemma3_text",
   "phi3",
   "qwen3_moe",
+  "smallthinker",
+  "llama4_text",
+  "gpt_oss",
 ] as const
 export type ModelType = (typeof MODEL_TYPES)[number]
 
-export const LAYER_TYPES = ["full_attention", "sliding_attention"] as const
+export const LAYER_TYPES = ["full_attention", "sliding_attention", "chunked_attention"] as const
 export type LayerType = (typeof LAYER_TYPES)[number]
 
-export const ACTIVATIONS = ["silu", "gelu", "gelu_pytorch_tanh", "relu"] as const
+export const ACTIVATIONS = ["silu", "gelu", "gelu_pytorch_tanh", "relu", "swiglu_oai"] as const
 export type Activation = (typeof ACTIVATIONS)[number]
 
 /**
@@ -57,8 +60,14 @@ export interface ModelConfig {
   readonly final_logit_softcapping: number | undefined
   /** Keys that a query of a sliding layer sees, its own included; undefined = no layer slides. */
   readonly sliding_window: number | undefined
+  /** A query of a chunked layer sees its own chunk of so many positions; undefined = no layer is chunked. */
+  readonly attention_chunk_size: number | undefined
   /** One per layer. */
   readonly layer_types: readonly LayerType[]
+  /** One per layer: whether q and k rotate; false where the layer knows no positions (NoPE). */
+  readonly rope_layers: readonly boolean[]
+  /** Multiplies the query at p of layers without rope by 1 + scale · ln(1 + ⌊(p + 1) / floor⌋). */
+  readonly attn_temperature: { readonly scale: number; readonly floor: number } | undefined
   readonly rope: RopeConfig
   /** The sliding layers' rope, where it differs. */
   readonly rope_local: RopeConfig | undefined
@@ -67,6 +76,10 @@ export interface ModelConfig {
   readonly num_experts_per_tok: number
   readonly moe_intermediate_size: number
   readonly norm_topk_prob: boolean
+  /** What the router makes of its logits. */
+  readonly scoring_func: "softmax" | "sigmoid"
+  /** The router sees the layer's input and not the attention's output. */
+  readonly moe_enable_early_router: boolean
   /** Layer i has experts if (i + 1) is a multiple of this and i is not in `mlp_only_layers`. */
   readonly decoder_sparse_step: number
   readonly mlp_only_layers: readonly number[]
@@ -78,6 +91,11 @@ export interface ModelConfig {
 /** Keys that a layer's attention sees (the query's own included), or 0 for all. */
 export function layerWindow(config: ModelConfig, layer: number): number {
   return config.layer_types[layer] === "sliding_attention" ? (config.sliding_window ?? 0) : 0
+}
+
+/** Positions of one chunk of a layer's attention, or 0 for no chunks. */
+export function layerChunk(config: ModelConfig, layer: number): number {
+  return config.layer_types[layer] === "chunked_attention" ? (config.attention_chunk_size ?? 0) : 0
 }
 
 /** The rope of a layer. */
@@ -126,6 +144,15 @@ export function checkedConfig(file: string, config: ModelConfig): ModelConfig {
   }
   if (config.layer_types.includes("sliding_attention") && config.sliding_window === undefined) {
     fail("sliding_window: missing, but layer_types has sliding_attention")
+  }
+  if (
+    config.layer_types.includes("chunked_attention") &&
+    config.attention_chunk_size === undefined
+  ) {
+    fail("attention_chunk_size: missing, but layer_types has chunked_attention")
+  }
+  if (config.rope_layers.length !== layers) {
+    fail(`rope layers: ${config.rope_layers.length} entries for ${layers} layers`)
   }
   for (const { rotary_dim: dim } of [config.rope, config.rope_local ?? config.rope]) {
     if (dim % 2 !== 0 || dim < 2 || dim > config.head_dim) {

@@ -44,6 +44,18 @@ const MODELS: Readonly<Record<string, ModelEntry>> = {
     architecture: "Qwen3MoeForCausalLM",
     load: async () => (await import("./qwen3_moe.ts")).Qwen3MoeForCausalLM,
   },
+  smallthinker: {
+    architecture: "SmallThinkerForCausalLM",
+    load: async () => (await import("./smallthinker.ts")).SmallThinkerForCausalLM,
+  },
+  llama4_text: {
+    architecture: "Llama4ForCausalLM",
+    load: async () => (await import("./llama4_text.ts")).Llama4ForCausalLM,
+  },
+  gpt_oss: {
+    architecture: "GptOssForCausalLM",
+    load: async () => (await import("./gpt_oss.ts")).GptOssForCausalLM,
+  },
 }
 
 /** Every model type with a model file. */

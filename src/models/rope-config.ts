@@ -91,7 +91,7 @@ export function ropeConfig(file: string, where: string, spec: RopeSpec): RopeCon
       fail(
         "type llama3 needs low_freq_factor, high_freq_factor and original_max_position_embeddings",
       )
-    } else if (low >= high) fail(`low_freq_factor ${low} is not below high_freq_factor ${high}`)
+    } else if (low > high) fail(`low_freq_factor ${low} is above high_freq_factor ${high}`)
   }
   if (type === "longrope" && (spec.short_factor === undefined || spec.long_factor === undefined)) {
     fail("type longrope needs short_factor and long_factor")

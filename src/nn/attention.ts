@@ -13,6 +13,10 @@ export interface AttentionModuleOptions {
   readonly scale: number
   /** Keys a query sees, its own included; 0 = all before it. */
   readonly slidingWindow?: number
+  /** A query sees only keys of its own chunk of so many positions; 0 = all before it. */
+  readonly chunkSize?: number
+  /** Growth of the scores with the query's position. */
+  readonly temperature?: { readonly scale: number; readonly floor: number } | undefined
   readonly softCap?: number
   /** One more logit per head, without a value. */
   readonly sinks?: boolean
@@ -40,6 +44,8 @@ export class Attention extends Module {
     this.params = {
       scale: options.scale,
       slidingWindow: options.slidingWindow ?? 0,
+      chunkSize: options.chunkSize ?? 0,
+      temperature: options.temperature,
       softCap: options.softCap ?? 0,
     }
   }

@@ -81,6 +81,21 @@ export class RMSNorm extends Module {
   }
 }
 
+/** x / rms(x) over the innermost dimension, without a weight (Llama 4 calls it an L2 norm). */
+export class L2Norm extends Module {
+  readonly eps: number
+
+  constructor(eps: number) {
+    super()
+    this.eps = eps
+  }
+
+  /** x [..., dim] → the same shape */
+  forward(x: Tensor): Tensor {
+    return rmsNorm(x, null, this.eps)
+  }
+}
+
 /** Rows of a table by token id, times a constant. */
 export class Embedding extends Module {
   readonly vocabSize: number
@@ -113,4 +128,4 @@ export function selectLogitsRows(x: Tensor, batch: ForwardBatch): Tensor {
   return batch.logitsRows.dim(0) === batch.numTokens ? x : embedding(x, batch.logitsRows)
 }
 
-registerModules({ Linear, RMSNorm, Embedding })
+registerModules({ Linear, RMSNorm, L2Norm, Embedding })

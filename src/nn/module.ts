@@ -23,14 +23,30 @@ export interface Parameter {
   readonly shape: readonly number[]
   /**
    * weight: a matrix of any type, packed where the kernels have a layout for it; table: a matrix whose rows are looked up,
-   * never packed; experts: a stack [experts, out, in], which checkpoints may hold one by one; vector: becomes F32.
+   * never packed; experts: a stack [experts, out, in], which checkpoints may hold one by one; vector: becomes F32 (a row an expert
+   * where experts have biases).
    */
   readonly kind: "weight" | "table" | "experts" | "vector"
   /** Only these rows of the stored matrix. */
   readonly rows?: { readonly start: number; readonly count: number }
+  /** Where the values are in checkpoints that have no tensor of this name but a stack laid out the other way. */
+  readonly transposed?: TransposedStack
   /** Whole path of the tensor to take where the checkpoint has none of this name (tied embeddings). */
   readonly fallback?: string
   bind(tensor: Tensor): void
+}
+
+/**
+ * A stored stack [experts, in, columns] (of biases: [experts, columns]) whose columns start, start + step, … are the rows of
+ * a parameter [experts, out, in].
+ */
+export interface TransposedStack {
+  /** Beside the parameter's own name. */
+  readonly name: string
+  readonly start: number
+  readonly step: number
+  /** Columns of the stack; by default as many as the parameter has rows. */
+  readonly width?: number
 }
 
 /** A node of the model tree. Fields that are Modules are its children; their names are the checkpoint's names. */

@@ -1,14 +1,40 @@
-import { type Activation, fusedExperts } from "../ops/index.ts"
+import { type Activation, fusedExperts, type Routing } from "../ops/index.ts"
 import type { Tensor } from "../tensor/tensor.ts"
 import type { ForwardBatch } from "./forward-batch.ts"
-import { Module, type Parameter, registerModules } from "./module.ts"
+import { Module, type Parameter, registerModules, type TransposedStack } from "./module.ts"
+
+/** A block of experts that may be asked to choose before attention, from the layer's input [T, hidden]. */
+export interface EarlyRouter {
+  route(routerInput: Tensor): Routing
+}
+
+/** Whether a layer must route before attention. */
+export function isEarlyRouter<T extends Module>(block: T): block is T & EarlyRouter {
+  return "isEarlyRouter" in block && block.isEarlyRouter === true
+}
 
 export interface ExpertsOptions {
   readonly numExperts: number
   readonly hiddenSize: number
   readonly intermediateSize: number
   readonly act: Activation
+  /** The checkpoint's names of an expert's projections, where they are not gate_proj, up_proj and down_proj. */
+  readonly names?: ExpertNames
+  /** Each projection has a bias. */
+  readonly bias?: boolean
+  /** How checkpoints that keep gate and up in one stack arrange its columns. */
+  readonly fused?: "halves" | "alternating"
+  /** The router's weights multiply the experts' input and not their output. */
+  readonly scaleInput?: boolean
 }
+
+export interface ExpertNames {
+  readonly gate: string
+  readonly up: string
+  readonly down: string
+}
+
+const NAMES: ExpertNames = { gate: "gate_proj", up: "up_proj", down: "down_proj" }
 
 /** The routed experts of one layer: gated feed-forward networks whose matrices are stacked. */
 export class Experts extends Module {
@@ -18,6 +44,10 @@ export class Experts extends Module {
   up_proj!: Tensor
   /** [experts, hidden, intermediate] */
   down_proj!: Tensor
+  /** [experts, intermediate] twice, [experts, hidden] F32; with biases only */
+  gate_bias: Tensor | null = null
+  up_bias: Tensor | null = null
+  down_bias: Tensor | null = null
 
   constructor(options: ExpertsOptions) {
     super()
@@ -25,28 +55,65 @@ export class Experts extends Module {
   }
 
   override parameters(): Parameter[] {
-    const { numExperts, hiddenSize, intermediateSize } = this.options
+    const { numExperts, hiddenSize, intermediateSize, names = NAMES, bias } = this.options
     const wide = [numExperts, intermediateSize, hiddenSize]
     const narrow = [numExperts, hiddenSize, intermediateSize]
-    return [
-      { name: "gate_proj", shape: wide, kind: "experts", bind: (t) => (this.gate_proj = t) },
-      { name: "up_proj", shape: wide, kind: "experts", bind: (t) => (this.up_proj = t) },
-      { name: "down_proj", shape: narrow, kind: "experts", bind: (t) => (this.down_proj = t) },
+    const kind = "experts"
+    const weights: Parameter[] = [
+      { name: names.gate, shape: wide, kind, ...this.#fused(0), bind: (t) => (this.gate_proj = t) },
+      { name: names.up, shape: wide, kind, ...this.#fused(1), bind: (t) => (this.up_proj = t) },
+      {
+        name: names.down,
+        shape: narrow,
+        kind,
+        ...this.#fused(),
+        bind: (t) => (this.down_proj = t),
+      },
     ]
+    if (bias !== true) return weights
+    const inner = [numExperts, intermediateSize]
+    const outer = [numExperts, hiddenSize]
+    const bound = (name: string, shape: readonly number[], part?: 0 | 1): Parameter => ({
+      name: `${name}.bias`,
+      shape,
+      kind: "vector",
+      ...this.#fused(part, "_bias"),
+      bind: (t) => this.#bindBias(name, t),
+    })
+    return [
+      ...weights,
+      bound(names.gate, inner, 0),
+      bound(names.up, inner, 1),
+      bound(names.down, outer),
+    ]
+  }
+
+  #bindBias(name: string, tensor: Tensor): void {
+    const { names = NAMES } = this.options
+    if (name === names.gate) this.gate_bias = tensor
+    else if (name === names.up) this.up_bias = tensor
+    else this.down_bias = tensor
+  }
+
+  /** Where checkpoints with stacks [experts, in, out] have a projection: gate is part 0 of gate_up_proj, up part 1. */
+  #fused(part?: 0 | 1, suffix = ""): { readonly transposed: TransposedStack } | undefined {
+    const { fused, intermediateSize } = this.options
+    if (fused === undefined) return undefined
+    if (part === undefined) return { transposed: { name: `down_proj${suffix}`, start: 0, step: 1 } }
+    const columns =
+      fused === "halves" ? { start: part * intermediateSize, step: 1 } : { start: part, step: 2 }
+    return {
+      transposed: { name: `gate_up_proj${suffix}`, ...columns, width: 2 * intermediateSize },
+    }
   }
 
   /** Σⱼ weights[t][j] · expert ids[t][j] of x. x [tokens, hidden], ids [tokens, k] I32, weights [tokens, k]. */
   forward(x: Tensor, ids: Tensor, weights: Tensor, _batch: ForwardBatch): Tensor {
-    const { gate_proj, up_proj, down_proj, options } = this
-    return fusedExperts({
-      x,
-      ids,
-      weights,
-      gate: gate_proj,
-      up: up_proj,
-      down: down_proj,
-      act: options.act,
-    })
+    const { gate_proj: gate, up_proj: up, down_proj: down, options } = this
+    const { gate_bias: gateBias, up_bias: upBias, down_bias: downBias } = this
+    const { act, scaleInput = false } = options
+    const biases = { gateBias, upBias, downBias }
+    return fusedExperts({ x, ids, weights, gate, up, down, ...biases, act, scaleInput })
   }
 }
 

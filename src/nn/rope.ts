@@ -154,7 +154,7 @@ function llama3Frequency(options: RotaryOptions, f: number): number {
   const { original_max_position_embeddings: original } = options
   const wavelength = (2 * Math.PI) / f
   if (wavelength < original / high) return f
-  if (wavelength > original / low) return f / factor
+  if (wavelength > original / low || low === high) return f / factor
   const smooth = (original / wavelength - low) / (high - low)
   return ((1 - smooth) * f) / factor + smooth * f
 }

@@ -2,8 +2,9 @@ import { z } from "zod"
 
 import { Attention } from "../nn/attention.ts"
 import type { ForwardBatch } from "../nn/forward-batch.ts"
-import { Linear, RMSNorm } from "../nn/layers.ts"
+import { L2Norm, Linear, RMSNorm } from "../nn/layers.ts"
 import { Module, registerModules } from "../nn/module.ts"
+import { isEarlyRouter } from "../nn/moe.ts"
 import type { PositionEmbeddings } from "../nn/rope.ts"
 import {
   type Activation,
@@ -12,6 +13,7 @@ import {
   linearResidual,
   normLinear,
   qkvRopeStore,
+  type Routing,
 } from "../ops/index.ts"
 import type { Tensor } from "../tensor/tensor.ts"
 import type { OperatorContext, OperatorRegistry } from "./registry.ts"
@@ -24,7 +26,10 @@ export class KFusedAttention extends Module {
   o_proj
   q_norm: RMSNorm | undefined
   k_norm: RMSNorm | undefined
+  /** One norm without a weight for both; it may follow the rope, since rotations keep it. */
+  qk_norm: L2Norm | undefined
   attn
+  readonly usesRope: boolean
 
   constructor(parts: AttentionParts) {
     super()
@@ -34,7 +39,9 @@ export class KFusedAttention extends Module {
     this.o_proj = parts.o_proj
     this.q_norm = parts.q_norm
     this.k_norm = parts.k_norm
+    this.qk_norm = parts.qk_norm
     this.attn = parts.attn
+    this.usesRope = parts.usesRope
   }
 
   /** x [T, hidden] → [T, hidden], as the module it replaces computes it. */
@@ -60,7 +67,7 @@ export class KFusedAttention extends Module {
     positions: PositionEmbeddings,
     batch: ForwardBatch,
   ): Tensor {
-    const { attn, q_proj, k_proj, v_proj, q_norm, k_norm } = this
+    const { attn, q_proj, k_proj, v_proj, q_norm, k_norm, qk_norm } = this
     const cache = attn.cache(batch)
     const q = qkvRopeStore({
       x,
@@ -75,9 +82,10 @@ export class KFusedAttention extends Module {
       bv: v_proj.bias,
       qNorm: q_norm?.weight ?? null,
       kNorm: k_norm?.weight ?? null,
-      qkEps: q_norm?.eps ?? 0,
+      unitQkNorm: qk_norm !== undefined,
+      qkEps: q_norm?.eps ?? qk_norm?.eps ?? 0,
       qkNormOffset: q_norm?.offset ?? 0,
-      ropeTable: positions.table,
+      ropeTable: this.usesRope ? positions.table : null,
       interleaved: positions.interleaved,
       slotMapping: batch.slotMapping,
       kCache: cache.k,
@@ -133,7 +141,8 @@ function postNorm(post: RMSNorm | undefined): { norm: Tensor; eps: number; offse
  * A decoder layer whose norms and residual additions run inside its fused attention and MLP. A half
  * that is not fused (a mixture of experts) is computed as the plain layer does. The layer's norms
  * are `input_layernorm` and `post_attention_layernorm`, or four of them where
- * `pre_feedforward_layernorm` says that norms also follow attention and MLP.
+ * `pre_feedforward_layernorm` says that norms also follow attention and MLP. The feed-forward half keeps the checkpoint's
+ * name for it as its path.
  */
 export class KFusedDecoderLayer extends Module {
   self_attn
@@ -142,9 +151,11 @@ export class KFusedDecoderLayer extends Module {
   post_attention_layernorm
   pre_feedforward_layernorm: RMSNorm | undefined
   post_feedforward_layernorm: RMSNorm | undefined
+  readonly #mlpName: string
 
   constructor(parts: LayerParts) {
     super()
+    this.#mlpName = parts.mlpName
     this.self_attn = parts.self_attn
     this.mlp = parts.mlp
     this.input_layernorm = parts.input_layernorm
@@ -153,9 +164,18 @@ export class KFusedDecoderLayer extends Module {
     this.post_feedforward_layernorm = parts.post_feedforward_layernorm
   }
 
+  override children(): [string, Module][] {
+    return super.children().map(([name, child]) => [name === "mlp" ? this.#mlpName : name, child])
+  }
+
+  override replaceChild(name: string, child: Module): void {
+    super.replaceChild(name === this.#mlpName ? "mlp" : name, child)
+  }
+
   /** x [T, hidden] is changed in place and returned. */
   forward(x: Tensor, positions: PositionEmbeddings, batch: ForwardBatch): Tensor {
     const { self_attn, mlp, input_layernorm, pre_feedforward_layernorm: pre } = this
+    const routing = isEarlyRouter(mlp) ? mlp.route(x) : undefined
     const postAttention = pre === undefined ? undefined : this.post_attention_layernorm
     if (self_attn instanceof KFusedAttention) {
       self_attn.addTo(x, input_layernorm, postAttention, positions, batch)
@@ -167,7 +187,7 @@ export class KFusedDecoderLayer extends Module {
     if (mlp instanceof KFusedMLP) {
       mlp.addTo(x, beforeMlp, this.post_feedforward_layernorm)
     } else {
-      const y = mlp.forward(beforeMlp.forward(x), batch)
+      const y = mlp.forward(beforeMlp.forward(x), batch, routing)
       add(x, this.post_feedforward_layernorm?.forward(y) ?? y, x)
     }
     return x
@@ -205,7 +225,9 @@ interface AttentionParts {
   readonly o_proj: Linear
   readonly q_norm: RMSNorm | undefined
   readonly k_norm: RMSNorm | undefined
+  readonly qk_norm: L2Norm | undefined
   readonly attn: Attention
+  readonly usesRope: boolean
 }
 
 /** Attention with separate projections, or with one for q, k and v whose rows are taken apart. */
@@ -221,11 +243,14 @@ function attentionParts(module: Module): AttentionParts | undefined {
       ? { q_norm, k_norm }
       : { q_norm: undefined, k_norm: undefined }
   if (norms.q_norm === undefined && (q_norm ?? k_norm) !== undefined) return undefined
+  const both = child.get("qk_norm")
+  if (both !== undefined && !(both instanceof L2Norm)) return undefined
+  const common = { o_proj, ...norms, qk_norm: both, attn, usesRope: usesRope(module) }
   const q_proj = child.get("q_proj")
   const k_proj = child.get("k_proj")
   const v_proj = child.get("v_proj")
   if (q_proj instanceof Linear && k_proj instanceof Linear && v_proj instanceof Linear) {
-    return { q_proj, k_proj, v_proj, o_proj, ...norms, attn }
+    return { q_proj, k_proj, v_proj, ...common }
   }
   const qkv = child.get("qkv_proj")
   if (!(qkv instanceof Linear)) return undefined
@@ -235,7 +260,12 @@ function attentionParts(module: Module): AttentionParts | undefined {
     numKVHeads * headDim,
     numKVHeads * vDim,
   ]) as [Linear, Linear, Linear]
-  return { q_proj: q, k_proj: k, v_proj: v, o_proj, ...norms, attn }
+  return { q_proj: q, k_proj: k, v_proj: v, ...common }
+}
+
+/** Attention rotates q and k, unless it says that its layer knows no positions. */
+function usesRope(module: Module): boolean {
+  return !("usesRope" in module && module.usesRope === false)
 }
 
 interface MLPParts {
@@ -289,24 +319,29 @@ interface LayerParts {
   readonly self_attn: Module & {
     forward(x: Tensor, positions: PositionEmbeddings, batch: ForwardBatch): Tensor
   }
-  readonly mlp: Module & { forward(x: Tensor, batch: ForwardBatch): Tensor }
+  readonly mlp: Module & { forward(x: Tensor, batch: ForwardBatch, routing?: Routing): Tensor }
+  readonly mlpName: string
   readonly input_layernorm: RMSNorm
   readonly post_attention_layernorm: RMSNorm
   readonly pre_feedforward_layernorm: RMSNorm | undefined
   readonly post_feedforward_layernorm: RMSNorm | undefined
 }
 
+/** Names of a layer's feed-forward half. */
+const FEED_FORWARD = ["mlp", "feed_forward", "block_sparse_moe"] as const
+
 function layerParts(module: Module): LayerParts | undefined {
   const child = new Map(module.children())
   const self_attn = child.get("self_attn")
-  const mlp = child.get("mlp")
+  const mlpName = FEED_FORWARD.find((name) => child.has(name)) ?? ""
+  const mlp = child.get(mlpName)
   const input_layernorm = child.get("input_layernorm")
   const post_attention_layernorm = child.get("post_attention_layernorm")
   if (!hasForward(self_attn) || !hasForward(mlp)) return undefined
   if (!(input_layernorm instanceof RMSNorm && post_attention_layernorm instanceof RMSNorm)) {
     return undefined
   }
-  const halves = { self_attn, mlp, input_layernorm, post_attention_layernorm }
+  const halves = { self_attn, mlp, mlpName, input_layernorm, post_attention_layernorm }
   const pre = child.get("pre_feedforward_layernorm")
   const post = child.get("post_feedforward_layernorm")
   if (pre instanceof RMSNorm && post instanceof RMSNorm) {

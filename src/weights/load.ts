@@ -1,6 +1,6 @@
 import { FormatError } from "../errors.ts"
 import type { Backend } from "../native/backend.ts"
-import { type Module, namedModules, type Parameter } from "../nn/module.ts"
+import { type Module, namedModules, type Parameter, type TransposedStack } from "../nn/module.ts"
 import {
   BF16,
   type DTypeInfo,
@@ -18,6 +18,7 @@ import type { GgufFile } from "./gguf.ts"
 import { type CheckpointNames, checkpointNames, CONFIG_TENSORS } from "./names.ts"
 import type { SafetensorsFile } from "./safetensors.ts"
 import type { WeightEntry } from "./source.ts"
+import { columnsOf, transposeStack } from "./transposed.ts"
 import { toFloat32, VECTOR_TYPES } from "./vector.ts"
 
 export interface LoadOptions {
@@ -43,6 +44,7 @@ const MAX_LISTED = 12
 /** Vectors start on cache lines. */
 const VECTOR_ALIGN = 16
 
+const TRANSPOSABLE: ReadonlySet<DTypeInfo> = new Set([F32, F16, BF16])
 const NOT_WEIGHTS: ReadonlySet<DTypeInfo> = new Set([I8, I16, I32, I64, F64])
 
 /**
@@ -72,6 +74,8 @@ interface Request {
   readonly path: string
   readonly parameter: Parameter
   readonly entries: readonly WeightEntry[]
+  /** The entry is laid out like this. */
+  readonly transposed?: TransposedStack
 }
 
 /** Finds and checks all tensors before anything is allocated. */
@@ -86,6 +90,18 @@ function resolveAll(root: Module, weights: GgufFile | SafetensorsFile): Request[
     if (layer !== null) layers = Math.max(layers, Number(layer[1]) + 1)
     for (const parameter of module.parameters()) {
       const path = parameterPath(modulePath, parameter.name)
+      const { transposed } = parameter
+      // looked for first: the stack may have the parameter's own name
+      if (transposed !== undefined && weights.kind === "safetensors") {
+        const entry = weights.get(names.stored(sibling(path, transposed.name)) ?? "")
+        const problem = entry && checkTransposed(entry, parameter, transposed)
+        if (problem !== undefined) problems.push(problem)
+        if (entry !== undefined) {
+          used.add(entry.name)
+          requests.push({ path, parameter, entries: [entry], transposed })
+          continue
+        }
+      }
       const entries = find(path, parameter, weights, names)
       if (entries === undefined) {
         const stored = names.stored(path)
@@ -111,6 +127,12 @@ function resolveAll(root: Module, weights: GgufFile | SafetensorsFile): Request[
     throw new FormatError(weights.path, `does not fit the model: ${listed}${more}`)
   }
   return requests
+}
+
+/** "….experts.gate_proj.bias", "gate_up_proj_bias" → "….experts.gate_up_proj_bias" */
+function sibling(path: string, name: string): string {
+  const whole = path.replace(/\.(weight|bias)$/, "")
+  return `${whole.slice(0, whole.lastIndexOf(".") + 1)}${name}`
 }
 
 function parameterPath(modulePath: string, name: string): string {
@@ -153,6 +175,22 @@ function checkEntry(entry: WeightEntry, parameter: Parameter, count: number): st
   return readable ? undefined : `${name} is of type ${dtype.name}, which no kernel reads here`
 }
 
+function checkTransposed(
+  { name, shape, dtype }: WeightEntry,
+  { shape: wanted, kind }: Parameter,
+  { width = wanted[1] as number }: TransposedStack,
+): string | undefined {
+  const [experts, , columns] = wanted
+  const expected = columns === undefined ? [experts, width] : [experts, columns, width]
+  if (shape.length !== expected.length || shape.some((size, i) => size !== expected[i])) {
+    return `${name} has shape [${shape.join(", ")}], expected [${expected.join(", ")}]`
+  }
+  const readable = kind === "vector" ? VECTOR_TYPES : TRANSPOSABLE
+  return readable.has(dtype)
+    ? undefined
+    : `${name} is of type ${dtype.name}, which cannot be transposed here`
+}
+
 /** Tensors that files hold and models of this kind do without. */
 function isTolerated(name: string, layers: number, used: ReadonlySet<string>): boolean {
   if (CONFIG_TENSORS.has(name)) return true
@@ -163,7 +201,8 @@ function isTolerated(name: string, layers: number, used: ReadonlySet<string>): b
   const layer =
     /^(?:model\.(?:language_model\.)?layers|language_model\.model\.layers|blk)\.(\d+)\./.exec(name)
   if (layer !== null && Number(layer[1]) >= layers) return true
-  if (/^(model\.)?(vision_tower|visual|multi_modal_projector|mm)\./.test(name)) return true
+  if (/^(model\.)?(vision_tower|vision_model|visual|multi_modal_projector|mm)\./.test(name))
+    return true
   // a tied head stored once more
   return (
     /(^|\.)lm_head\.weight$/.test(name) && [...used].some((n) => n.endsWith("embed_tokens.weight"))
@@ -198,9 +237,9 @@ class Binder implements LoadedWeights {
     this.#bindVectors(vectors)
     let done = vectors.reduce((sum, { entries }) => sum + bytesOf(entries), 0)
     onProgress?.(done, total)
-    for (const { parameter, entries } of this.#requests) {
+    for (const { parameter, entries, transposed } of this.#requests) {
       if (parameter.kind === "vector") continue
-      parameter.bind(this.#matrix(parameter, entries))
+      parameter.bind(this.#matrix(parameter, entries, transposed))
       done += bytesOf(entries)
       onProgress?.(done, total)
     }
@@ -209,32 +248,41 @@ class Binder implements LoadedWeights {
   /** All vectors lie in one allocation: they are many and small. */
   #bindVectors(requests: readonly Request[]): void {
     const sizes = requests.map(
-      ({ parameter }) =>
-        Math.ceil((parameter.rows?.count ?? (parameter.shape[0] as number)) / VECTOR_ALIGN) *
-        VECTOR_ALIGN,
+      ({ parameter: { rows, shape } }) =>
+        Math.ceil((rows?.count ?? product(shape)) / VECTOR_ALIGN) * VECTOR_ALIGN,
     )
     const total = sizes.reduce((a, b) => a + b, 0)
     if (total === 0) return
     const all = this.#own(Tensor.allocate(this.#options.backend, F32, [total]))
     const values = new Float32Array(all.bytes().buffer)
     let start = 0
-    requests.forEach(({ parameter, entries }, i) => {
+    requests.forEach(({ parameter, entries, transposed }, i) => {
       const entry = entries[0] as WeightEntry
-      const whole = toFloat32(entry.dtype, this.#weights.bytes(entry.name))
+      const stored = toFloat32(entry.dtype, this.#weights.bytes(entry.name))
+      const { shape } = parameter
+      const whole = transposed === undefined ? stored : columnsOf(stored, shape, transposed)
       const { start: first, count } = parameter.rows ?? { start: 0, count: whole.length }
       values.set(whole.subarray(first, first + count), start)
-      parameter.bind(all.narrow(0, start, count))
+      const vector = all.narrow(0, start, count)
+      parameter.bind(shape.length === 1 ? vector : vector.unflatten(0, shape))
       start += sizes[i] as number
     })
     this.vectorBytes = total * 4
   }
 
-  #matrix(parameter: Parameter, entries: readonly WeightEntry[]): Tensor {
+  #matrix(
+    parameter: Parameter,
+    entries: readonly WeightEntry[],
+    transposed: TransposedStack | undefined,
+  ): Tensor {
     const { kind, shape, rows } = parameter
-    const isStacked = entries.length > 1
-    const whole = isStacked
-      ? this.#stack(entries, shape)
-      : this.#mapping(entries[0] as WeightEntry, shape)
+    const isStacked = entries.length > 1 || transposed !== undefined
+    const whole =
+      transposed !== undefined
+        ? this.#transpose(entries[0] as WeightEntry, shape, transposed)
+        : isStacked
+          ? this.#stack(entries, shape)
+          : this.#mapping(entries[0] as WeightEntry, shape)
     const tensor = rows === undefined ? whole : whole.narrow(0, rows.start, rows.count)
     const packed = kind === "table" ? null : (this.#options.pack?.(tensor) ?? null)
     if (packed !== null) {
@@ -282,6 +330,14 @@ class Binder implements LoadedWeights {
     return stack
   }
 
+  /** [experts, out, in] from columns of [experts, in, columns]. */
+  #transpose(entry: WeightEntry, shape: readonly number[], part: TransposedStack): Tensor {
+    const stack = Tensor.allocate(this.#options.backend, entry.dtype, shape)
+    transposeStack(this.#weights.bytes(entry.name), stack.bytes(), shape, part)
+    this.#weights.drop(entry.name)
+    return stack
+  }
+
   #own(tensor: Tensor): Tensor {
     this.#owned.push(tensor)
     return tensor
@@ -290,6 +346,10 @@ class Binder implements LoadedWeights {
   [Symbol.dispose](): void {
     for (const tensor of this.#owned.splice(0)) tensor[Symbol.dispose]()
   }
+}
+
+function product(shape: readonly number[]): number {
+  return shape.reduce((a, b) => a * b, 1)
 }
 
 function bytesOf(entries: readonly WeightEntry[]): number {

@@ -12,6 +12,8 @@ interface NameTable {
   readonly root: Readonly<Record<string, string>>
   /** Modules below `model.layers.N.`, as `blk.N.` names them. */
   readonly layer: Readonly<Record<string, string>>
+  /** Tensors below `model.layers.N.` that are no weight or bias of a module, with their whole names. */
+  readonly values?: Readonly<Record<string, string>>
   /** Path below the layer whose children are the experts. */
   readonly experts?: string
   /**
@@ -66,6 +68,47 @@ const TABLES: Readonly<Record<string, NameTable>> = {
     experts: "mlp.experts",
     expert: GATED_PROJECTIONS,
   },
+  smallthinker: {
+    root: ROOT,
+    layer: {
+      ...NORMS,
+      ...ATTENTION,
+      "block_sparse_moe.primary_router": "ffn_gate_inp",
+      "block_sparse_moe.gate": "ffn_gate",
+      "block_sparse_moe.up": "ffn_up",
+      "block_sparse_moe.down": "ffn_down",
+    },
+    experts: "block_sparse_moe.experts",
+    expert: { gate: "ffn_gate", up: "ffn_up", down: "ffn_down" },
+  },
+  llama4: {
+    root: ROOT,
+    layer: {
+      ...NORMS,
+      ...ATTENTION,
+      "feed_forward.gate_proj": "ffn_gate",
+      "feed_forward.up_proj": "ffn_up",
+      "feed_forward.down_proj": "ffn_down",
+      "feed_forward.router": "ffn_gate_inp",
+      "feed_forward.shared_expert.gate_proj": "ffn_gate_shexp",
+      "feed_forward.shared_expert.up_proj": "ffn_up_shexp",
+      "feed_forward.shared_expert.down_proj": "ffn_down_shexp",
+    },
+    experts: "feed_forward.experts",
+    expert: GATED_PROJECTIONS,
+  },
+  "gpt-oss": {
+    root: ROOT,
+    layer: {
+      input_layernorm: "attn_norm",
+      post_attention_layernorm: "post_attention_norm",
+      ...ATTENTION,
+      "mlp.router": "ffn_gate_inp",
+    },
+    values: { "self_attn.sinks": "attn_sinks.weight" },
+    experts: "mlp.experts",
+    expert: GATED_PROJECTIONS,
+  },
 }
 
 /** Tensors that configure the rope and belong to no module; `configFromGguf` has read them. */
@@ -83,6 +126,7 @@ interface Names {
   readonly table: NameTable
   readonly rootBack: ReadonlyMap<string, string>
   readonly layerBack: ReadonlyMap<string, string>
+  readonly valueBack: ReadonlyMap<string, string>
   readonly expertBack: ReadonlyMap<string, string>
 }
 
@@ -99,6 +143,7 @@ function namesOf(architecture: string): Names | undefined {
     table,
     rootBack: back(table.root),
     layerBack: back(table.layer),
+    valueBack: back(table.values ?? {}),
     expertBack: back(table.expert ?? {}),
   }
   known.set(architecture, names)
@@ -124,6 +169,8 @@ export function ggufName(architecture: string, path: string): string | undefined
     return base === undefined || suffix === "" ? undefined : `${base}.${suffix}`
   }
   const [, layer = "", rest = ""] = inLayer
+  const value = own(table.values ?? {}, suffix === "" ? rest : `${rest}.${suffix}`)
+  if (value !== undefined) return `blk.${layer}.${value}`
   const base = own(table.layer, rest)
   if (base !== undefined) return suffix === "" ? undefined : `blk.${layer}.${base}.${suffix}`
   if (table.experts === undefined || !rest.startsWith(`${table.experts}.`)) return undefined
@@ -148,6 +195,8 @@ export function hfName(architecture: string, name: string): string | undefined {
   }
   const [, layer = "", rest = ""] = inLayer
   const prefix = `model.layers.${layer}`
+  const value = names.valueBack.get(`${rest}.${suffix}`)
+  if (value !== undefined) return `${prefix}.${value}`
   const module = names.layerBack.get(rest)
   if (module !== undefined) return `${prefix}.${module}.${suffix}`
   const [, stem = "", expert] = /^(.+?)(?:_exps|\.(\d+))$/.exec(rest) ?? []

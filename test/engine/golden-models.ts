@@ -23,6 +23,10 @@ const HF = [
   "gemma3_text",
   "phi3",
   "qwen3_moe",
+  "smallthinker_sigmoid",
+  "smallthinker_softmax",
+  "llama4_text",
+  "gpt_oss",
 ]
 const GGUF: readonly (readonly [name: string, file: string])[] = [
   ["llama-rope-q4_k_m", "llama-rope-q4_k_m.gguf"],
@@ -31,6 +35,8 @@ const GGUF: readonly (readonly [name: string, file: string])[] = [
   ["qwen2-q8_0", "qwen2-q8_0.gguf"],
   ["gemma3-q5_0", "gemma3-q5_0.gguf"],
   ["qwen3moe-split-q8_0", "qwen3moe-split-q8_0-00001-of-00002.gguf"],
+  ["smallthinker-q4_0", "smallthinker-q4_0.gguf"],
+  ["llama4-q8_0", "llama4-q8_0.gguf"],
 ]
 
 export function goldenModels(): GoldenModel[] {

@@ -13,6 +13,7 @@ import {
   type PlanOptions,
 } from "../../src/inject/inject.ts"
 import { parseRules, readRules, type RuleSet } from "../../src/inject/rules.ts"
+import { isMoeLayer } from "../../src/models/config.ts"
 import { createModel } from "../../src/models/registry.ts"
 import { Linear } from "../../src/nn/layers.ts"
 import { Module, ModuleList, namedModules } from "../../src/nn/module.ts"
@@ -342,6 +343,9 @@ describe("the files in rules/", () => {
     "gemma3.yaml": "hf/gemma3_text",
     "phi3.yaml": "hf/phi3",
     "qwen3-moe.yaml": MOE,
+    "smallthinker.yaml": "hf/smallthinker_sigmoid",
+    "llama4.yaml": "hf/llama4_text",
+    "gpt-oss.yaml": "hf/gpt_oss",
   }
 
   test("each but the default is for a model", () => {
@@ -375,8 +379,13 @@ describe("the files in rules/", () => {
     for (let i = 0; i < config.num_hidden_layers; i++) {
       expect(classes.get(`model.layers.${i}`)).toBe("KFusedDecoderLayer")
       expect(classes.get(`model.layers.${i}.self_attn`)).toBe("KFusedAttention")
-      const mlp = classes.get(`model.layers.${i}.mlp`)
-      expect(mlp).toBe(config.num_experts > 0 ? "Qwen3MoeSparseMoeBlock" : "KFusedMLP")
+      const names = ["mlp", "feed_forward", "block_sparse_moe"]
+      const [path = ""] = names
+        .map((name) => `model.layers.${i}.${name}`)
+        .filter((name) => classes.has(name))
+      if (isMoeLayer(config, i)) {
+        expect(classes.get(`${path}.experts`)).toBe("KTransformersExperts")
+      } else expect(classes.get(path)).toBe("KFusedMLP")
     }
     expect(classes.get("lm_head")).toBe("KFusedHead")
   })

@@ -17,6 +17,10 @@ export const HF_GOLDENS = [
   "gemma3_text",
   "phi3",
   "qwen3_moe",
+  "smallthinker_sigmoid",
+  "smallthinker_softmax",
+  "llama4_text",
+  "gpt_oss",
 ] as const
 
 /** Name of the file, and of its golden. */
@@ -27,6 +31,8 @@ export const GGUF_GOLDENS = [
   ["qwen2-q8_0", "qwen2-q8_0"],
   ["gemma3-q5_0", "gemma3-q5_0"],
   ["qwen3moe-split-q8_0-00001-of-00002", "qwen3moe-split-q8_0"],
+  ["smallthinker-q4_0", "smallthinker-q4_0"],
+  ["llama4-q8_0", "llama4-q8_0"],
 ] as const
 
 /** A reference checkpoint with what a correct engine computes from it. */
