@@ -9,7 +9,9 @@ const isa = ctx_mod.isa;
 const status = core.status;
 const invalid = c.KT_ERR_INVALID_ARG;
 
-const max_dim = 256;
+const max_dim = isa.KT_ATTENTION_MAX_DIM;
+/// Heads that read the only kv head together (latent attention has up to 128): more are shared among threads.
+const max_group = 16;
 const split_keys: usize = isa.KT_ATTENTION_SPLIT;
 /// Splits of one item when there are many more than threads.
 const max_splits_per_item = 8;
@@ -296,6 +298,7 @@ export fn kt_paged_attention(handle: ?*c.kt_ctx_t, q: ?*const c.kt_tensor_t, k_c
         .temperature_scale = p.temperature_scale,
         .temperature_floor = p.temperature_floor,
     };
+    splitGroup(&job.shared);
     if (sinks != null) {
         const tk = check.f32s("sinks", sinks, 1) orelse return invalid;
         if (!check.size("sinks", tk, 0, tq.shape[1])) return invalid;
@@ -303,6 +306,17 @@ export fn kt_paged_attention(handle: ?*c.kt_ctx_t, q: ?*const c.kt_tensor_t, k_c
     }
     const arguments: Arguments = .{ .q = tq, .tables = tt, .starts = ints(ts), .lens = ints(tl), .page_size = pair[0].shape[2], .pages = pair[0].shape[0], .window = p.sliding_window, .chunk = p.chunk_size };
     return plan(&job, &arguments);
+}
+
+/// The heads of an only kv head as those of several that lie at the same place, so that threads share them.
+fn splitGroup(shared: *isa.kt_attention_t) void {
+    if (shared.kv_heads != 1 or shared.group <= max_group) return;
+    var size: i32 = max_group;
+    while (@rem(shared.group, size) != 0) size -= 1;
+    shared.kv_heads = @divExact(shared.group, size);
+    shared.group = size;
+    shared.k_head = 0;
+    shared.v_head = 0;
 }
 
 /// Checks every sequence, lays out scratch and items, and runs.

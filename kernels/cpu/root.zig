@@ -16,6 +16,7 @@ comptime {
     _ = @import("measure.zig");
     _ = @import("fused.zig");
     _ = @import("moe.zig");
+    _ = @import("head_linear.zig");
 }
 
 test {

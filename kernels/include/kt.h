@@ -171,6 +171,11 @@ KT_API kt_status_t kt_embedding(kt_ctx_t *ctx, const kt_tensor_t *table, const k
 /* out = x . w^T (+ bias); x [tokens, in] f32, w [out, in] of any weight type, bias [out] f32 or NULL, out [tokens, out] f32. */
 KT_API kt_status_t kt_linear(kt_ctx_t *ctx, const kt_tensor_t *x, const kt_tensor_t *w, const kt_tensor_t *bias, const kt_tensor_t *out);
 
+/* out[t][h] = x[t][h] . w[h]^T, or x[t][h] . w[h] if transposed is 1, in f32 at every precision; x [tokens, heads, in] f32,
+ * w [heads, out, in] ([heads, in, out] if transposed) of any weight type, not packed, out [tokens, heads, out] f32; tokens,
+ * heads and rows may be strided. */
+KT_API kt_status_t kt_head_linear(kt_ctx_t *ctx, const kt_tensor_t *x, const kt_tensor_t *w, uint32_t transposed, const kt_tensor_t *out);
+
 /* ---- norm ---- */
 /* out = x / sqrt(mean(x^2) + eps) * (weight + offset), over the innermost dimension; x [..., n], weight [n] f32 or NULL
  * (all ones, offset ignored); out may be x. */

@@ -23,6 +23,7 @@ export const symbols = {
   kt_act_mul: { args: ["ptr", "ptr", "ptr", "u32", "ptr"], returns: "i32" },
   kt_embedding: { args: ["ptr", "ptr", "ptr", "f32", "ptr"], returns: "i32" },
   kt_linear: { args: ["ptr", "ptr", "ptr", "ptr", "ptr"], returns: "i32" },
+  kt_head_linear: { args: ["ptr", "ptr", "ptr", "u32", "ptr"], returns: "i32" },
   kt_rms_norm: { args: ["ptr", "ptr", "ptr", "f32", "f32", "ptr"], returns: "i32" },
   kt_add_rms_norm: { args: ["ptr", "ptr", "ptr", "ptr", "f32", "f32", "ptr"], returns: "i32" },
   kt_rope_table: { args: ["ptr", "ptr", "ptr", "f32", "ptr"], returns: "i32" },
@@ -110,4 +111,4 @@ export const KT_MEASURE_READ = 0
 export const KT_MEASURE_INT_DOT = 1
 export const KT_MEASURE_FMA = 2
 
-export const KT_ABI_HASH = 0xda5437aba68f8722n
+export const KT_ABI_HASH = 0xdaab77c0c0e37b6n

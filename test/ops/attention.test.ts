@@ -16,6 +16,8 @@ interface Part {
 interface Layout extends AttentionCase {
   readonly pageSize: number
   readonly half: boolean
+  /** Values are the first vDim of each key: one cache holds both. */
+  readonly latent?: boolean
 }
 
 /** K and V of whole sequences, stored into pages that are shuffled and hold garbage elsewhere. */
@@ -38,7 +40,11 @@ class Fixture {
       randomArray(queries * heads * kDim, seed + 1000 + i, 1.5),
     )
     this.k = parts.map((p, i) => rows(p.cached + p.queries, kvHeads * kDim, 2000 + i))
-    this.v = parts.map((p, i) => rows(p.cached + p.queries, kvHeads * vDim, 3000 + i))
+    this.v = parts.map((p, i) =>
+      layout.latent
+        ? (this.k[i] as Float32Array).filter((_, j) => j % kDim < vDim)
+        : rows(p.cached + p.queries, kvHeads * vDim, 3000 + i),
+    )
   }
 
   /** The batch of the parts numbered `chosen`, run on a backend. */
@@ -54,9 +60,12 @@ class Fixture {
     const maxPages = Math.max(...pagesOf) + 1
     const dtype = layout.half ? F16 : F32
     const kCache = Tensor.empty(backend, dtype, [pages, kvHeads, pageSize, kDim])
-    const vCache = Tensor.empty(backend, dtype, [pages, kvHeads, pageSize, vDim])
+    const vCache = layout.latent
+      ? kCache.narrow(3, 0, vDim)
+      : Tensor.empty(backend, dtype, [pages, kvHeads, pageSize, vDim])
+    const rest = layout.latent ? kCache.narrow(3, vDim, kDim - vDim) : undefined
     kCache.bytes().fill(0xff) // NaN: what no token was stored to must not be used
-    vCache.bytes().fill(0xff)
+    if (!layout.latent) vCache.bytes().fill(0xff)
     const table = new Int32Array(chosen.length * maxPages).fill(-1)
     let next = pages - 1
     pagesOf.forEach((count, s) => {
@@ -71,13 +80,11 @@ class Fixture {
     const join = (list: Float32Array[]): Float32Array =>
       Float32Array.from(chosen.flatMap((i) => [...(list[i] as Float32Array)]))
     const total = slots.length
-    storeKv(
-      Tensor.from(backend, join(this.k), [total, kvHeads, kDim]),
-      Tensor.from(backend, join(this.v), [total, kvHeads, vDim]),
-      Tensor.from(backend, Int32Array.from(slots)),
-      kCache,
-      vCache,
-    )
+    const keys = Tensor.from(backend, join(this.k), [total, kvHeads, kDim])
+    const values = Tensor.from(backend, join(this.v), [total, kvHeads, vDim])
+    const slotMapping = Tensor.from(backend, Int32Array.from(slots))
+    if (rest === undefined) storeKv(keys, values, slotMapping, kCache, vCache)
+    else storeKv(values, keys.narrow(2, vDim, kDim - vDim), slotMapping, vCache, rest)
     const starts = new Int32Array(chosen.length + 1)
     chosen.forEach((i, s) => {
       starts[s + 1] = (starts[s] as number) + (this.parts[i] as Part).queries
@@ -188,6 +195,15 @@ describeBackends("pagedAttention", (backend) => {
   ] as const) {
     test(`${heads} heads on ${kvHeads}`, () => {
       new Fixture({ ...BASE, heads, kvHeads, kDim: 16, vDim: 24 }, SMALL, heads).check(backend)
+    })
+  }
+
+  for (const heads of [1, 6, 16, 34, 128]) {
+    test(`latents shared by ${heads} heads, values within keys`, () => {
+      const latent = { ...BASE, heads, kvHeads: 1, latent: true }
+      new Fixture({ ...latent, kDim: 40, vDim: 32 }, MIXED, heads).check(backend)
+      const layout = { ...latent, kDim: 576, vDim: 512, scale: 0.04, half: heads !== 16 }
+      new Fixture(layout, SMALL, heads).check(backend)
     })
   }
 

@@ -56,6 +56,10 @@ typedef struct kt_attention_item {
 #define KT_ATTENTION_PADDED(n) (((n) + 15) / 16 * 16)
 #define KT_ATTENTION_PARTIAL(v_dim) (KT_ATTENTION_PADDED(v_dim) + 16)
 
+#define KT_ATTENTION_MAX_DIM 576   /* a row's result is combined on the stack */
+#define KT_HEAD_COLUMNS 256        /* of a head's transposed weight that are widened at a time: whole blocks of every type */
+#define KT_HEAD_TOKENS 4           /* of a register tile of a head's product */
+
 #define KT_MAX_EXPERTS 1024   /* a router's row is kept on the stack */
 #define KT_SAMPLING_BINS 1024 /* of a row whose draw is not decided near its maximum */
 
@@ -98,6 +102,8 @@ typedef struct kt_isa_table {
   int64_t (*gather_bin)(const float *x, int64_t n, float max, float scale, int32_t wanted, uint32_t first_id, uint64_t *keys);
   /* router.inc */
   void (*router_row)(const float *logits, const float *bias, int64_t n, int64_t k, const kt_router_params_t *params, int32_t *ids, float *weights);
+  /* head_linear.inc */
+  void (*head_transposed)(const kt_matmul_t *job, int64_t row0, int64_t row1, int64_t token0, int64_t token1, int64_t block_values, int64_t block_bytes, float *scratch);
   /* measure.inc */
   uint64_t (*read_bytes)(const void *data, int64_t bytes);
   int64_t (*int_dot_rounds)(int64_t rounds);
