@@ -11,7 +11,7 @@ const invalid = c.KT_ERR_INVALID_ARG;
 const piece_values = 16384;
 
 /// Where row number `row` of a tensor of outer dimensions shape[0 .. ndim - 1] begins.
-fn rowOffset(t: *const check.Tensor, row: usize) usize {
+pub fn rowOffset(t: *const check.Tensor, row: usize) usize {
     var rest = row;
     var offset: i64 = 0;
     var dim: usize = t.ndim - 1;

@@ -17,6 +17,8 @@ comptime {
     _ = @import("fused.zig");
     _ = @import("moe.zig");
     _ = @import("head_linear.zig");
+    _ = @import("delta_rule.zig");
+    _ = @import("gates.zig");
 }
 
 test {

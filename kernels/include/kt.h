@@ -213,6 +213,41 @@ KT_API kt_status_t kt_paged_attention(kt_ctx_t *ctx, const kt_tensor_t *q, const
                                       const kt_tensor_t *block_tables, const kt_tensor_t *query_start, const kt_tensor_t *seq_lens,
                                       const kt_tensor_t *sinks, const kt_attention_params_t *params, const kt_tensor_t *out);
 
+/* ---- linear attention with a state per sequence ---- */
+/* A batch's tokens as segments: segment g is rows start[g] .. start[g+1] of x, begins with the state in slot source[g] (-1:
+ * zeros) and leaves its own in slot target[g]. A segment whose source is the target of the one before it continues it; all
+ * others are independent, and no slot is a target twice. */
+typedef struct kt_state_segments {
+  uint32_t struct_size, abi_version;
+  const kt_tensor_t *start;          /* [segments + 1] i32: ascending, from 0 to the number of tokens */
+  const kt_tensor_t *source, *target; /* [segments] i32 */
+} kt_state_segments_t;
+/* Depthwise causal convolution and SiLU: out[t] = silu(sum_j weight[j] * x[t - kernel + 1 + j]). x [tokens, groups, n] f32,
+ * weight [kernel, groups * n] f32, state [slots, kernel - 1, groups * n] f32 (the last inputs, oldest first), out as x;
+ * kernel 2 .. 16. */
+KT_API kt_status_t kt_causal_conv1d(kt_ctx_t *ctx, const kt_tensor_t *x, const kt_tensor_t *weight, const kt_state_segments_t *segments,
+                                    const kt_tensor_t *state, const kt_tensor_t *out);
+typedef struct kt_delta_rule_args {
+  uint32_t struct_size, abi_version;
+  const kt_tensor_t *q, *k;      /* [tokens, k_heads, k_dim]; L2-normalised here */
+  const kt_tensor_t *v;          /* [tokens, k_heads, group, v_dim] */
+  const kt_tensor_t *b, *a;      /* [tokens, k_heads, group]: beta = sigmoid(b), g = decay * softplus(a + dt_bias) */
+  const kt_tensor_t *decay;      /* [k_heads * group], negative: -exp(A_log) */
+  const kt_tensor_t *dt_bias;    /* [k_heads * group] */
+  const kt_state_segments_t *segments;
+  const kt_tensor_t *state;      /* [slots, k_heads * group, k_dim, v_dim] */
+  const kt_tensor_t *out;        /* [tokens, k_heads, group, v_dim] */
+  float scale;                   /* of q, after its norm */
+  float eps;                     /* x / sqrt(sum(x^2) + eps) */
+} kt_delta_rule_args_t;
+/* Gated delta rule, all f32: S = S * e^g; S += k (x) beta * (v - S^T k); out = S^T q. k_dim up to 256. */
+KT_API kt_status_t kt_gated_delta_rule(kt_ctx_t *ctx, const kt_delta_rule_args_t *args);
+/* out = x / sqrt(mean(x^2) + eps) * weight * silu(gate), over the innermost dimension; x, gate, out of one shape f32, weight [n]; out may be x. */
+KT_API kt_status_t kt_gated_rms_norm(kt_ctx_t *ctx, const kt_tensor_t *x, const kt_tensor_t *gate, const kt_tensor_t *weight, float eps,
+                                     const kt_tensor_t *out);
+/* out = x * sigmoid(gate); gate as x, or with an innermost dimension of 1; f32; out may be x. */
+KT_API kt_status_t kt_sigmoid_mul(kt_ctx_t *ctx, const kt_tensor_t *x, const kt_tensor_t *gate, const kt_tensor_t *out);
+
 /* ---- mixture of experts ---- */
 #define KT_SCORE_SOFTMAX 0        /* over all experts */
 #define KT_SCORE_SIGMOID 1

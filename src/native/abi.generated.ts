@@ -30,6 +30,10 @@ export const symbols = {
   kt_rope: { args: ["ptr", "ptr", "ptr", "u32"], returns: "i32" },
   kt_store_kv: { args: ["ptr", "ptr", "ptr", "ptr", "ptr", "ptr"], returns: "i32" },
   kt_paged_attention: { args: ["ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr"], returns: "i32" },
+  kt_causal_conv1d: { args: ["ptr", "ptr", "ptr", "ptr", "ptr", "ptr"], returns: "i32" },
+  kt_gated_delta_rule: { args: ["ptr", "ptr"], returns: "i32" },
+  kt_gated_rms_norm: { args: ["ptr", "ptr", "ptr", "ptr", "f32", "ptr"], returns: "i32" },
+  kt_sigmoid_mul: { args: ["ptr", "ptr", "ptr", "ptr"], returns: "i32" },
   kt_moe_router: { args: ["ptr", "ptr", "ptr", "ptr", "ptr", "ptr"], returns: "i32" },
   kt_fused_experts: { args: ["ptr", "ptr"], returns: "i32" },
   kt_qkv_rope_store: { args: ["ptr", "ptr"], returns: "i32" },
@@ -49,6 +53,8 @@ export const layouts = {
   kt_cpu_info: { size: 56, align: 8, fields: { struct_size: 0, abi_version: 4, isa_mask: 8, physical_cores: 12, logical_cores: 16, reserved: 20, memory_bytes: 24, memory_free_bytes: 32, l2_bytes: 40, l3_bytes: 48 } },
   kt_file_map: { size: 16, align: 8, fields: { data: 0, size: 8 } },
   kt_attention_params: { size: 32, align: 4, fields: { struct_size: 0, abi_version: 4, scale: 8, soft_cap: 12, sliding_window: 16, chunk_size: 20, temperature_scale: 24, temperature_floor: 28 } },
+  kt_state_segments: { size: 32, align: 8, fields: { struct_size: 0, abi_version: 4, start: 8, source: 16, target: 24 } },
+  kt_delta_rule_args: { size: 96, align: 8, fields: { struct_size: 0, abi_version: 4, q: 8, k: 16, v: 24, b: 32, a: 40, decay: 48, dt_bias: 56, segments: 64, state: 72, out: 80, scale: 88, eps: 92 } },
   kt_router_params: { size: 32, align: 4, fields: { struct_size: 0, abi_version: 4, score: 8, norm: 12, num_groups: 16, topk_groups: 20, group_score: 24, scale: 28 } },
   kt_experts_args: { size: 96, align: 8, fields: { struct_size: 0, abi_version: 4, x: 8, ids: 16, weights: 24, gate: 32, up: 40, down: 48, gate_bias: 56, up_bias: 64, down_bias: 72, out: 80, act: 88, flags: 92 } },
   kt_qkv_args: { size: 152, align: 8, fields: { struct_size: 0, abi_version: 4, x: 8, norm_weight: 16, wq: 24, wk: 32, wv: 40, bq: 48, bk: 56, bv: 64, q_norm: 72, k_norm: 80, rope_table: 88, slot_mapping: 96, k_cache: 104, v_cache: 112, q_out: 120, eps: 128, norm_offset: 132, qk_eps: 136, qk_norm_offset: 140, interleaved: 144, unit_qk_norm: 148 } },
@@ -111,4 +117,4 @@ export const KT_MEASURE_READ = 0
 export const KT_MEASURE_INT_DOT = 1
 export const KT_MEASURE_FMA = 2
 
-export const KT_ABI_HASH = 0xdaab77c0c0e37b6n
+export const KT_ABI_HASH = 0x2f74e56f2311ef30n

@@ -19,3 +19,10 @@ export {
   type Routing,
 } from "./moe.ts"
 export { argmax, type Logprobs, logprobs, SamplingBatch, SamplingState } from "./sampling.ts"
+export {
+  causalConv1d,
+  type DeltaRuleOperands,
+  gatedDeltaRule,
+  type StateSegments,
+} from "./delta-rule.ts"
+export { gatedRmsNorm, sigmoidMul } from "./gates.ts"

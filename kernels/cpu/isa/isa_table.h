@@ -60,6 +60,7 @@ typedef struct kt_attention_item {
 #define KT_HEAD_COLUMNS 256        /* of a head's transposed weight that are widened at a time: whole blocks of every type */
 #define KT_HEAD_TOKENS 4           /* of a register tile of a head's product */
 
+#define KT_DELTA_COLUMNS 64   /* of a head's state that one item walks through its tokens */
 #define KT_MAX_EXPERTS 1024   /* a router's row is kept on the stack */
 #define KT_SAMPLING_BINS 1024 /* of a row whose draw is not decided near its maximum */
 
@@ -118,6 +119,14 @@ typedef struct kt_isa_table {
   void (*attention_split)(const kt_attention_t *a, const kt_attention_item_t *item, int64_t split, float *partials, int64_t partial_stride, float *scratch);
   void (*attention_combine)(const kt_attention_t *a, int64_t token, int64_t head, const float *partials, int64_t count);
   void (*attention_block)(const kt_attention_t *a, const kt_attention_item_t *item, float *scratch);
+  /* delta_rule.inc; strides are floats, a NULL history is zeros */
+  void (*conv_segment)(const float *x, int64_t x_stride, const float *weight, int64_t weight_stride, int64_t kernel, const float *history,
+                       float *target, int64_t state_stride, float *out, int64_t out_stride, int64_t tokens, int64_t n);
+  void (*delta_step)(const float *q, const float *k, const float *v, float decay, float beta, const float *in, int64_t in_stride, float *state,
+                     int64_t stride, float *out, int64_t k_dim, int64_t n);
+  void (*l2_norm_row)(const float *x, float scale, float eps, float *out, int64_t n);
+  void (*delta_gates)(float b, float a, float rate, float *beta, float *decay);
+  void (*sigmoid_mul_row)(const float *x, const float *gate, int64_t gate_step, float *out, int64_t n);
 } kt_isa_table_t;
 
 const kt_isa_table_t *kt_isa_scalar(void);
