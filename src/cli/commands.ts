@@ -15,5 +15,6 @@ export const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
   perplexity: async () => (await import("./perplexity.ts")).perplexity,
   inspect: async () => (await import("./inspect.ts")).inspect,
   tensor: async () => (await import("./tensor.ts")).tensor,
+  quantize: async () => (await import("./quantize.ts")).quantize,
   rules: async () => (await import("./rules.ts")).rules,
 }

@@ -82,22 +82,37 @@ interface Shard {
  * value.
  */
 export function openGguf(path: string, open: OpenSource = MappedFile.open): GgufFile {
+  return openShards(path, open, (architecture) => {
+    if (typeof architecture === "string" && architecture !== "") return architecture
+    throw new FormatError(
+      path,
+      `general.architecture: ${describeValue(architecture)}, expected a name`,
+    )
+  })
+}
+
+/** The same for a GGUF that holds no model, such as an importance matrix: its architecture is "". */
+export function openGgufData(path: string, open: OpenSource = MappedFile.open): GgufFile {
+  return openShards(path, open, (architecture) =>
+    typeof architecture === "string" ? architecture : "",
+  )
+}
+
+function openShards(
+  path: string,
+  open: OpenSource,
+  checked: (architecture: GgufValue | undefined) => string,
+): GgufFile {
   const table = new TensorTable()
   try {
     const source = open(path)
     table.own(source)
     const first = readShard(source)
-    const architecture = first.metadata.get("general.architecture")
     const count = shardInteger(path, first, "split.count", 1)
     if (count > MAX_SHARDS)
       throw new FormatError(path, `split.count: ${count} is more than the limit of ${MAX_SHARDS}`)
     if (count > 1) checkFirstShard(path, first, count)
-    if (typeof architecture !== "string" || architecture === "") {
-      throw new FormatError(
-        path,
-        `general.architecture: ${describeValue(architecture)}, expected a name`,
-      )
-    }
+    const architecture = checked(first.metadata.get("general.architecture"))
     for (const tensor of first.tensors) table.add(source, tensor)
     if (count > 1) addOtherShards(path, first, count, open, table)
     const { version, metadata, metadataTypes } = first
