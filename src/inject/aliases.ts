@@ -7,7 +7,9 @@ const FAMILIES = [
   "DeepseekV3",
   "Gemma3",
   "Glm4Moe",
+  "GptOss",
   "Llama",
+  "Llama4Text",
   "Mistral",
   "Mixtral",
   "Phi3",
@@ -32,6 +34,17 @@ const ALIASES: ReadonlyMap<string, string> = new Map([
   ["DeepseekV3YarnRotaryEmbedding", "RotaryEmbedding"],
   ["Gemma3TextScaledWordEmbedding", "Embedding"],
   ["KQwen3MoeSparseMoeBlock", "Qwen3MoeSparseMoeBlock"],
+  // KTransformers writes the family with a small t, its checkpoints with a capital one
+  ["SmallthinkerAttention", "SmallThinkerAttention"],
+  ["SmallthinkerMoeBlock", "SmallThinkerMoeBlock"],
+  ["SmallthinkerDenseMlpBlock", "SmallThinkerDenseMlpBlock"],
+  ["SmallthinkerDecoderLayer", "SmallThinkerDecoderLayer"],
+  ["SmallthinkerModel", "SmallThinkerModel"],
+  ["SmallthinkerForCausalLM", "SmallThinkerForCausalLM"],
+  ["Llama4TextL2Norm", "L2Norm"],
+  ["Llama4Router", "Linear"],
+  ["Llama4TextExperts", "Experts"],
+  ["GptOssExperts", "Experts"],
 ])
 
 /** Whether a rule's `match.class` names one of a module's classes, its own or a base. */

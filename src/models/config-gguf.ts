@@ -162,7 +162,9 @@ export function configFromGguf(gguf: GgufFile): ModelConfig {
     num_experts: numExperts,
     num_experts_per_tok: keys.count("expert_used_count") ?? 0,
     moe_intermediate_size: traits.moe ? keys.size("expert_feed_forward_length") : 0,
-    norm_topk_prob: traits.moe ? (keys.flag("expert_weights_norm") ?? true) : false,
+    norm_topk_prob: traits.moe
+      ? (keys.flag("expert_weights_norm") ?? traits.chunked === undefined)
+      : false,
     scoring_func: scoring(keys, traits),
     moe_enable_early_router: traits.modelType === "smallthinker",
     decoder_sparse_step: traits.chunked ? keys.size("interleave_moe_layer_step", 4096) : 1,

@@ -48,6 +48,7 @@ export function registerExperts(registry: OperatorRegistry): void {
     aliases: [
       "KTransformersExpertsV2",
       "KSmallthinkerExperts",
+      "KLlama4Experts",
       "KGlm4Experts",
       "KTransformersExpertsW8A8",
       "KExpertsCPU",

@@ -14,6 +14,7 @@ const KEPT = [
   "KQwen2MoeAttention",
   "KQwen3MoeAttention",
   "KSmallthinkerAttention",
+  "KLlama4Attention",
   "KGlm4MoeAttention",
   "KQwen3NextAttention",
   "KQwen3NextGatedDeltaNet",
@@ -34,6 +35,7 @@ const KEPT = [
   "DynamicNTKScalingRotaryEmbedding",
   "KQwen3MoeRotaryEmbedding",
   "KSmallthinkerRotaryEmbedding",
+  "KLlama4RotaryEmbedding",
   "KGlm4MoeRotaryEmbedding",
   // norms
   "RMSNorm",
@@ -41,6 +43,7 @@ const KEPT = [
   "KQwen3MoeRMSNorm",
   "KQwen3NextRMSNorm",
   "KSmallthinkerRMSNorm",
+  "KLlama4RMSNorm",
   "KGlm4MoeRMSNorm",
   "DeepseekV3RMSNormTorch",
   "KDeepseekRMSNormIPEXLLM",
@@ -50,6 +53,7 @@ const KEPT = [
   "kDeepseekV3MLP",
   "KQwen2MoeMLP",
   "KSmallthinkerDenseMlpBlock",
+  "KLlama4MLP",
   "KGlm4MoeMLP",
   "KDeepseekV3MLPW8A8A2V1",
   "KDeepseekV3MLPW8A8A2V2",
@@ -65,6 +69,7 @@ const KEPT = [
   "KDeepseekV3MoEW8A8",
   "KMistralSparseMoEBlock",
   "KSmallthinkerMoeBlock",
+  "KLlama4Moe",
   "KGlm4MoeMoE",
   "KMoEGate",
   "KMoEGateQwen2Moe",
@@ -74,6 +79,7 @@ const KEPT = [
   "KDeepseekV2Model",
   "KQwen2MoeModel",
   "KLlamaModel",
+  "KLlama4Model",
 ] as const
 
 /** Their kwargs, misspelt as upstream has them, and spelt right. */

@@ -264,6 +264,67 @@ describe("planning", () => {
     expect(result.warnings.some((line) => line.includes("rule 3: matches no module"))).toBe(true)
   })
 
+  test("KTransformers' names for SmallThinker and Llama 4 find their modules", async () => {
+    const cuda = `kwargs: { generate_device: "cuda", prefill_device: "cuda" }`
+    const modeling = "ktransformers.models.modeling"
+    const ops = "ktransformers.operators"
+    const small = await plan(
+      `
+- match: { class: ${modeling}_smallthinker.SmallthinkerRotaryEmbedding }
+  replace: { class: ${ops}.RoPE.KSmallthinkerRotaryEmbedding, ${cuda} }
+- match: { name: "block_sparse_moe$", class: ${modeling}_smallthinker.SmallthinkerMoeBlock }
+  replace: { class: ${ops}.experts.KSmallthinkerMoeBlock, ${cuda} }
+- match: { name: "block_sparse_moe\\\\.experts$" }
+  replace: { class: ${ops}.experts.KSmallthinkerExperts, kwargs: { prefill_op: None, generate_op: "KExpertsCPU" } }
+  recursive: False
+- match: { name: "self_attn$" }
+  replace: { class: ${ops}.balance_serve_attention.KSmallthinkerAttention, ${cuda} }
+- match: { class: ${modeling}_smallthinker.SmallthinkerRMSNorm }
+  replace: { class: ${ops}.layernorm.KSmallthinkerRMSNorm, ${cuda} }
+`,
+      "hf/smallthinker_sigmoid",
+    )
+    expect(operatorAt(small, "model.rotary_emb")).toBe("KSmallthinkerRotaryEmbedding")
+    expect(operatorAt(small, "model.layers.2.block_sparse_moe")).toBe("KSmallthinkerMoeBlock")
+    expect(operatorAt(small, "model.layers.2.block_sparse_moe.experts")).toBe(
+      "KTransformersExperts",
+    )
+    expect(operatorAt(small, "model.layers.2.self_attn")).toBe("KSmallthinkerAttention")
+    expect(operatorAt(small, "model.norm")).toBe("KSmallthinkerRMSNorm")
+    const llama4 = await plan(
+      `
+- match: { class: ${modeling}_llama4.Llama4TextRotaryEmbedding }
+  replace: { class: ${ops}.RoPE.KLlama4RotaryEmbedding, ${cuda} }
+- match: { name: "feed_forward$", class: ${modeling}_llama4.Llama4TextMoe }
+  replace: { class: ${ops}.experts.KLlama4Moe, ${cuda} }
+- match: { name: "feed_forward\\\\.experts$" }
+  replace: { class: ${ops}.experts.KLlama4Experts, kwargs: { prefill_op: None, generate_op: "KExpertsCPU" } }
+  recursive: False
+- match: { name: "self_attn$" }
+  replace: { class: ${ops}.balance_serve_attention.KLlama4Attention, ${cuda} }
+- match: { name: "^model$" }
+  replace: { class: ${ops}.models.KLlama4Model, kwargs: { per_layer_prefill_intput_threshold: 0 } }
+- match: { class: ${modeling}_llama4.Llama4TextRMSNorm }
+  replace: { class: ${ops}.layernorm.KLlama4RMSNorm, ${cuda} }
+- match: { class: ${modeling}_llama4.Llama4TextMLP }
+  replace: { class: ${ops}.mlp.KLlama4MLP, ${cuda} }
+`,
+      "hf/llama4_text",
+    )
+    for (const [path, operator] of [
+      ["model", "KLlama4Model"],
+      ["model.rotary_emb", "KLlama4RotaryEmbedding"],
+      ["model.norm", "KLlama4RMSNorm"],
+      ["model.layers.0.feed_forward", "KLlama4MLP"],
+      ["model.layers.0.self_attn", "KLlama4Attention"],
+      ["model.layers.1.feed_forward", "KLlama4Moe"],
+      ["model.layers.1.feed_forward.experts", "KTransformersExperts"],
+      ["model.layers.1.feed_forward.shared_expert", "KLlama4MLP"],
+    ] as const) {
+      expect(operatorAt(llama4, path)).toBe(operator)
+    }
+  })
+
   test("explain lists every module with what becomes of it", async () => {
     const model = await modelOf(LLAMA)
     const result = planInjection(model, parseRules(README_RULE, "test.yaml"), operators)

@@ -24,6 +24,9 @@ describe("reference files", () => {
     "gemma3-q5_0",
     "qwen3moe-mixed",
     "qwen3moe-split-q8_0-00001-of-00002",
+    "smallthinker-q4_0",
+    "llama4-q8_0",
+    "gpt-oss-mxfp4",
   ])("every tensor of %s has a place in the model and comes back", (file) => {
     const gguf = openGguf(golden("gguf", `${file}.gguf`), readWhole)
     for (const name of gguf.names()) {
@@ -42,6 +45,7 @@ describe("reference files", () => {
     ["gemma3_text", "gemma3"],
     ["phi3", "phi3"],
     ["qwen3_moe", "qwen3moe"],
+    ["smallthinker_sigmoid", "smallthinker"],
   ])("every tensor of the %s checkpoint has a GGUF name and comes back", (model, architecture) => {
     const weights = openSafetensors(golden("hf", model), readWhole)
     const seen = new Set<string>()
@@ -74,6 +78,16 @@ test("names as converters write them", () => {
   expect(ggufName("phi3", "model.layers.1.self_attn.qkv_proj.weight")).toBe("blk.1.attn_qkv.weight")
   expect(ggufName("phi3", "model.layers.1.mlp.gate_up_proj.weight")).toBe("blk.1.ffn_up.weight")
   expect(ggufName("qwen3moe", "model.layers.3.mlp.gate.weight")).toBe("blk.3.ffn_gate_inp.weight")
+})
+
+test("tensors that are no weight or bias of a module, and biases of experts", () => {
+  const sinks = "model.layers.3.self_attn.sinks"
+  expect(ggufName("gpt-oss", sinks)).toBe("blk.3.attn_sinks.weight")
+  expect(hfName("gpt-oss", "blk.3.attn_sinks.weight")).toBe(sinks)
+  const bias = "model.layers.3.mlp.experts.up_proj.bias"
+  expect(ggufName("gpt-oss", bias)).toBe("blk.3.ffn_up_exps.bias")
+  expect(hfName("gpt-oss", "blk.3.ffn_up_exps.bias")).toBe(bias)
+  expect(ggufName("gpt-oss", "model.layers.3.mlp.router.bias")).toBe("blk.3.ffn_gate_inp.bias")
 })
 
 test("experts, stacked and one by one", () => {
