@@ -315,7 +315,7 @@ export function configFromJson(file: string, json: unknown, eos?: readonly numbe
     const known = MODEL_TYPES.join(", ")
     throw new FormatError(file, `model_type: ${shown(type)} is unknown; known are ${known}`)
   }
-  if (text["quantization_config"] !== undefined && text["quantization_config"] !== null) {
+  if (!isReadable(text["quantization_config"], modelType)) {
     throw new FormatError(
       file,
       `quantization_config: ${shown(text["quantization_config"])}, only unquantized safetensors are read`,
@@ -377,6 +377,13 @@ export function configFromJson(file: string, json: unknown, eos?: readonly numbe
     bos_token_id: c.bos_token_id ?? undefined,
     eos_token_id: eos ?? list(c.eos_token_id),
   })
+}
+
+/** Whether the weights are plain, or gpt-oss' experts in MXFP4. */
+function isReadable(quantization: unknown, modelType: ModelType): boolean {
+  if (quantization === undefined || quantization === null) return true
+  const method = z.object({ quant_method: z.literal("mxfp4") }).safeParse(quantization)
+  return modelType === "gpt_oss" && method.success
 }
 
 /** Model types of checkpoints with a vision part, and of the language model in them. */

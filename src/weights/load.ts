@@ -3,6 +3,7 @@ import type { Backend } from "../native/backend.ts"
 import { type Module, namedModules, type Parameter, type TransposedStack } from "../nn/module.ts"
 import {
   BF16,
+  dtypeById,
   type DTypeInfo,
   F16,
   F32,
@@ -15,6 +16,7 @@ import {
 } from "../tensor/dtype.ts"
 import { byteLength, Tensor } from "../tensor/tensor.ts"
 import type { GgufFile } from "./gguf.ts"
+import { repackMxfp4 } from "./mxfp4.ts"
 import { type CheckpointNames, checkpointNames, CONFIG_TENSORS } from "./names.ts"
 import type { SafetensorsFile } from "./safetensors.ts"
 import type { WeightEntry } from "./source.ts"
@@ -44,6 +46,7 @@ const MAX_LISTED = 12
 /** Vectors start on cache lines. */
 const VECTOR_ALIGN = 16
 
+const MXFP4 = dtypeById(39) as DTypeInfo
 const TRANSPOSABLE: ReadonlySet<DTypeInfo> = new Set([F32, F16, BF16])
 const NOT_WEIGHTS: ReadonlySet<DTypeInfo> = new Set([I8, I16, I32, I64, F64])
 
@@ -74,7 +77,7 @@ interface Request {
   readonly path: string
   readonly parameter: Parameter
   readonly entries: readonly WeightEntry[]
-  /** The entry is laid out like this. */
+  /** The entry is laid out like this; two entries are MXFP4 codes and scales, whose rows are not transposed. */
   readonly transposed?: TransposedStack
 }
 
@@ -93,12 +96,11 @@ function resolveAll(root: Module, weights: GgufFile | SafetensorsFile): Request[
       const { transposed } = parameter
       // looked for first: the stack may have the parameter's own name
       if (transposed !== undefined && weights.kind === "safetensors") {
-        const entry = weights.get(names.stored(sibling(path, transposed.name)) ?? "")
-        const problem = entry && checkTransposed(entry, parameter, transposed)
-        if (problem !== undefined) problems.push(problem)
-        if (entry !== undefined) {
-          used.add(entry.name)
-          requests.push({ path, parameter, entries: [entry], transposed })
+        const entries = findStack(sibling(path, transposed.name), weights, names)
+        if (entries.length > 0) {
+          for (const { name } of entries) used.add(name)
+          problems.push(...checkStack(entries, parameter, transposed))
+          requests.push({ path, parameter, entries, transposed })
           continue
         }
       }
@@ -175,20 +177,42 @@ function checkEntry(entry: WeightEntry, parameter: Parameter, count: number): st
   return readable ? undefined : `${name} is of type ${dtype.name}, which no kernel reads here`
 }
 
-function checkTransposed(
-  { name, shape, dtype }: WeightEntry,
+/** A stack as one tensor, or as MXFP4 codes and scales. */
+function findStack(path: string, weights: SafetensorsFile, names: CheckpointNames): WeightEntry[] {
+  const entryOf = (name: string): WeightEntry | undefined => weights.get(names.stored(name) ?? "")
+  const plain = entryOf(path)
+  if (plain !== undefined) return [plain]
+  const codes = entryOf(`${path}_blocks`)
+  const scales = entryOf(`${path}_scales`)
+  return codes === undefined || scales === undefined ? [] : [codes, scales]
+}
+
+function checkStack(
+  entries: readonly WeightEntry[],
   { shape: wanted, kind }: Parameter,
   { width = wanted[1] as number }: TransposedStack,
-): string | undefined {
-  const [experts, , columns] = wanted
-  const expected = columns === undefined ? [experts, width] : [experts, columns, width]
-  if (shape.length !== expected.length || shape.some((size, i) => size !== expected[i])) {
-    return `${name} has shape [${shape.join(", ")}], expected [${expected.join(", ")}]`
+): string[] {
+  const [experts = 0, , columns] = wanted
+  const problems: string[] = []
+  const expectShape = ({ name, shape }: WeightEntry, expected: readonly number[]): void => {
+    if (shape.length === expected.length && shape.every((size, i) => size === expected[i])) return
+    problems.push(`${name} has shape [${shape.join(", ")}], expected [${expected.join(", ")}]`)
   }
-  const readable = kind === "vector" ? VECTOR_TYPES : TRANSPOSABLE
-  return readable.has(dtype)
-    ? undefined
-    : `${name} is of type ${dtype.name}, which cannot be transposed here`
+  const expectType = ({ name, dtype }: WeightEntry, isFit: boolean): void => {
+    if (!isFit) problems.push(`${name} is of type ${dtype.name}, which no kernel reads here`)
+  }
+  const [first, scales] = entries as [WeightEntry, WeightEntry | undefined]
+  if (scales === undefined) {
+    expectShape(first, columns === undefined ? [experts, width] : [experts, columns, width])
+    expectType(first, (kind === "vector" ? VECTOR_TYPES : TRANSPOSABLE).has(first.dtype))
+    return problems
+  }
+  const blocks = Math.ceil((columns ?? 0) / 32)
+  expectShape(first, [experts, width, blocks, 16])
+  expectShape(scales, [experts, width, blocks])
+  expectType(first, first.dtype.name === "U8" && isComputable(MXFP4))
+  expectType(scales, scales.dtype.name === "U8")
+  return problems
 }
 
 /** Tensors that files hold and models of this kind do without. */
@@ -279,7 +303,7 @@ class Binder implements LoadedWeights {
     const isStacked = entries.length > 1 || transposed !== undefined
     const whole =
       transposed !== undefined
-        ? this.#transpose(entries[0] as WeightEntry, shape, transposed)
+        ? this.#transpose(entries, shape, transposed)
         : isStacked
           ? this.#stack(entries, shape)
           : this.#mapping(entries[0] as WeightEntry, shape)
@@ -330,11 +354,19 @@ class Binder implements LoadedWeights {
     return stack
   }
 
-  /** [experts, out, in] from columns of [experts, in, columns]. */
-  #transpose(entry: WeightEntry, shape: readonly number[], part: TransposedStack): Tensor {
-    const stack = Tensor.allocate(this.#options.backend, entry.dtype, shape)
-    transposeStack(this.#weights.bytes(entry.name), stack.bytes(), shape, part)
-    this.#weights.drop(entry.name)
+  /** [experts, out, in] from a stack that is laid out the other way, or from MXFP4 codes and scales. */
+  #transpose(
+    entries: readonly WeightEntry[],
+    shape: readonly number[],
+    part: TransposedStack,
+  ): Tensor {
+    const [first, scales] = entries as [WeightEntry, WeightEntry | undefined]
+    const dtype = scales === undefined ? first.dtype : MXFP4
+    const stack = Tensor.allocate(this.#options.backend, dtype, shape)
+    const bytes = this.#weights.bytes(first.name)
+    if (scales === undefined) transposeStack(bytes, stack.bytes(), shape, part)
+    else repackMxfp4(bytes, this.#weights.bytes(scales.name), stack.bytes(), shape, part)
+    for (const { name } of entries) this.#weights.drop(name)
     return stack
   }
 

@@ -299,6 +299,12 @@ describe("gpt_oss", () => {
     expect(config.rope).toMatchObject({ ...YARN, theta: 150_000 })
     expect(layers(config).map(([window]) => window)).toEqual([128, 0, 128, 0])
     expect(failure(() => fromJson({ ...json, swiglu_limit: 8 }))).toContain("swiglu_limit: 8")
+    const quantized = (quant_method: string): object => ({
+      ...json,
+      quantization_config: { quant_method, modules_to_not_convert: ["lm_head"] },
+    })
+    expect(fromJson(quantized("mxfp4"))).toEqual(config)
+    expect(failure(() => fromJson(quantized("gptq")))).toContain('"quant_method":"gptq"')
   })
 
   test("GGUF", () => {
