@@ -1,6 +1,6 @@
 import type { EngineConfig } from "../config.ts"
 import { BlockManager } from "../kvcache/block-manager.ts"
-import { kvBytesPerPage, type KVLayerSpec, KVPool } from "../kvcache/pool.ts"
+import { kvBytesPerPage, KVPool } from "../kvcache/pool.ts"
 import { maxContextLength, type ModelConfig } from "../models/config.ts"
 import { Backend, queryCpu } from "../native/backend.ts"
 import { packWeight } from "../ops/index.ts"
@@ -10,6 +10,7 @@ import type { WeightSource } from "../weights/source.ts"
 import type { EngineInfo, EngineStats, GenerateParams, TokenEvent } from "../worker/protocol.ts"
 import { buildModel, type BuiltModel } from "./build.ts"
 import { EngineCore } from "./core.ts"
+import { kvLayers } from "./kv-layers.ts"
 import { type MemoryPlan, planMemory } from "./memory-plan.ts"
 import { ModelRunner } from "./model-runner.ts"
 import { ropeKeyOf } from "./rope-key.ts"
@@ -120,12 +121,6 @@ export class Engine implements Disposable {
 function kvType(config: EngineConfig): DTypeInfo {
   const f32 = config.kvDtype === "auto" ? config.precision === "f32" : config.kvDtype === "f32"
   return f32 ? F32 : F16
-}
-
-function kvLayers(config: ModelConfig): KVLayerSpec[] {
-  const { num_hidden_layers, num_key_value_heads: kvHeads, head_dim } = config
-  const layer = { kvHeads, kDim: head_dim, vDim: head_dim }
-  return Array.from({ length: num_hidden_layers }, () => layer)
 }
 
 function planFor(config: EngineConfig, built: BuiltModel, dtype: DTypeInfo): MemoryPlan {

@@ -6,6 +6,7 @@ import {
   checkedConfig,
   defaultHeadDim,
   type LayerType,
+  type LinearAttentionConfig,
   type ModelConfig,
   type ModelType,
   patternLayerTypes,
@@ -32,6 +33,8 @@ interface Traits {
     readonly size: number
     readonly temperature: { scale: number; floor: number }
   }
+  /** Most layers are gated delta nets. */
+  readonly deltaNet?: true
 }
 
 /** Keyed by `general.architecture`. Mistral models are written as llama. */
@@ -63,6 +66,7 @@ const TRAITS: Readonly<Record<string, Traits>> = {
     exactYarn: true,
     slides: (layer) => layer % 2 === 0,
   },
+  qwen3next: { modelType: "qwen3_next", qkNorm: true, moe: true, deltaNet: true },
 }
 
 /** Maverick, which has so many experts, is the Llama 4 without q/k norms; files do not say. */
@@ -104,7 +108,8 @@ export function configFromGguf(gguf: GgufFile): ModelConfig {
       `${architecture}.expert_count: ${numExperts}, only dense models of this architecture are known`,
     )
   }
-  const layers = keys.size("block_count", 4096)
+  // layers that predict further tokens stand behind the others
+  const layers = keys.size("block_count", 4096) - (keys.count("nextn_predict_layers", 64) ?? 0)
   const hidden = keys.size("embedding_length")
   const heads = keys.size("attention.head_count", 65_536)
   const headDim = keys.size("attention.key_length", 65_536, () =>
@@ -156,12 +161,16 @@ export function configFromGguf(gguf: GgufFile): ModelConfig {
     sliding_window: slides ? window : undefined,
     attention_chunk_size: traits.chunked?.size,
     layer_types,
+    linear_attention: traits.deltaNet ? deltaNet(keys, has("blk.0.ssm_in.weight")) : undefined,
     rope_layers: Array.from({ length: layers }, (_, i) => nope?.(i) !== true),
     attn_temperature: nope === undefined ? undefined : traits.chunked?.temperature,
     ...ropes(keys, gguf, traits, headDim),
     num_experts: numExperts,
     num_experts_per_tok: keys.count("expert_used_count") ?? 0,
     moe_intermediate_size: traits.moe ? keys.size("expert_feed_forward_length") : 0,
+    shared_expert_intermediate_size: traits.deltaNet
+      ? (keys.count("expert_shared_feed_forward_length") ?? 0)
+      : 0,
     norm_topk_prob: traits.moe
       ? (keys.flag("expert_weights_norm") ?? traits.chunked === undefined)
       : false,
@@ -206,6 +215,7 @@ export function withGgufLayout(config: ModelConfig, gguf: GgufFile): ModelConfig
     layout: "gguf" as const,
     vocab_size: own.vocab_size, // Converters drop rows that only pad the embedding.
     norm_offset: own.norm_offset,
+    linear_attention: own.linear_attention,
     tie_word_embeddings: own.tie_word_embeddings,
     rope: Object.freeze({ ...config.rope, interleaved }),
     rope_local: config.rope_local && Object.freeze({ ...config.rope_local, interleaved }),
@@ -219,6 +229,13 @@ function layerTypes(
   window: number | undefined,
 ): readonly LayerType[] {
   const uniform = (type: LayerType): LayerType[] => Array<LayerType>(layers).fill(type)
+  if (traits.deltaNet) {
+    const recurrent = keys.flags("attention.recurrent_layers")
+    const interval = keys.count("full_attention_interval", 4096) ?? 4
+    return Array.from({ length: layers }, (_, i) =>
+      (recurrent?.[i] ?? (i + 1) % interval !== 0) ? "linear_attention" : "full_attention",
+    )
+  }
   if (traits.chunked !== undefined && window !== 0) {
     return Array.from({ length: layers }, (_, i) =>
       traits.nope?.(i) ? "full_attention" : "chunked_attention",
@@ -237,6 +254,19 @@ function layerTypes(
     )
   }
   return uniform("sliding_attention")
+}
+
+/** `fused_qkvz`: files of early converters keep the order of the Hugging Face checkpoint. */
+function deltaNet(keys: Keys, fused_qkvz: boolean): LinearAttentionConfig {
+  const num_value_heads = keys.size("ssm.time_step_rank", 65_536)
+  return {
+    conv_kernel_dim: keys.size("ssm.conv_kernel", 16),
+    num_key_heads: keys.size("ssm.group_count", 65_536),
+    num_value_heads,
+    key_head_dim: keys.size("ssm.state_size", 256),
+    value_head_dim: keys.size("ssm.inner_size") / num_value_heads,
+    fused_qkvz,
+  }
 }
 
 function scoring(keys: Keys, traits: Traits): "softmax" | "sigmoid" {

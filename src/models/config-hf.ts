@@ -11,6 +11,7 @@ import {
   defaultHeadDim,
   LAYER_TYPES,
   type LayerType,
+  type LinearAttentionConfig,
   MODEL_TYPES,
   type ModelConfig,
   type ModelType,
@@ -120,6 +121,14 @@ const HfConfig = z.object({
   // gpt-oss: the kernels have its activation with these constants
   swiglu_alpha: z.literal(1.702).nullish(),
   swiglu_limit: z.literal(7).nullish(),
+  // Qwen3-Next; the kernels' bounds
+  shared_expert_intermediate_size: size.nullish(),
+  full_attention_interval: layerCount.nullish(),
+  linear_conv_kernel_dim: z.int().min(2).max(16).nullish(),
+  linear_num_key_heads: z.int().min(1).max(65_536).nullish(),
+  linear_num_value_heads: z.int().min(1).max(65_536).nullish(),
+  linear_key_head_dim: z.int().min(1).max(256).nullish(),
+  linear_value_head_dim: z.int().min(1).max(65_536).nullish(),
 })
 type HfConfig = z.infer<typeof HfConfig>
 
@@ -146,6 +155,8 @@ interface Traits {
   readonly sigmoid?: true
   /** Pairs of neighbours rotate. */
   readonly interleaved?: true
+  /** Most layers are gated delta nets, norms are (1 + w). */
+  readonly deltaNet?: true
   /** `use_sliding_window` must be true. */
   readonly slidingIsOptIn?: true
   readonly defaults: Readonly<Record<string, unknown>>
@@ -284,6 +295,35 @@ const TRAITS: Readonly<Record<ModelType, Traits>> = {
       norm_topk_prob: true,
     },
   },
+  qwen3_next: {
+    attentionBias: "config",
+    qkNorm: true,
+    moe: true,
+    sliding: "none",
+    deltaNet: true,
+    defaults: {
+      vocab_size: 151_936,
+      hidden_size: 2048,
+      intermediate_size: 5632,
+      num_hidden_layers: 48,
+      num_attention_heads: 16,
+      num_key_value_heads: 2,
+      head_dim: 256,
+      max_position_embeddings: 32_768,
+      partial_rotary_factor: 0.25,
+      full_attention_interval: 4,
+      linear_conv_kernel_dim: 4,
+      linear_num_key_heads: 16,
+      linear_num_value_heads: 32,
+      linear_key_head_dim: 128,
+      linear_value_head_dim: 128,
+      num_experts: 512,
+      num_experts_per_tok: 10,
+      moe_intermediate_size: 512,
+      shared_expert_intermediate_size: 512,
+      norm_topk_prob: true,
+    },
+  },
 }
 
 /**
@@ -359,7 +399,7 @@ export function configFromJson(file: string, json: unknown, eos?: readonly numbe
     attention_output_bias: traits.attentionBias === "config" && (c.attention_bias ?? false),
     mlp_bias: modelType === "llama" && (c.mlp_bias ?? false),
     qk_norm: traits.qkNorm ?? (modelType === "llama4_text" && c.use_qk_norm === true),
-    norm_offset: traits.gemma ? 1 : 0,
+    norm_offset: traits.gemma || traits.deltaNet ? 1 : 0,
     embedding_scale: traits.gemma ? Math.sqrt(hidden_size) : 1,
     attention_scale:
       1 / Math.sqrt((traits.gemma ? c.query_pre_attn_scalar : undefined) ?? head_dim),
@@ -368,6 +408,7 @@ export function configFromJson(file: string, json: unknown, eos?: readonly numbe
     sliding_window: slides ? (window ?? c.sliding_window ?? undefined) : undefined,
     attention_chunk_size: c.attention_chunk_size ?? undefined,
     layer_types,
+    linear_attention: traits.deltaNet ? deltaNet(file, c) : undefined,
     rope_layers: ropeLayers(c),
     attn_temperature: c.attn_temperature_tuning
       ? { scale: c.attn_scale ?? 0.1, floor: c.floor_scale ?? 8192 }
@@ -417,6 +458,12 @@ function aliased(
 function layerTypes(c: HfConfig, traits: Traits, window: number | undefined): readonly LayerType[] {
   if (c.layer_types !== undefined && c.layer_types !== null) return c.layer_types
   const { num_hidden_layers: layers } = c
+  if (traits.deltaNet) {
+    const interval = c.full_attention_interval ?? 4
+    return Array.from({ length: layers }, (_, i) =>
+      (i + 1) % interval === 0 ? "full_attention" : "linear_attention",
+    )
+  }
   if (traits.sliding === "chunked") {
     const chunked = c.attention_chunk_size !== null && c.attention_chunk_size !== undefined
     return ropeLayers(c).map((rotates) =>
@@ -437,6 +484,22 @@ function layerTypes(c: HfConfig, traits: Traits, window: number | undefined): re
   return Array.from({ length: layers }, (_, i) =>
     i < first ? "full_attention" : "sliding_attention",
   )
+}
+
+function deltaNet(file: string, c: HfConfig): LinearAttentionConfig {
+  const needed = <K extends keyof HfConfig>(key: K): number => {
+    const value = c[key]
+    if (typeof value === "number") return value
+    throw new FormatError(file, `${key}: ${shown(value)}, expected a number`)
+  }
+  return {
+    conv_kernel_dim: needed("linear_conv_kernel_dim"),
+    num_key_heads: needed("linear_num_key_heads"),
+    num_value_heads: needed("linear_num_value_heads"),
+    key_head_dim: needed("linear_key_head_dim"),
+    value_head_dim: needed("linear_value_head_dim"),
+    fused_qkvz: true,
+  }
 }
 
 /** Whether q and k rotate, by layer. Lists of either model family hold 1 where they do. */
@@ -546,6 +609,7 @@ function experts(
   | "num_experts"
   | "num_experts_per_tok"
   | "moe_intermediate_size"
+  | "shared_expert_intermediate_size"
   | "norm_topk_prob"
   | "scoring_func"
   | "moe_enable_early_router"
@@ -563,6 +627,7 @@ function experts(
     num_experts: needed("num_experts"),
     num_experts_per_tok: needed("num_experts_per_tok"),
     moe_intermediate_size: needed("moe_intermediate_size"),
+    shared_expert_intermediate_size: c.shared_expert_intermediate_size ?? 0,
     norm_topk_prob: c.norm_topk_prob ?? false,
     scoring_func:
       traits.sigmoid || c.moe_primary_router_apply_softmax === false ? "sigmoid" : "softmax",

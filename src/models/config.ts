@@ -13,14 +13,31 @@ export const MODEL_TYPES = [
   "smallthinker",
   "llama4_text",
   "gpt_oss",
+  "qwen3_next",
 ] as const
 export type ModelType = (typeof MODEL_TYPES)[number]
 
-export const LAYER_TYPES = ["full_attention", "sliding_attention", "chunked_attention"] as const
+export const LAYER_TYPES = [
+  "full_attention",
+  "sliding_attention",
+  "chunked_attention",
+  "linear_attention",
+] as const
 export type LayerType = (typeof LAYER_TYPES)[number]
 
 export const ACTIVATIONS = ["silu", "gelu", "gelu_pytorch_tanh", "relu", "swiglu_oai"] as const
 export type Activation = (typeof ACTIVATIONS)[number]
+
+/** A gated delta net's sizes; value heads are shared out evenly among key heads. */
+export interface LinearAttentionConfig {
+  readonly conv_kernel_dim: number
+  readonly num_key_heads: number
+  readonly num_value_heads: number
+  readonly key_head_dim: number
+  readonly value_head_dim: number
+  /** q, k, v and z come from one matrix whose rows are grouped by key head. */
+  readonly fused_qkvz: boolean
+}
 
 /**
  * Hyper-parameters of a model, from config.json or from GGUF metadata alone. Keys are config.json's
@@ -64,6 +81,8 @@ export interface ModelConfig {
   readonly attention_chunk_size: number | undefined
   /** One per layer. */
   readonly layer_types: readonly LayerType[]
+  /** Of layers that are linear_attention. */
+  readonly linear_attention: LinearAttentionConfig | undefined
   /** One per layer: whether q and k rotate; false where the layer knows no positions (NoPE). */
   readonly rope_layers: readonly boolean[]
   /** Multiplies the query at p of layers without rope by 1 + scale · ln(1 + ⌊(p + 1) / floor⌋). */
@@ -75,6 +94,8 @@ export interface ModelConfig {
   readonly num_experts: number
   readonly num_experts_per_tok: number
   readonly moe_intermediate_size: number
+  /** Width of an expert that sees every token, times the sigmoid of its own gate; 0 = none. */
+  readonly shared_expert_intermediate_size: number
   readonly norm_topk_prob: boolean
   /** What the router makes of its logits. */
   readonly scoring_func: "softmax" | "sigmoid"
@@ -91,6 +112,19 @@ export interface ModelConfig {
 /** Keys that a layer's attention sees (the query's own included), or 0 for all. */
 export function layerWindow(config: ModelConfig, layer: number): number {
   return config.layer_types[layer] === "sliding_attention" ? (config.sliding_window ?? 0) : 0
+}
+
+/** Whether a layer keeps a state per sequence in place of keys and values per token. */
+export function isLinearLayer(config: ModelConfig, layer: number): boolean {
+  return config.layer_types[layer] === "linear_attention"
+}
+
+/** Place of a layer among those that keep the same kind of thing. */
+export function cacheIndex(config: ModelConfig, layer: number): number {
+  const linear = isLinearLayer(config, layer)
+  let index = 0
+  for (let i = 0; i < layer; i++) if (isLinearLayer(config, i) === linear) index++
+  return index
 }
 
 /** Positions of one chunk of a layer's attention, or 0 for no chunks. */
@@ -150,6 +184,15 @@ export function checkedConfig(file: string, config: ModelConfig): ModelConfig {
     config.attention_chunk_size === undefined
   ) {
     fail("attention_chunk_size: missing, but layer_types has chunked_attention")
+  }
+  if (config.layer_types.includes("linear_attention")) {
+    const { linear_attention: linear } = config
+    if (linear === undefined) fail(`layer_types: a ${config.model_type} has no linear_attention`)
+    else if (linear.num_value_heads % linear.num_key_heads !== 0) {
+      fail(
+        `linear_num_value_heads: ${linear.num_value_heads} is no multiple of linear_num_key_heads ${linear.num_key_heads}`,
+      )
+    }
   }
   if (config.rope_layers.length !== layers) {
     fail(`rope layers: ${config.rope_layers.length} entries for ${layers} layers`)

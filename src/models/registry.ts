@@ -56,6 +56,10 @@ const MODELS: Readonly<Record<string, ModelEntry>> = {
     architecture: "GptOssForCausalLM",
     load: async () => (await import("./gpt_oss.ts")).GptOssForCausalLM,
   },
+  qwen3_next: {
+    architecture: "Qwen3NextForCausalLM",
+    load: async () => (await import("./qwen3_next.ts")).Qwen3NextForCausalLM,
+  },
 }
 
 /** Every model type with a model file. */

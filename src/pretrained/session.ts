@@ -1,4 +1,5 @@
 import { EngineCore } from "../engine/core.ts"
+import { kvLayers } from "../engine/kv-layers.ts"
 import { planMemory } from "../engine/memory-plan.ts"
 import { ModelRunner } from "../engine/model-runner.ts"
 import { ropeKeyOf } from "../engine/rope-key.ts"
@@ -30,8 +31,7 @@ export class Session implements Disposable {
     const { config } = model
     const { pageSize, maxBatchTokens } = options
     const dtype = backend.precision === "f32" ? F32 : F16
-    const { num_key_value_heads: kvHeads, head_dim: dim } = config
-    const layers = config.layer_types.map(() => ({ kvHeads, kDim: dim, vDim: dim }))
+    const layers = kvLayers(config)
     const memory = planMemory({
       contextLength: options.contextLength,
       kvCacheTokens: 0,

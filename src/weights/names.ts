@@ -109,6 +109,31 @@ const TABLES: Readonly<Record<string, NameTable>> = {
     experts: "mlp.experts",
     expert: GATED_PROJECTIONS,
   },
+  qwen3next: {
+    root: ROOT,
+    layer: {
+      input_layernorm: "attn_norm",
+      post_attention_layernorm: "post_attention_norm",
+      ...ATTENTION,
+      ...QK_NORM,
+      ...MLP,
+      "linear_attn.in_proj_qkvz": "ssm_in",
+      "linear_attn.in_proj_qkv": "attn_qkv",
+      "linear_attn.in_proj_z": "attn_gate",
+      "linear_attn.in_proj_ba": "ssm_ba",
+      "linear_attn.conv1d": "ssm_conv1d",
+      "linear_attn.norm": "ssm_norm",
+      "linear_attn.out_proj": "ssm_out",
+      "mlp.gate": "ffn_gate_inp",
+      "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
+      "mlp.shared_expert.up_proj": "ffn_up_shexp",
+      "mlp.shared_expert.down_proj": "ffn_down_shexp",
+      "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+    },
+    values: { "linear_attn.A_log": "ssm_a", "linear_attn.dt_bias": "ssm_dt.bias" },
+    experts: "mlp.experts",
+    expert: GATED_PROJECTIONS,
+  },
 }
 
 /** Tensors that configure the rope and belong to no module; `configFromGguf` has read them. */
@@ -187,16 +212,16 @@ export function hfName(architecture: string, name: string): string | undefined {
   const names = namesOf(architecture)
   if (names === undefined) return undefined
   const [base, suffix] = splitSuffix(name)
-  if (suffix === "") return undefined
   const inLayer = /^blk\.(\d+)\.(.+)$/.exec(base)
   if (inLayer === null) {
     const module = names.rootBack.get(base)
-    return module === undefined ? undefined : `${module}.${suffix}`
+    return module === undefined || suffix === "" ? undefined : `${module}.${suffix}`
   }
   const [, layer = "", rest = ""] = inLayer
   const prefix = `model.layers.${layer}`
-  const value = names.valueBack.get(`${rest}.${suffix}`)
+  const value = names.valueBack.get(suffix === "" ? rest : `${rest}.${suffix}`)
   if (value !== undefined) return `${prefix}.${value}`
+  if (suffix === "") return undefined
   const module = names.layerBack.get(rest)
   if (module !== undefined) return `${prefix}.${module}.${suffix}`
   const [, stem = "", expert] = /^(.+?)(?:_exps|\.(\d+))$/.exec(rest) ?? []

@@ -13,7 +13,7 @@ import {
   type PlanOptions,
 } from "../../src/inject/inject.ts"
 import { parseRules, readRules, type RuleSet } from "../../src/inject/rules.ts"
-import { isMoeLayer } from "../../src/models/config.ts"
+import { isLinearLayer, isMoeLayer } from "../../src/models/config.ts"
 import { createModel } from "../../src/models/registry.ts"
 import { Linear } from "../../src/nn/layers.ts"
 import { Module, ModuleList, namedModules } from "../../src/nn/module.ts"
@@ -407,6 +407,7 @@ describe("the files in rules/", () => {
     "smallthinker.yaml": "hf/smallthinker_sigmoid",
     "llama4.yaml": "hf/llama4_text",
     "gpt-oss.yaml": "hf/gpt_oss",
+    "qwen3-next.yaml": "hf/qwen3_next",
   }
 
   test("each but the default is for a model", () => {
@@ -439,7 +440,12 @@ describe("the files in rules/", () => {
     const classes = new Map([...namedModules(model)].map(([path, m]) => [path, m.classNames()[0]]))
     for (let i = 0; i < config.num_hidden_layers; i++) {
       expect(classes.get(`model.layers.${i}`)).toBe("KFusedDecoderLayer")
-      expect(classes.get(`model.layers.${i}.self_attn`)).toBe("KFusedAttention")
+      if (config.model_type === "qwen3_next") {
+        const [mixer, name] = isLinearLayer(config, i)
+          ? ["linear_attn", "Qwen3NextGatedDeltaNet"]
+          : ["self_attn", "Qwen3NextAttention"]
+        expect(classes.get(`model.layers.${i}.${mixer}`)).toBe(name as string)
+      } else expect(classes.get(`model.layers.${i}.self_attn`)).toBe("KFusedAttention")
       const names = ["mlp", "feed_forward", "block_sparse_moe"]
       const [path = ""] = names
         .map((name) => `model.layers.${i}.${name}`)

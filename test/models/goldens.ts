@@ -21,6 +21,7 @@ export const HF_GOLDENS = [
   "smallthinker_softmax",
   "llama4_text",
   "gpt_oss",
+  "qwen3_next",
 ] as const
 
 /** Name of the file, and of its golden. */

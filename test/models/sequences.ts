@@ -1,5 +1,6 @@
+import { kvLayers, stateLayers } from "../../src/engine/kv-layers.ts"
 import { KVPool } from "../../src/kvcache/pool.ts"
-import type { ModelConfig } from "../../src/models/config.ts"
+import { StatePool } from "../../src/kvcache/state-pool.ts"
 import type { HiddenStates } from "../../src/models/llama.ts"
 import type { CausalLM } from "../../src/models/registry.ts"
 import type { Backend } from "../../src/native/backend.ts"
@@ -24,6 +25,7 @@ export class Sequences {
   readonly #backend: Backend
   readonly #vocabSize: number
   readonly #pool: KVPool
+  readonly #states: StatePool
   readonly #count: number
   readonly #maxPages: number
   readonly #promptLength: number
@@ -42,11 +44,12 @@ export class Sequences {
     this.#maxPages = Math.ceil(options.maxTokens / PAGE_SIZE)
     this.#promptLength = options.promptLength
     this.#lengths = new Array<number>(options.count).fill(0)
-    this.#pool = new KVPool(backend, layersOf(config), {
+    this.#pool = new KVPool(backend, kvLayers(config), {
       pages: this.#maxPages * options.count,
       pageSize: PAGE_SIZE,
       dtype: backend.precision === "f32" ? F32 : F16,
     })
+    this.#states = new StatePool(backend, stateLayers(config), options.count)
   }
 
   /** Logits of every new token, [tokens, vocab] for each piece. */
@@ -104,15 +107,19 @@ export class Sequences {
       logitsRows: ints(ids.map((_, i) => i)),
       ropeLengths: Int32Array.from(ropeLengths),
       kvCache: this.#pool.layers,
+      states: {
+        segments: {
+          start: ints(queryStart),
+          source: ints(pieces.map(({ sequence: s }) => (this.#lengths[s] === 0 ? -1 : s))),
+          target: ints(pieces.map(({ sequence }) => sequence)),
+        },
+        layers: this.#states.layers,
+      },
     }
   }
 
   [Symbol.dispose](): void {
     this.#pool[Symbol.dispose]()
+    this.#states[Symbol.dispose]()
   }
-}
-
-function layersOf(config: ModelConfig): { kvHeads: number; kDim: number; vDim: number }[] {
-  const { num_key_value_heads: kvHeads, head_dim } = config
-  return config.layer_types.map(() => ({ kvHeads, kDim: head_dim, vDim: head_dim }))
 }
