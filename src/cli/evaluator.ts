@@ -1,8 +1,9 @@
 import type { EngineConfig } from "../config.ts"
 import { buildModel, type BuiltModel } from "../engine/build.ts"
-import { kvLayers } from "../engine/kv-layers.ts"
+import { kvLayers, stateLayers } from "../engine/kv-layers.ts"
 import { ConfigError, MemoryError } from "../errors.ts"
 import { kvBytesPerPage, KVPool } from "../kvcache/pool.ts"
+import { stateBytesPerSlot, StatePool } from "../kvcache/state-pool.ts"
 import { maxContextLength, type ModelConfig } from "../models/config.ts"
 import { Backend, queryCpu } from "../native/backend.ts"
 import type { ForwardBatch } from "../nn/forward-batch.ts"
@@ -20,6 +21,8 @@ export class Evaluator implements Disposable {
   readonly #backend: Backend
   readonly #model: BuiltModel["model"]
   readonly #pool: KVPool
+  /** One slot: there is one sequence. */
+  readonly #states: StatePool
   readonly #chunk: number
   readonly #resources: DisposableStack
 
@@ -27,6 +30,7 @@ export class Evaluator implements Disposable {
     built: BuiltModel,
     backend: Backend,
     pool: KVPool,
+    states: StatePool,
     chunk: number,
     resources: DisposableStack,
   ) {
@@ -35,6 +39,7 @@ export class Evaluator implements Disposable {
     this.#backend = backend
     this.#model = built.model
     this.#pool = pool
+    this.#states = states
     this.#chunk = chunk
     this.#resources = resources
   }
@@ -60,13 +65,16 @@ export class Evaluator implements Disposable {
     const wide = kvDtype === "auto" ? precision === "f32" : kvDtype === "f32"
     const dtype = wide ? F32 : F16
     const layers = kvLayers(config)
+    const linear = stateLayers(config)
     const pages = Math.ceil(length / pageSize)
-    checkMemory(built.weights.totalBytes, pages * kvBytesPerPage(layers, pageSize, dtype))
+    const cacheBytes = pages * kvBytesPerPage(layers, pageSize, dtype) + stateBytesPerSlot(linear)
+    checkMemory(built.weights.totalBytes, cacheBytes)
     const backend = resources.use(new Backend({ threads, precision }))
     const pack = options.repack && precision === "fast" ? { pack: packWeight } : {}
     resources.use(loadWeights(built.model, built.weights, { backend, ...pack }))
     const pool = resources.use(new KVPool(backend, layers, { pages, pageSize, dtype }))
-    return new Evaluator(built, backend, pool, options.maxBatchTokens, resources.move())
+    const states = resources.use(new StatePool(backend, linear, 1))
+    return new Evaluator(built, backend, pool, states, options.maxBatchTokens, resources.move())
   }
 
   /**
@@ -121,6 +129,14 @@ export class Evaluator implements Disposable {
       logitsRows: ints(Int32Array.from(kept)),
       ropeLengths: Int32Array.from(ids, (_, i) => Math.max(promptLength, start + i + 1)),
       kvCache: this.#pool.layers,
+      states: {
+        segments: {
+          start: ints(Int32Array.of(0, count)),
+          source: ints(Int32Array.of(start === 0 ? -1 : 0)),
+          target: ints(Int32Array.of(0)),
+        },
+        layers: this.#states.layers,
+      },
     }
     try {
       const logits = this.#model.forward(batch).toFloat32Array()
@@ -136,11 +152,11 @@ export class Evaluator implements Disposable {
   }
 }
 
-function checkMemory(weightBytes: number, kvBytes: number): void {
+function checkMemory(weightBytes: number, cacheBytes: number): void {
   const free = queryCpu().memoryFreeBytes
-  if (weightBytes + kvBytes <= free) return
+  if (weightBytes + cacheBytes <= free) return
   throw new MemoryError(
-    `not enough memory: ${formatBytes(weightBytes)} of weights and ${formatBytes(kvBytes)} of KV cache are needed, ${formatBytes(free)} are free`,
+    `not enough memory: ${formatBytes(weightBytes)} of weights and ${formatBytes(cacheBytes)} of caches are needed, ${formatBytes(free)} are free`,
     { hint: "a smaller or more strongly quantised model would fit" },
   )
 }

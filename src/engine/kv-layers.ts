@@ -1,25 +1,34 @@
 import type { KVLayerSpec } from "../kvcache/pool.ts"
-import type { ModelConfig } from "../models/config.ts"
+import type { StateLayerSpec } from "../kvcache/state-pool.ts"
+import { isLinearLayer, type ModelConfig } from "../models/config.ts"
 
-/** What each layer of a model caches per token. */
+/** What each attention layer of a model caches per token, in order. */
 export function kvLayers(config: ModelConfig): KVLayerSpec[] {
-  const { num_hidden_layers, num_key_value_heads: kvHeads, head_dim, mla } = config
-  const layer: KVLayerSpec =
-    mla === undefined
-      ? { kvHeads, kDim: head_dim, vDim: head_dim }
-      : {
-          kvHeads: 1,
-          kDim: mla.kv_lora_rank + mla.qk_rope_head_dim,
-          vDim: mla.kv_lora_rank,
-          valuesInKeys: true,
-        }
-  return Array.from({ length: num_hidden_layers }, () => layer)
+  const { num_key_value_heads: kvHeads, head_dim } = config
+  const layer: KVLayerSpec = { kvHeads, kDim: head_dim, vDim: head_dim }
+  return config.layer_types.flatMap((_, i) => (isLinearLayer(config, i) ? [] : [layer]))
 }
 
-/** Floats that one layer's attention makes per token: q, k, v and what they become. */
-export function attentionFloats(config: ModelConfig): number {
-  const { num_attention_heads: heads, num_key_value_heads: kvHeads, head_dim, mla } = config
-  if (mla === undefined) return 2 * (heads + 2 * kvHeads) * head_dim
-  const latent = 2 * mla.kv_lora_rank + mla.qk_rope_head_dim
-  return heads * (head_dim + latent + mla.v_head_dim) + 2 * latent + (mla.q_lora_rank ?? 0) * 2
+/** What each linear-attention layer keeps per sequence, in order. */
+export function stateLayers(config: ModelConfig): StateLayerSpec[] {
+  const { linear_attention: linear } = config
+  if (linear === undefined) return []
+  const { num_key_heads, num_value_heads, key_head_dim, value_head_dim } = linear
+  const layer: StateLayerSpec = {
+    convInputs: linear.conv_kernel_dim - 1,
+    convChannels: 2 * num_key_heads * key_head_dim + num_value_heads * value_head_dim,
+    heads: num_value_heads,
+    kDim: key_head_dim,
+    vDim: value_head_dim,
+  }
+  return config.layer_types.flatMap((_, i) => (isLinearLayer(config, i) ? [layer] : []))
+}
+
+/** Floats that one linear-attention layer makes per token: q, k, v before and after the convolution, z and the output. */
+export function linearFloats(config: ModelConfig): number {
+  const { linear_attention: linear } = config
+  if (linear === undefined) return 0
+  const keys = linear.num_key_heads * linear.key_head_dim
+  const values = linear.num_value_heads * linear.value_head_dim
+  return 2 * (2 * keys + values) + 2 * values + 2 * linear.num_value_heads
 }

@@ -8,8 +8,6 @@ export interface KVLayerSpec {
   readonly kvHeads: number
   readonly kDim: number
   readonly vDim: number
-  /** A token's values are the first vDim of its key (latent attention): they take no memory of their own. */
-  readonly valuesInKeys?: boolean
 }
 
 /** Slot numbers (page * page_size + offset) are i32. */
@@ -22,10 +20,8 @@ export function kvBytesPerPage(
   dtype: DTypeInfo,
 ): number {
   let bytes = 0
-  for (const { kvHeads, kDim, vDim, valuesInKeys } of layers) {
-    const values = valuesInKeys ? 0 : rowBytes(dtype, vDim)
-    bytes += kvHeads * pageSize * (rowBytes(dtype, kDim) + values)
-  }
+  for (const { kvHeads, kDim, vDim } of layers)
+    bytes += kvHeads * pageSize * (rowBytes(dtype, kDim) + rowBytes(dtype, vDim))
   return bytes
 }
 
@@ -56,12 +52,11 @@ export class KVPool {
     const made: LayerKVCache[] = []
     this.layers = made
     try {
-      for (const { kvHeads, kDim, vDim, valuesInKeys } of layers) {
+      for (const { kvHeads, kDim, vDim } of layers) {
         const k = Tensor.allocate(backend, dtype, [pages, kvHeads, pageSize, kDim])
         made.push({ k, v: k })
-        made[made.length - 1] = valuesInKeys
-          ? { k, v: k.narrow(-1, 0, vDim), rest: k.narrow(-1, vDim, kDim - vDim) }
-          : { k, v: Tensor.allocate(backend, dtype, [pages, kvHeads, pageSize, vDim]) }
+        const v = Tensor.allocate(backend, dtype, [pages, kvHeads, pageSize, vDim])
+        made[made.length - 1] = { k, v }
       }
     } catch (error) {
       this[Symbol.dispose]()

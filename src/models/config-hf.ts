@@ -11,14 +11,12 @@ import {
   defaultHeadDim,
   LAYER_TYPES,
   type LayerType,
-  type MlaConfig,
+  type LinearAttentionConfig,
   MODEL_TYPES,
   type ModelConfig,
   type ModelType,
   patternLayerTypes,
-  TOPK_METHODS,
 } from "./config.ts"
-import { latentScale } from "./latent-scale.ts"
 import { ROPE_TYPES, type RopeConfig, ropeConfig, type RopeType } from "./rope-config.ts"
 
 /**
@@ -120,23 +118,17 @@ const HfConfig = z.object({
   attn_temperature_tuning: z.union([z.boolean(), z.number()]).nullish(),
   attn_scale: z.number().nonnegative().nullish(),
   floor_scale: positive.nullish(),
-  // DeepSeek
-  q_lora_rank: size.nullish(),
-  kv_lora_rank: size.nullish(),
-  qk_nope_head_dim: size.nullish(),
-  qk_rope_head_dim: size.nullish(),
-  v_head_dim: size.nullish(),
-  n_shared_experts: z.int().min(0).max(4096).nullish(),
-  first_k_dense_replace: z.int().nonnegative().nullish(),
-  moe_layer_freq: layerCount.nullish(),
-  scoring_func: z.enum(["softmax", "sigmoid"]).nullish(),
-  topk_method: z.enum(TOPK_METHODS).nullish(),
-  n_group: z.int().min(1).max(65_536).nullish(),
-  topk_group: z.int().min(1).max(65_536).nullish(),
-  routed_scaling_factor: positive.nullish(),
   // gpt-oss: the kernels have its activation with these constants
   swiglu_alpha: z.literal(1.702).nullish(),
   swiglu_limit: z.literal(7).nullish(),
+  // Qwen3-Next; the kernels' bounds
+  shared_expert_intermediate_size: size.nullish(),
+  full_attention_interval: layerCount.nullish(),
+  linear_conv_kernel_dim: z.int().min(2).max(16).nullish(),
+  linear_num_key_heads: z.int().min(1).max(65_536).nullish(),
+  linear_num_value_heads: z.int().min(1).max(65_536).nullish(),
+  linear_key_head_dim: z.int().min(1).max(256).nullish(),
+  linear_value_head_dim: z.int().min(1).max(65_536).nullish(),
 })
 type HfConfig = z.infer<typeof HfConfig>
 
@@ -155,8 +147,6 @@ interface Traits {
    * is a rope.
    */
   readonly sliding: "none" | "upper" | "all" | "pattern" | "layout" | "chunked"
-  /** Latent attention. */
-  readonly mla?: true
   /** Where `hidden_act` does not tell it. */
   readonly act?: Activation
   /** Other names of this file's keys. */
@@ -165,23 +155,11 @@ interface Traits {
   readonly sigmoid?: true
   /** Pairs of neighbours rotate. */
   readonly interleaved?: true
+  /** Most layers are gated delta nets, norms are (1 + w). */
+  readonly deltaNet?: true
   /** `use_sliding_window` must be true. */
   readonly slidingIsOptIn?: true
   readonly defaults: Readonly<Record<string, unknown>>
-}
-
-const DEEPSEEK = {
-  attentionBias: "config",
-  moe: true,
-  mla: true,
-  sliding: "none",
-  interleaved: true,
-  aliases: { num_experts: "n_routed_experts" },
-} as const
-const DEEPSEEK_V3_DEFAULTS = {
-  scoring_func: "sigmoid",
-  topk_method: "noaux_tc",
-  norm_topk_prob: true,
 }
 
 const TRAITS: Readonly<Record<ModelType, Traits>> = {
@@ -317,12 +295,35 @@ const TRAITS: Readonly<Record<ModelType, Traits>> = {
       norm_topk_prob: true,
     },
   },
-  deepseek_v2: {
-    ...DEEPSEEK,
-    defaults: { scoring_func: "softmax", topk_method: "greedy", norm_topk_prob: false },
+  qwen3_next: {
+    attentionBias: "config",
+    qkNorm: true,
+    moe: true,
+    sliding: "none",
+    deltaNet: true,
+    defaults: {
+      vocab_size: 151_936,
+      hidden_size: 2048,
+      intermediate_size: 5632,
+      num_hidden_layers: 48,
+      num_attention_heads: 16,
+      num_key_value_heads: 2,
+      head_dim: 256,
+      max_position_embeddings: 32_768,
+      partial_rotary_factor: 0.25,
+      full_attention_interval: 4,
+      linear_conv_kernel_dim: 4,
+      linear_num_key_heads: 16,
+      linear_num_value_heads: 32,
+      linear_key_head_dim: 128,
+      linear_value_head_dim: 128,
+      num_experts: 512,
+      num_experts_per_tok: 10,
+      moe_intermediate_size: 512,
+      shared_expert_intermediate_size: 512,
+      norm_topk_prob: true,
+    },
   },
-  deepseek_v3: { ...DEEPSEEK, defaults: DEEPSEEK_V3_DEFAULTS },
-  kimi_k2: { ...DEEPSEEK, defaults: DEEPSEEK_V3_DEFAULTS },
 }
 
 /**
@@ -371,11 +372,7 @@ export function configFromJson(file: string, json: unknown, eos?: readonly numbe
   if (modelType === "smallthinker" && c.use_qk_norm === true)
     throw new FormatError(file, "use_qk_norm: true, no published smallthinker model has q/k norms")
   const { hidden_size, num_attention_heads: heads } = c
-  const mla = traits.mla ? latentAttention(file, c) : undefined
-  const head_dim = mla
-    ? mla.qk_nope_head_dim + mla.qk_rope_head_dim
-    : (c.head_dim ?? defaultHeadDim(file, hidden_size, heads))
-  const rotating = ropes(file, c, traits, mla?.qk_rope_head_dim ?? head_dim)
+  const head_dim = c.head_dim ?? defaultHeadDim(file, hidden_size, heads)
   const hasWindow = traits.slidingIsOptIn === undefined || c.use_sliding_window === true
   const window =
     hasWindow && traits.sliding !== "none" ? (c.sliding_window ?? undefined) : undefined
@@ -389,7 +386,7 @@ export function configFromJson(file: string, json: unknown, eos?: readonly numbe
     intermediate_size: c.intermediate_size,
     num_hidden_layers: c.num_hidden_layers,
     num_attention_heads: heads,
-    num_key_value_heads: mla ? 1 : (c.num_key_value_heads ?? heads),
+    num_key_value_heads: c.num_key_value_heads ?? heads,
     head_dim,
     max_position_embeddings: c.max_position_embeddings,
     rms_norm_eps: c.rms_norm_eps ?? 1e-6,
@@ -402,22 +399,21 @@ export function configFromJson(file: string, json: unknown, eos?: readonly numbe
     attention_output_bias: traits.attentionBias === "config" && (c.attention_bias ?? false),
     mlp_bias: modelType === "llama" && (c.mlp_bias ?? false),
     qk_norm: traits.qkNorm ?? (modelType === "llama4_text" && c.use_qk_norm === true),
-    norm_offset: traits.gemma ? 1 : 0,
+    norm_offset: traits.gemma || traits.deltaNet ? 1 : 0,
     embedding_scale: traits.gemma ? Math.sqrt(hidden_size) : 1,
-    attention_scale: mla
-      ? latentScale(mla, rotating.rope, (c.rope_parameters ?? c.rope_scaling)?.mscale_all_dim)
-      : 1 / Math.sqrt((traits.gemma ? c.query_pre_attn_scalar : undefined) ?? head_dim),
+    attention_scale:
+      1 / Math.sqrt((traits.gemma ? c.query_pre_attn_scalar : undefined) ?? head_dim),
     attn_logit_softcapping: traits.gemma ? (c.attn_logit_softcapping ?? undefined) : undefined,
     final_logit_softcapping: traits.gemma ? (c.final_logit_softcapping ?? undefined) : undefined,
     sliding_window: slides ? (window ?? c.sliding_window ?? undefined) : undefined,
     attention_chunk_size: c.attention_chunk_size ?? undefined,
     layer_types,
+    linear_attention: traits.deltaNet ? deltaNet(file, c) : undefined,
     rope_layers: ropeLayers(c),
     attn_temperature: c.attn_temperature_tuning
       ? { scale: c.attn_scale ?? 0.1, floor: c.floor_scale ?? 8192 }
       : undefined,
-    mla,
-    ...rotating,
+    ...ropes(file, c, traits, head_dim),
     ...experts(file, c, traits),
     bos_token_id: c.bos_token_id ?? undefined,
     eos_token_id: eos ?? list(c.eos_token_id),
@@ -462,6 +458,12 @@ function aliased(
 function layerTypes(c: HfConfig, traits: Traits, window: number | undefined): readonly LayerType[] {
   if (c.layer_types !== undefined && c.layer_types !== null) return c.layer_types
   const { num_hidden_layers: layers } = c
+  if (traits.deltaNet) {
+    const interval = c.full_attention_interval ?? 4
+    return Array.from({ length: layers }, (_, i) =>
+      (i + 1) % interval === 0 ? "full_attention" : "linear_attention",
+    )
+  }
   if (traits.sliding === "chunked") {
     const chunked = c.attention_chunk_size !== null && c.attention_chunk_size !== undefined
     return ropeLayers(c).map((rotates) =>
@@ -482,6 +484,22 @@ function layerTypes(c: HfConfig, traits: Traits, window: number | undefined): re
   return Array.from({ length: layers }, (_, i) =>
     i < first ? "full_attention" : "sliding_attention",
   )
+}
+
+function deltaNet(file: string, c: HfConfig): LinearAttentionConfig {
+  const needed = <K extends keyof HfConfig>(key: K): number => {
+    const value = c[key]
+    if (typeof value === "number") return value
+    throw new FormatError(file, `${key}: ${shown(value)}, expected a number`)
+  }
+  return {
+    conv_kernel_dim: needed("linear_conv_kernel_dim"),
+    num_key_heads: needed("linear_num_key_heads"),
+    num_value_heads: needed("linear_num_value_heads"),
+    key_head_dim: needed("linear_key_head_dim"),
+    value_head_dim: needed("linear_value_head_dim"),
+    fused_qkvz: true,
+  }
 }
 
 /** Whether q and k rotate, by layer. Lists of either model family hold 1 where they do. */
@@ -582,23 +600,6 @@ function ropeType(file: string, key: string, rope: Rope | undefined): RopeType {
   return found
 }
 
-function latentAttention(file: string, c: HfConfig): MlaConfig {
-  const needed = (
-    key: "kv_lora_rank" | "qk_nope_head_dim" | "qk_rope_head_dim" | "v_head_dim",
-  ): number => c[key] ?? fail(key)
-  const fail = (key: string): never => {
-    throw new FormatError(file, `${key}: missing, expected a number`)
-  }
-  return Object.freeze({
-    q_lora_rank: c.q_lora_rank ?? undefined,
-    kv_lora_rank: needed("kv_lora_rank"),
-    qk_nope_head_dim: needed("qk_nope_head_dim"),
-    qk_rope_head_dim: needed("qk_rope_head_dim"),
-    v_head_dim: needed("v_head_dim"),
-    split_kv_b: false,
-  })
-}
-
 function experts(
   file: string,
   c: HfConfig,
@@ -608,13 +609,9 @@ function experts(
   | "num_experts"
   | "num_experts_per_tok"
   | "moe_intermediate_size"
+  | "shared_expert_intermediate_size"
   | "norm_topk_prob"
   | "scoring_func"
-  | "topk_method"
-  | "n_group"
-  | "topk_group"
-  | "routed_scaling_factor"
-  | "n_shared_experts"
   | "moe_enable_early_router"
   | "decoder_sparse_step"
   | "mlp_only_layers"
@@ -626,22 +623,14 @@ function experts(
       throw new FormatError(file, `${key}: ${shown(value)}, expected a number`)
     return value
   }
-  const topk_method = c.topk_method ?? "greedy"
-  const grouped = topk_method !== "greedy"
   return {
     num_experts: needed("num_experts"),
     num_experts_per_tok: needed("num_experts_per_tok"),
     moe_intermediate_size: needed("moe_intermediate_size"),
+    shared_expert_intermediate_size: c.shared_expert_intermediate_size ?? 0,
     norm_topk_prob: c.norm_topk_prob ?? false,
     scoring_func:
-      traits.sigmoid || c.moe_primary_router_apply_softmax === false
-        ? "sigmoid"
-        : (c.scoring_func ?? "softmax"),
-    topk_method,
-    n_group: grouped ? (c.n_group ?? 1) : 1,
-    topk_group: grouped ? (c.topk_group ?? c.n_group ?? 1) : 1,
-    routed_scaling_factor: c.routed_scaling_factor ?? 1,
-    n_shared_experts: c.n_shared_experts ?? 0,
+      traits.sigmoid || c.moe_primary_router_apply_softmax === false ? "sigmoid" : "softmax",
     moe_enable_early_router: c.moe_enable_early_router ?? false,
     ...sparseLayers(c),
   }
@@ -650,14 +639,7 @@ function experts(
 /** Which layers have experts: by step and exceptions, or by a list of either kind. */
 function sparseLayers(c: HfConfig): Pick<ModelConfig, "decoder_sparse_step" | "mlp_only_layers"> {
   const { num_hidden_layers: layers, moe_layers, moe_layer_layout: flags } = c
-  const { first_k_dense_replace: dense, moe_layer_freq: step } = c
-  const late =
-    typeof dense === "number"
-      ? Array.from({ length: layers }, (_, i) => i).filter(
-          (i) => i >= dense && i % (step ?? 1) === 0,
-        )
-      : undefined
-  const sparse = moe_layers ?? flags?.flatMap((flag, i) => (flag ? [i] : [])) ?? late
+  const sparse = moe_layers ?? flags?.flatMap((flag, i) => (flag ? [i] : []))
   if (sparse === undefined) {
     const { decoder_sparse_step, mlp_only_layers } = c
     return { decoder_sparse_step: decoder_sparse_step ?? 1, mlp_only_layers: mlp_only_layers ?? [] }

@@ -13,35 +13,31 @@ export const MODEL_TYPES = [
   "smallthinker",
   "llama4_text",
   "gpt_oss",
-  "deepseek_v2",
-  "deepseek_v3",
-  "kimi_k2",
+  "qwen3_next",
 ] as const
 export type ModelType = (typeof MODEL_TYPES)[number]
 
-export const LAYER_TYPES = ["full_attention", "sliding_attention", "chunked_attention"] as const
+export const LAYER_TYPES = [
+  "full_attention",
+  "sliding_attention",
+  "chunked_attention",
+  "linear_attention",
+] as const
 export type LayerType = (typeof LAYER_TYPES)[number]
 
 export const ACTIVATIONS = ["silu", "gelu", "gelu_pytorch_tanh", "relu", "swiglu_oai"] as const
 export type Activation = (typeof ACTIVATIONS)[number]
 
-/** Sizes of multi-head latent attention (DeepSeek-V2, arXiv 2405.04434), by config.json's names. */
-export interface MlaConfig {
-  /** Values that queries are compressed to; undefined = they are not. */
-  readonly q_lora_rank: number | undefined
-  /** Values that a token's keys and values are compressed to. */
-  readonly kv_lora_rank: number
-  /** Parts of a query or key without and with rope. */
-  readonly qk_nope_head_dim: number
-  readonly qk_rope_head_dim: number
-  readonly v_head_dim: number
-  /** The checkpoint has kv_b_proj as two stacks, k_b_proj (transposed) and v_b_proj. */
-  readonly split_kv_b: boolean
+/** A gated delta net's sizes; value heads are shared out evenly among key heads. */
+export interface LinearAttentionConfig {
+  readonly conv_kernel_dim: number
+  readonly num_key_heads: number
+  readonly num_value_heads: number
+  readonly key_head_dim: number
+  readonly value_head_dim: number
+  /** q, k, v and z come from one matrix whose rows are grouped by key head. */
+  readonly fused_qkvz: boolean
 }
-
-/** How experts are chosen: of all; of the groups with the best expert; with a bias, of the groups with the best two. */
-export const TOPK_METHODS = ["greedy", "group_limited_greedy", "noaux_tc"] as const
-export type TopkMethod = (typeof TOPK_METHODS)[number]
 
 /**
  * Hyper-parameters of a model, from config.json or from GGUF metadata alone. Keys are config.json's
@@ -85,12 +81,12 @@ export interface ModelConfig {
   readonly attention_chunk_size: number | undefined
   /** One per layer. */
   readonly layer_types: readonly LayerType[]
+  /** Of layers that are linear_attention. */
+  readonly linear_attention: LinearAttentionConfig | undefined
   /** One per layer: whether q and k rotate; false where the layer knows no positions (NoPE). */
   readonly rope_layers: readonly boolean[]
   /** Multiplies the query at p of layers without rope by 1 + scale · ln(1 + ⌊(p + 1) / floor⌋). */
   readonly attn_temperature: { readonly scale: number; readonly floor: number } | undefined
-  /** Latent attention: one head of compressed keys and values is cached; undefined = heads of their own. */
-  readonly mla: MlaConfig | undefined
   readonly rope: RopeConfig
   /** The sliding layers' rope, where it differs. */
   readonly rope_local: RopeConfig | undefined
@@ -98,17 +94,11 @@ export interface ModelConfig {
   readonly num_experts: number
   readonly num_experts_per_tok: number
   readonly moe_intermediate_size: number
+  /** Width of an expert that sees every token, times the sigmoid of its own gate; 0 = none. */
+  readonly shared_expert_intermediate_size: number
   readonly norm_topk_prob: boolean
   /** What the router makes of its logits. */
   readonly scoring_func: "softmax" | "sigmoid"
-  readonly topk_method: TopkMethod
-  /** Groups of neighbouring experts, and how many of them a token may use; 1 = no groups. */
-  readonly n_group: number
-  readonly topk_group: number
-  /** Multiplies the weights of the chosen experts. */
-  readonly routed_scaling_factor: number
-  /** Experts that every token goes to, as one of their joint width; 0 = none, or of a width of its own. */
-  readonly n_shared_experts: number
   /** The router sees the layer's input and not the attention's output. */
   readonly moe_enable_early_router: boolean
   /** Layer i has experts if (i + 1) is a multiple of this and i is not in `mlp_only_layers`. */
@@ -122,6 +112,19 @@ export interface ModelConfig {
 /** Keys that a layer's attention sees (the query's own included), or 0 for all. */
 export function layerWindow(config: ModelConfig, layer: number): number {
   return config.layer_types[layer] === "sliding_attention" ? (config.sliding_window ?? 0) : 0
+}
+
+/** Whether a layer keeps a state per sequence in place of keys and values per token. */
+export function isLinearLayer(config: ModelConfig, layer: number): boolean {
+  return config.layer_types[layer] === "linear_attention"
+}
+
+/** Place of a layer among those that keep the same kind of thing. */
+export function cacheIndex(config: ModelConfig, layer: number): number {
+  const linear = isLinearLayer(config, layer)
+  let index = 0
+  for (let i = 0; i < layer; i++) if (isLinearLayer(config, i) === linear) index++
+  return index
 }
 
 /** Positions of one chunk of a layer's attention, or 0 for no chunks. */
@@ -182,6 +185,15 @@ export function checkedConfig(file: string, config: ModelConfig): ModelConfig {
   ) {
     fail("attention_chunk_size: missing, but layer_types has chunked_attention")
   }
+  if (config.layer_types.includes("linear_attention")) {
+    const { linear_attention: linear } = config
+    if (linear === undefined) fail(`layer_types: a ${config.model_type} has no linear_attention`)
+    else if (linear.num_value_heads % linear.num_key_heads !== 0) {
+      fail(
+        `linear_num_value_heads: ${linear.num_value_heads} is no multiple of linear_num_key_heads ${linear.num_key_heads}`,
+      )
+    }
+  }
   if (config.rope_layers.length !== layers) {
     fail(`rope layers: ${config.rope_layers.length} entries for ${layers} layers`)
   }
@@ -194,12 +206,6 @@ export function checkedConfig(file: string, config: ModelConfig): ModelConfig {
     const { num_experts: experts, num_experts_per_tok: used } = config
     if (used < 1 || used > experts)
       fail(`num_experts_per_tok: ${used}, expected 1 to num_experts ${experts}`)
-    const { n_group: groups, topk_group: kept } = config
-    if (experts % groups !== 0)
-      fail(`n_group: ${groups} groups do not divide ${experts} experts (num_experts)`)
-    if (kept < 1 || kept > groups) fail(`topk_group: ${kept}, expected 1 to n_group ${groups}`)
-    if (used > (experts / groups) * kept)
-      fail(`num_experts_per_tok: ${used}, more than ${kept} groups of ${experts / groups} hold`)
   }
   return Object.freeze(config)
 }

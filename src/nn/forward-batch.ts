@@ -1,3 +1,4 @@
+import type { StateSegments } from "../ops/index.ts"
 import type { Tensor } from "../tensor/tensor.ts"
 
 /** K and V pages of one layer. */
@@ -6,8 +7,22 @@ export interface LayerKVCache {
   readonly k: Tensor
   /** [pages, kv_heads, page_size, v_dim] */
   readonly v: Tensor
-  /** [pages, 1, page_size, k_dim - v_dim]: the end of k where v is its beginning (latent attention) */
-  readonly rest?: Tensor
+}
+
+/** States of one linear-attention layer, one slot each. */
+export interface LayerStateCache {
+  /** [slots, kernel - 1, channels] F32: the last inputs of the convolution, oldest first */
+  readonly conv: Tensor
+  /** [slots, heads, k_dim, v_dim] F32 */
+  readonly state: Tensor
+}
+
+/** What a batch has for layers that keep a state per sequence. */
+export interface BatchStates {
+  /** The batch's tokens, cut where a sequence begins and where a state is kept. */
+  readonly segments: StateSegments
+  /** One per linear-attention layer. */
+  readonly layers: readonly LayerStateCache[]
 }
 
 /**
@@ -35,5 +50,8 @@ export interface ForwardBatch {
   readonly logitsRows: Tensor
   /** Per token: the length that chooses length-dependent rope (dynamic NTK, longrope): prompt length, then position + 1. */
   readonly ropeLengths: Int32Array
+  /** One per attention layer. */
   readonly kvCache: readonly LayerKVCache[]
+  /** For models with linear-attention layers. */
+  readonly states?: BatchStates | undefined
 }

@@ -141,8 +141,8 @@ function postNorm(post: RMSNorm | undefined): { norm: Tensor; eps: number; offse
  * A decoder layer whose norms and residual additions run inside its fused attention and MLP. A half
  * that is not fused (a mixture of experts) is computed as the plain layer does. The layer's norms
  * are `input_layernorm` and `post_attention_layernorm`, or four of them where
- * `pre_feedforward_layernorm` says that norms also follow attention and MLP. The feed-forward half keeps the checkpoint's
- * name for it as its path.
+ * `pre_feedforward_layernorm` says that norms also follow attention and MLP. Both halves keep the checkpoint's
+ * names for them as their paths.
  */
 export class KFusedDecoderLayer extends Module {
   self_attn
@@ -152,10 +152,12 @@ export class KFusedDecoderLayer extends Module {
   pre_feedforward_layernorm: RMSNorm | undefined
   post_feedforward_layernorm: RMSNorm | undefined
   readonly #mlpName: string
+  readonly #attnName: string
 
   constructor(parts: LayerParts) {
     super()
     this.#mlpName = parts.mlpName
+    this.#attnName = parts.attnName
     this.self_attn = parts.self_attn
     this.mlp = parts.mlp
     this.input_layernorm = parts.input_layernorm
@@ -165,11 +167,16 @@ export class KFusedDecoderLayer extends Module {
   }
 
   override children(): [string, Module][] {
-    return super.children().map(([name, child]) => [name === "mlp" ? this.#mlpName : name, child])
+    const names = new Map([
+      ["mlp", this.#mlpName],
+      ["self_attn", this.#attnName],
+    ])
+    return super.children().map(([name, child]) => [names.get(name) ?? name, child])
   }
 
   override replaceChild(name: string, child: Module): void {
-    super.replaceChild(name === this.#mlpName ? "mlp" : name, child)
+    if (name === this.#mlpName) super.replaceChild("mlp", child)
+    else super.replaceChild(name === this.#attnName ? "self_attn" : name, child)
   }
 
   /** x [T, hidden] is changed in place and returned. */
@@ -247,6 +254,9 @@ function attentionParts(module: Module): AttentionParts | undefined {
   if (both !== undefined && !(both instanceof L2Norm)) return undefined
   const common = { o_proj, ...norms, qk_norm: both, attn, usesRope: usesRope(module) }
   const q_proj = child.get("q_proj")
+  // a projection that also makes gates is no plain q (Qwen3-Next)
+  if (q_proj instanceof Linear && q_proj.outFeatures !== attn.numHeads * attn.headDim)
+    return undefined
   const k_proj = child.get("k_proj")
   const v_proj = child.get("v_proj")
   if (q_proj instanceof Linear && k_proj instanceof Linear && v_proj instanceof Linear) {
@@ -321,6 +331,7 @@ interface LayerParts {
   }
   readonly mlp: Module & { forward(x: Tensor, batch: ForwardBatch, routing?: Routing): Tensor }
   readonly mlpName: string
+  readonly attnName: string
   readonly input_layernorm: RMSNorm
   readonly post_attention_layernorm: RMSNorm
   readonly pre_feedforward_layernorm: RMSNorm | undefined
@@ -329,10 +340,13 @@ interface LayerParts {
 
 /** Names of a layer's feed-forward half. */
 const FEED_FORWARD = ["mlp", "feed_forward", "block_sparse_moe"] as const
+/** Names of the half that mixes tokens. */
+const ATTENTION = ["self_attn", "linear_attn"] as const
 
 function layerParts(module: Module): LayerParts | undefined {
   const child = new Map(module.children())
-  const self_attn = child.get("self_attn")
+  const attnName = ATTENTION.find((name) => child.has(name)) ?? ""
+  const self_attn = child.get(attnName)
   const mlpName = FEED_FORWARD.find((name) => child.has(name)) ?? ""
   const mlp = child.get(mlpName)
   const input_layernorm = child.get("input_layernorm")
@@ -341,7 +355,7 @@ function layerParts(module: Module): LayerParts | undefined {
   if (!(input_layernorm instanceof RMSNorm && post_attention_layernorm instanceof RMSNorm)) {
     return undefined
   }
-  const halves = { self_attn, mlp, mlpName, input_layernorm, post_attention_layernorm }
+  const halves = { self_attn, attnName, mlp, mlpName, input_layernorm, post_attention_layernorm }
   const pre = child.get("pre_feedforward_layernorm")
   const post = child.get("post_feedforward_layernorm")
   if (pre instanceof RMSNorm && post instanceof RMSNorm) {

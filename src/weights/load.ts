@@ -169,12 +169,18 @@ function checkEntry(entry: WeightEntry, parameter: Parameter, count: number): st
   const { kind } = parameter
   const expected = kind === "experts" && count > 1 ? parameter.shape.slice(1) : parameter.shape
   const { dtype, shape, name } = entry
-  if (shape.length !== expected.length || shape.some((size, i) => size !== expected[i])) {
+  if (!isSameShape(shape, expected)) {
     return `${name} has shape [${shape.join(", ")}], expected [${expected.join(", ")}]`
   }
   const readable =
     kind === "vector" ? VECTOR_TYPES.has(dtype) : isComputable(dtype) && !NOT_WEIGHTS.has(dtype)
   return readable ? undefined : `${name} is of type ${dtype.name}, which no kernel reads here`
+}
+
+/** Dimensions of 1 do not change where values lie: converters leave them out. */
+function isSameShape(shape: readonly number[], expected: readonly number[]): boolean {
+  const [a, b] = [shape, expected].map((sizes) => sizes.filter((size) => size !== 1))
+  return a?.length === b?.length && a?.every((size, i) => size === b?.[i]) === true
 }
 
 /** A stack as one tensor, or as MXFP4 codes and scales. */
@@ -225,6 +231,7 @@ function isTolerated(name: string, layers: number, used: ReadonlySet<string>): b
   const layer =
     /^(?:model\.(?:language_model\.)?layers|language_model\.model\.layers|blk)\.(\d+)\./.exec(name)
   if (layer !== null && Number(layer[1]) >= layers) return true
+  if (/^mtp\./.test(name)) return true
   if (/^(model\.)?(vision_tower|vision_model|visual|multi_modal_projector|mm)\./.test(name))
     return true
   // a tied head stored once more

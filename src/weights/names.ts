@@ -109,27 +109,28 @@ const TABLES: Readonly<Record<string, NameTable>> = {
     experts: "mlp.experts",
     expert: GATED_PROJECTIONS,
   },
-  deepseek2: {
+  qwen3next: {
     root: ROOT,
     layer: {
-      ...NORMS,
-      "self_attn.q_proj": "attn_q",
-      "self_attn.q_a_proj": "attn_q_a",
-      "self_attn.q_a_layernorm": "attn_q_a_norm",
-      "self_attn.q_b_proj": "attn_q_b",
-      "self_attn.kv_a_proj_with_mqa": "attn_kv_a_mqa",
-      "self_attn.kv_a_layernorm": "attn_kv_a_norm",
-      "self_attn.kv_b_proj": "attn_kv_b",
-      "self_attn.k_b_proj": "attn_k_b",
-      "self_attn.v_b_proj": "attn_v_b",
-      "self_attn.o_proj": "attn_output",
+      input_layernorm: "attn_norm",
+      post_attention_layernorm: "post_attention_norm",
+      ...ATTENTION,
+      ...QK_NORM,
       ...MLP,
+      "linear_attn.in_proj_qkvz": "ssm_in",
+      "linear_attn.in_proj_qkv": "attn_qkv",
+      "linear_attn.in_proj_z": "attn_gate",
+      "linear_attn.in_proj_ba": "ssm_ba",
+      "linear_attn.conv1d": "ssm_conv1d",
+      "linear_attn.norm": "ssm_norm",
+      "linear_attn.out_proj": "ssm_out",
       "mlp.gate": "ffn_gate_inp",
-      "mlp.shared_experts.gate_proj": "ffn_gate_shexp",
-      "mlp.shared_experts.up_proj": "ffn_up_shexp",
-      "mlp.shared_experts.down_proj": "ffn_down_shexp",
+      "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
+      "mlp.shared_expert.up_proj": "ffn_up_shexp",
+      "mlp.shared_expert.down_proj": "ffn_down_shexp",
+      "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
     },
-    values: { "mlp.gate.e_score_correction_bias": "exp_probs_b.bias" },
+    values: { "linear_attn.A_log": "ssm_a", "linear_attn.dt_bias": "ssm_dt.bias" },
     experts: "mlp.experts",
     expert: GATED_PROJECTIONS,
   },
@@ -211,16 +212,16 @@ export function hfName(architecture: string, name: string): string | undefined {
   const names = namesOf(architecture)
   if (names === undefined) return undefined
   const [base, suffix] = splitSuffix(name)
-  if (suffix === "") return undefined
   const inLayer = /^blk\.(\d+)\.(.+)$/.exec(base)
   if (inLayer === null) {
     const module = names.rootBack.get(base)
-    return module === undefined ? undefined : `${module}.${suffix}`
+    return module === undefined || suffix === "" ? undefined : `${module}.${suffix}`
   }
   const [, layer = "", rest = ""] = inLayer
   const prefix = `model.layers.${layer}`
-  const value = names.valueBack.get(`${rest}.${suffix}`)
+  const value = names.valueBack.get(suffix === "" ? rest : `${rest}.${suffix}`)
   if (value !== undefined) return `${prefix}.${value}`
+  if (suffix === "") return undefined
   const module = names.layerBack.get(rest)
   if (module !== undefined) return `${prefix}.${module}.${suffix}`
   const [, stem = "", expert] = /^(.+?)(?:_exps|\.(\d+))$/.exec(rest) ?? []

@@ -13,7 +13,7 @@ import {
   type PlanOptions,
 } from "../../src/inject/inject.ts"
 import { parseRules, readRules, type RuleSet } from "../../src/inject/rules.ts"
-import { isMoeLayer } from "../../src/models/config.ts"
+import { isLinearLayer, isMoeLayer } from "../../src/models/config.ts"
 import { createModel } from "../../src/models/registry.ts"
 import { Linear } from "../../src/nn/layers.ts"
 import { Module, ModuleList, namedModules } from "../../src/nn/module.ts"
@@ -407,9 +407,7 @@ describe("the files in rules/", () => {
     "smallthinker.yaml": "hf/smallthinker_sigmoid",
     "llama4.yaml": "hf/llama4_text",
     "gpt-oss.yaml": "hf/gpt_oss",
-    "deepseek-v2.yaml": "hf/deepseek_v2",
-    "deepseek-v3.yaml": "hf/deepseek_v3",
-    "kimi-k2.yaml": "hf/kimi_k2",
+    "qwen3-next.yaml": "hf/qwen3_next",
   }
 
   test("each but the default is for a model", () => {
@@ -440,11 +438,14 @@ describe("the files in rules/", () => {
     const { model, plan: result } = await buildModel(config)
     expect(result.warnings).toEqual([])
     const classes = new Map([...namedModules(model)].map(([path, m]) => [path, m.classNames()[0]]))
-    // latent attention is one module already
-    const attention = config.mla === undefined ? /^KFusedAttention$/ : /^DeepseekV[23]Attention$/
     for (let i = 0; i < config.num_hidden_layers; i++) {
       expect(classes.get(`model.layers.${i}`)).toBe("KFusedDecoderLayer")
-      expect(classes.get(`model.layers.${i}.self_attn`)).toMatch(attention)
+      if (config.model_type === "qwen3_next") {
+        const [mixer, name] = isLinearLayer(config, i)
+          ? ["linear_attn", "Qwen3NextGatedDeltaNet"]
+          : ["self_attn", "Qwen3NextAttention"]
+        expect(classes.get(`model.layers.${i}.${mixer}`)).toBe(name as string)
+      } else expect(classes.get(`model.layers.${i}.self_attn`)).toBe("KFusedAttention")
       const names = ["mlp", "feed_forward", "block_sparse_moe"]
       const [path = ""] = names
         .map((name) => `model.layers.${i}.${name}`)

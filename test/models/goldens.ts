@@ -21,11 +21,7 @@ export const HF_GOLDENS = [
   "smallthinker_softmax",
   "llama4_text",
   "gpt_oss",
-  "deepseek_v2",
-  "deepseek_v2_lite",
-  "deepseek_v3",
-  "kimi_k2",
-  "moonlight",
+  "qwen3_next",
 ] as const
 
 /** Name of the file, and of its golden. */
@@ -38,8 +34,6 @@ export const GGUF_GOLDENS = [
   ["qwen3moe-split-q8_0-00001-of-00002", "qwen3moe-split-q8_0"],
   ["smallthinker-q4_0", "smallthinker-q4_0"],
   ["llama4-q8_0", "llama4-q8_0"],
-  ["deepseek2-lite-q5_1", "deepseek2-lite-q5_1"],
-  ["deepseek2-v3-q4_1", "deepseek2-v3-q4_1"],
 ] as const
 
 /** A reference checkpoint with what a correct engine computes from it. */

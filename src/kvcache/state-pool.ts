@@ -1,0 +1,59 @@
+import { KtError } from "../errors.ts"
+import type { LayerStateCache } from "../nn/forward-batch.ts"
+import { F32 } from "../tensor/dtype.ts"
+import { Tensor } from "../tensor/tensor.ts"
+
+/** What one layer keeps of a sequence, whatever its length. */
+export interface StateLayerSpec {
+  /** Inputs before the current one that the layer's convolution sees. */
+  readonly convInputs: number
+  readonly convChannels: number
+  readonly heads: number
+  readonly kDim: number
+  readonly vDim: number
+}
+
+/** Bytes of one sequence's state in all layers. */
+export function stateBytesPerSlot(layers: readonly StateLayerSpec[]): number {
+  let values = 0
+  for (const { convInputs, convChannels, heads, kDim, vDim } of layers)
+    values += convInputs * convChannels + heads * kDim * vDim
+  return values * 4
+}
+
+/**
+ * States of sequences, a slot each, in every layer that keeps one; always F32, since errors would add up over a sequence.
+ * Address space is taken at once; the system gives memory to a slot when it is first written.
+ */
+export class StatePool implements Disposable {
+  readonly layers: readonly LayerStateCache[]
+  readonly slots: number
+  readonly bytes: number
+
+  /** @throws NativeError when the address space cannot be had */
+  constructor(backend: Tensor["backend"], layers: readonly StateLayerSpec[], slots: number) {
+    if (layers.length > 0 && slots < 1) throw new KtError(`a state cache of ${slots} slots`)
+    this.slots = slots
+    this.bytes = slots * stateBytesPerSlot(layers)
+    const made: LayerStateCache[] = []
+    this.layers = made
+    try {
+      for (const { convInputs, convChannels, heads, kDim, vDim } of layers) {
+        const conv = Tensor.allocate(backend, F32, [slots, convInputs, convChannels])
+        made.push({ conv, state: conv })
+        const state = Tensor.allocate(backend, F32, [slots, heads, kDim, vDim])
+        made[made.length - 1] = { conv, state }
+      }
+    } catch (error) {
+      this[Symbol.dispose]()
+      throw error
+    }
+  }
+
+  [Symbol.dispose](): void {
+    for (const { conv, state } of this.layers) {
+      conv[Symbol.dispose]()
+      state[Symbol.dispose]()
+    }
+  }
+}
