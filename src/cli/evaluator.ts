@@ -71,7 +71,7 @@ export class Evaluator implements Disposable {
     checkMemory(built.weights.totalBytes, cacheBytes)
     const backend = resources.use(new Backend({ threads, precision }))
     const pack = options.repack && precision === "fast" ? { pack: packWeight } : {}
-    resources.use(loadWeights(built.model, built.weights, { backend, ...pack }))
+    resources.use(loadWeights(built.model, built.weights, { backend, ...pack, onNote: onWarning }))
     const pool = resources.use(new KVPool(backend, layers, { pages, pageSize, dtype }))
     const states = resources.use(new StatePool(backend, linear, 1))
     return new Evaluator(built, backend, pool, states, options.maxBatchTokens, resources.move())

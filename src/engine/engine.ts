@@ -61,6 +61,7 @@ export class Engine implements Disposable {
         backend,
         ...(pack === undefined ? {} : { pack }),
         onProgress: (done, total) => hooks.onProgress?.("weights", done, total),
+        onNote: (note) => hooks.onLog?.("info", note),
       }),
     )
     const { pages } = memory

@@ -90,11 +90,13 @@ export class PretrainedModel implements Disposable {
     const backend = resources.use(new Backend({ threads, precision }))
     const pack = repack && precision === "fast" ? { pack: packWeight } : {}
     const progress = onProgress === undefined ? {} : { onProgress }
-    resources.use(loadWeights(root, weights, { backend, ...pack, ...progress }))
+    const notes: string[] = []
+    const onNote = (note: string): void => void notes.push(note)
+    resources.use(loadWeights(root, weights, { backend, ...pack, ...progress, onNote }))
     this.#session = resources.use(new Session(root, backend, limits))
     this.#resources = resources.move()
     this.root = root
-    this.warnings = plan.warnings
+    this.warnings = [...plan.warnings, ...notes]
   }
 
   /** Ids of a prompt followed by those that the model adds, the one that ends the text included. */

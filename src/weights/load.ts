@@ -29,6 +29,8 @@ export interface LoadOptions {
   readonly pack?: (weight: Tensor) => Tensor | null
   /** Bytes taken over so far, of all. */
   readonly onProgress?: (done: number, total: number) => void
+  /** What a user should know about what is not loaded. */
+  readonly onNote?: (note: string) => void
 }
 
 /** Where the weights of a loaded model lie. Dispose of it, then close the checkpoint, when the model is done. */
@@ -46,6 +48,8 @@ const MAX_LISTED = 12
 /** Vectors start on cache lines. */
 const VECTOR_ALIGN = 16
 
+/** Vision towers and what joins them to the language model. */
+const VISION = /^(model\.)?(vision_tower|vision_model|visual|multi_modal_projector|mm)\./
 const MXFP4 = dtypeById(39) as DTypeInfo
 const TRANSPOSABLE: ReadonlySet<DTypeInfo> = new Set([F32, F16, BF16])
 const NOT_WEIGHTS: ReadonlySet<DTypeInfo> = new Set([I8, I16, I32, I64, F64])
@@ -61,6 +65,11 @@ export function loadWeights(
   options: LoadOptions,
 ): LoadedWeights {
   const requests = resolveAll(root, weights)
+  const vision = [...weights.names()].filter((name) => VISION.test(name)).length
+  if (vision > 0)
+    options.onNote?.(
+      `${vision} tensors of the vision part are passed over: the text model runs alone`,
+    )
   const binder = new Binder(weights, requests, options)
   try {
     binder.bindAll()
@@ -232,8 +241,7 @@ function isTolerated(name: string, layers: number, used: ReadonlySet<string>): b
     /^(?:model\.(?:language_model\.)?layers|language_model\.model\.layers|blk)\.(\d+)\./.exec(name)
   if (layer !== null && Number(layer[1]) >= layers) return true
   if (/^mtp\./.test(name)) return true
-  if (/^(model\.)?(vision_tower|vision_model|visual|multi_modal_projector|mm)\./.test(name))
-    return true
+  if (VISION.test(name)) return true
   // a tied head stored once more
   return (
     /(^|\.)lm_head\.weight$/.test(name) && [...used].some((n) => n.endsWith("embed_tokens.weight"))
