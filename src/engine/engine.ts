@@ -10,7 +10,7 @@ import type { WeightSource } from "../weights/source.ts"
 import type { EngineInfo, EngineStats, GenerateParams, TokenEvent } from "../worker/protocol.ts"
 import { buildModel, type BuiltModel } from "./build.ts"
 import { EngineCore } from "./core.ts"
-import { kvLayers } from "./kv-layers.ts"
+import { attentionFloats, kvLayers } from "./kv-layers.ts"
 import { type MemoryPlan, planMemory } from "./memory-plan.ts"
 import { ModelRunner } from "./model-runner.ts"
 import { ropeKeyOf } from "./rope-key.ts"
@@ -140,10 +140,9 @@ function planFor(config: EngineConfig, built: BuiltModel, dtype: DTypeInfo): Mem
 
 /** Activations of one layer for the largest step, twice because an arena grows by doubling, and its rows of logits. */
 function workspaceBytes(config: EngineConfig, model: ModelConfig): number {
-  const heads = model.num_attention_heads + 2 * model.num_key_value_heads
   const dense = 3 * model.intermediate_size
   const sparse = 3 * model.num_experts_per_tok * model.moe_intermediate_size
-  const perToken = 8 * model.hidden_size + 2 * heads * model.head_dim + Math.max(dense, sparse)
+  const perToken = 8 * model.hidden_size + attentionFloats(model) + Math.max(dense, sparse)
   const logits = config.maxBatchSize * model.vocab_size
   return 4 * (2 * config.maxBatchTokens * perToken + 2 * logits)
 }

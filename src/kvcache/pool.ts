@@ -8,6 +8,8 @@ export interface KVLayerSpec {
   readonly kvHeads: number
   readonly kDim: number
   readonly vDim: number
+  /** A token's values are the first vDim of its key (latent attention): they take no memory of their own. */
+  readonly valuesInKeys?: boolean
 }
 
 /** Slot numbers (page * page_size + offset) are i32. */
@@ -20,8 +22,10 @@ export function kvBytesPerPage(
   dtype: DTypeInfo,
 ): number {
   let bytes = 0
-  for (const { kvHeads, kDim, vDim } of layers)
-    bytes += kvHeads * pageSize * (rowBytes(dtype, kDim) + rowBytes(dtype, vDim))
+  for (const { kvHeads, kDim, vDim, valuesInKeys } of layers) {
+    const values = valuesInKeys ? 0 : rowBytes(dtype, vDim)
+    bytes += kvHeads * pageSize * (rowBytes(dtype, kDim) + values)
+  }
   return bytes
 }
 
@@ -52,11 +56,12 @@ export class KVPool {
     const made: LayerKVCache[] = []
     this.layers = made
     try {
-      for (const { kvHeads, kDim, vDim } of layers) {
+      for (const { kvHeads, kDim, vDim, valuesInKeys } of layers) {
         const k = Tensor.allocate(backend, dtype, [pages, kvHeads, pageSize, kDim])
         made.push({ k, v: k })
-        const v = Tensor.allocate(backend, dtype, [pages, kvHeads, pageSize, vDim])
-        made[made.length - 1] = { k, v }
+        made[made.length - 1] = valuesInKeys
+          ? { k, v: k.narrow(-1, 0, vDim), rest: k.narrow(-1, vDim, kDim - vDim) }
+          : { k, v: Tensor.allocate(backend, dtype, [pages, kvHeads, pageSize, vDim]) }
       }
     } catch (error) {
       this[Symbol.dispose]()

@@ -7,10 +7,12 @@ import {
   defaultHeadDim,
   type LayerType,
   type LinearAttentionConfig,
+  type MlaConfig,
   type ModelConfig,
   type ModelType,
   patternLayerTypes,
 } from "./config.ts"
+import { latentScale } from "./latent-scale.ts"
 import { ROPE_TYPES, type RopeConfig, ropeConfig, type RopeType } from "./rope-config.ts"
 
 /** What an architecture is beyond its keys. */
@@ -21,6 +23,8 @@ interface Traits {
   readonly qkNorm?: true
   readonly gemma?: true
   readonly moe?: true
+  /** Latent attention, and DeepSeek's routers. */
+  readonly mla?: true
   readonly act?: Activation
   /** YaRN's bounds are not rounded. */
   readonly exactYarn?: true
@@ -67,6 +71,8 @@ const TRAITS: Readonly<Record<string, Traits>> = {
     slides: (layer) => layer % 2 === 0,
   },
   qwen3next: { modelType: "qwen3_next", qkNorm: true, moe: true, deltaNet: true },
+  // a sigmoid router makes it deepseek_v3, which Kimi K2 and Moonlight are as well
+  deepseek2: { modelType: "deepseek_v2", interleaved: true, moe: true, mla: true },
 }
 
 /** Maverick, which has so many experts, is the Llama 4 without q/k norms; files do not say. */
@@ -110,13 +116,15 @@ export function configFromGguf(gguf: GgufFile): ModelConfig {
   }
   // layers that predict further tokens stand behind the others
   const layers = keys.size("block_count", 4096) - (keys.count("nextn_predict_layers", 64) ?? 0)
+  if (layers < 1) keys.missing("block_count without nextn_predict_layers")
   const hidden = keys.size("embedding_length")
   const heads = keys.size("attention.head_count", 65_536)
-  const headDim = keys.size("attention.key_length", 65_536, () =>
-    defaultHeadDim(path, hidden, heads),
-  )
+  const mla = traits.mla ? latentAttention(keys, gguf) : undefined
+  const headDim = mla
+    ? mla.qk_nope_head_dim + mla.qk_rope_head_dim
+    : keys.size("attention.key_length", 65_536, () => defaultHeadDim(path, hidden, heads))
   const valueDim = keys.count("attention.value_length") ?? headDim
-  if (valueDim !== headDim) {
+  if (mla === undefined && valueDim !== headDim) {
     throw new FormatError(
       path,
       `${architecture}.attention.value_length: ${valueDim}, expected key_length ${headDim}`,
@@ -132,15 +140,17 @@ export function configFromGguf(gguf: GgufFile): ModelConfig {
   const nope = hasNope ? traits.nope : undefined
   const slides = layer_types.includes("sliding_attention")
   const has = (name: string): boolean => gguf.get(name) !== undefined
+  const score = scoring(keys, traits)
+  const rotating = ropes(keys, gguf, traits, headDim)
   return checkedConfig(path, {
-    model_type: traits.modelType,
+    model_type: mla && score === "sigmoid" ? "deepseek_v3" : traits.modelType,
     layout: "gguf",
     vocab_size: vocab,
     hidden_size: hidden,
     intermediate_size: keys.size("feed_forward_length"),
     num_hidden_layers: layers,
     num_attention_heads: heads,
-    num_key_value_heads: keys.size("attention.head_count_kv", 65_536, () => heads),
+    num_key_value_heads: mla ? 1 : keys.size("attention.head_count_kv", 65_536, () => heads),
     head_dim: headDim,
     max_position_embeddings: keys.size("context_length", 1_073_741_824),
     rms_norm_eps:
@@ -154,8 +164,9 @@ export function configFromGguf(gguf: GgufFile): ModelConfig {
     qk_norm: traits.chunked ? numExperts !== LLAMA4_PLAIN_EXPERTS : (traits.qkNorm ?? false),
     norm_offset: 0, // The converter has added Gemma's 1 to the weights.
     embedding_scale: traits.gemma ? Math.sqrt(hidden) : 1,
-    attention_scale:
-      keys.float("attention.scale") ?? attentionScale(traits, layers, hidden, heads, headDim),
+    attention_scale: mla
+      ? latentScale(mla, rotating.rope, mscaleAllDim(keys))
+      : (keys.float("attention.scale") ?? attentionScale(traits, layers, hidden, heads, headDim)),
     attn_logit_softcapping: keys.float("attn_logit_softcapping"),
     final_logit_softcapping: keys.float("final_logit_softcapping"),
     sliding_window: slides ? window : undefined,
@@ -164,7 +175,8 @@ export function configFromGguf(gguf: GgufFile): ModelConfig {
     linear_attention: traits.deltaNet ? deltaNet(keys, has("blk.0.ssm_in.weight")) : undefined,
     rope_layers: Array.from({ length: layers }, (_, i) => nope?.(i) !== true),
     attn_temperature: nope === undefined ? undefined : traits.chunked?.temperature,
-    ...ropes(keys, gguf, traits, headDim),
+    mla,
+    ...rotating,
     num_experts: numExperts,
     num_experts_per_tok: keys.count("expert_used_count") ?? 0,
     moe_intermediate_size: traits.moe ? keys.size("expert_feed_forward_length") : 0,
@@ -172,17 +184,27 @@ export function configFromGguf(gguf: GgufFile): ModelConfig {
       ? (keys.count("expert_shared_feed_forward_length") ?? 0)
       : 0,
     norm_topk_prob: traits.moe
-      ? (keys.flag("expert_weights_norm") ?? traits.chunked === undefined)
+      ? (keys.flag("expert_weights_norm") ?? (traits.chunked ?? traits.mla) === undefined)
       : false,
-    scoring_func: scoring(keys, traits),
+    scoring_func: score,
+    ...routing(keys, gguf, traits, layers, numExperts),
     moe_enable_early_router: traits.modelType === "smallthinker",
     decoder_sparse_step: traits.chunked ? keys.size("interleave_moe_layer_step", 4096) : 1,
-    mlp_only_layers: [],
+    mlp_only_layers: Array.from(
+      { length: keys.count("leading_dense_block_count") ?? 0 },
+      (_, i) => i,
+    ),
     bos_token_id: keys.tokenId("bos"),
     eos_token_id: [
       ...new Set([keys.tokenId("eos"), keys.tokenId("eot"), keys.tokenId("eom")]),
     ].filter((id) => id !== undefined),
   })
+}
+
+/** Model types that GGUFs hold as another. */
+const GGUF_TYPES: Readonly<Partial<Record<ModelType, ModelType>>> = {
+  mistral: "llama",
+  kimi_k2: "deepseek_v3",
 }
 
 /**
@@ -192,7 +214,7 @@ export function configFromGguf(gguf: GgufFile): ModelConfig {
  */
 export function withGgufLayout(config: ModelConfig, gguf: GgufFile): ModelConfig {
   const own = configFromGguf(gguf)
-  const expected: ModelType = config.model_type === "mistral" ? "llama" : config.model_type
+  const expected = GGUF_TYPES[config.model_type] ?? config.model_type
   if (own.model_type !== expected) {
     throw new FormatError(
       gguf.path,
@@ -217,6 +239,7 @@ export function withGgufLayout(config: ModelConfig, gguf: GgufFile): ModelConfig
     norm_offset: own.norm_offset,
     linear_attention: own.linear_attention,
     tie_word_embeddings: own.tie_word_embeddings,
+    mla: own.mla && config.mla && Object.freeze({ ...config.mla, split_kv_b: own.mla.split_kv_b }),
     rope: Object.freeze({ ...config.rope, interleaved }),
     rope_local: config.rope_local && Object.freeze({ ...config.rope_local, interleaved }),
   })
@@ -275,6 +298,73 @@ function scoring(keys: Keys, traits: Traits): "softmax" | "sigmoid" {
   return SCORING[func] ?? keys.unknown("expert_gating_func", func, Object.keys(SCORING))
 }
 
+function latentAttention(keys: Keys, gguf: GgufFile): MlaConfig {
+  const rope = keys.size("rope.dimension_count", 65_536)
+  // files of before the split hold a head's own sizes under the common keys
+  const key = keys.size("attention.key_length_mla", 65_536, () =>
+    keys.size("attention.key_length", 65_536),
+  )
+  const value = keys.size("attention.value_length_mla", 65_536, () =>
+    keys.size("attention.value_length", 65_536),
+  )
+  if (key <= rope) keys.unknown("attention.key_length_mla", key, [`more than ${rope}`])
+  // Lite models name a rank they do not have
+  const hasRank = gguf.get("blk.0.attn_q_a.weight") !== undefined
+  return Object.freeze({
+    q_lora_rank: hasRank ? keys.size("attention.q_lora_rank", 1_048_576) : undefined,
+    kv_lora_rank: keys.size("attention.kv_lora_rank", 1_048_576),
+    qk_nope_head_dim: key - rope,
+    qk_rope_head_dim: rope,
+    v_head_dim: value,
+    split_kv_b: gguf.get("blk.0.attn_k_b.weight") !== undefined,
+  })
+}
+
+/** The files' multiplier is 0.1 mscale_all_dim. */
+function mscaleAllDim(keys: Keys): number | undefined {
+  const multiplier = keys.float("rope.scaling.yarn_log_multiplier")
+  return multiplier === undefined ? undefined : multiplier / 0.1
+}
+
+/** Groups of published models, by their experts; files of before 2025-10 leave them out. */
+const EXPERT_GROUPS: Readonly<Record<number, readonly [groups: number, kept: number]>> = {
+  160: [8, 3],
+  256: [8, 4],
+}
+
+function routing(
+  keys: Keys,
+  gguf: GgufFile,
+  traits: Traits,
+  layers: number,
+  experts: number,
+): Pick<
+  ModelConfig,
+  "topk_method" | "n_group" | "topk_group" | "routed_scaling_factor" | "n_shared_experts"
+> {
+  const scale = keys.float("expert_weights_scale") ?? 1
+  const shared = keys.count("expert_shared_count", 4096) ?? 0
+  if (!traits.mla) {
+    return {
+      topk_method: "greedy",
+      n_group: 1,
+      topk_group: 1,
+      routed_scaling_factor: scale,
+      n_shared_experts: shared,
+    }
+  }
+  const [groups, kept] = EXPERT_GROUPS[experts] ?? [1, 1]
+  const n_group = keys.count("expert_group_count", 65_536) || groups
+  const hasBias = gguf.get(`blk.${layers - 1}.exp_probs_b.bias`) !== undefined
+  return {
+    topk_method: hasBias ? "noaux_tc" : n_group > 1 ? "group_limited_greedy" : "greedy",
+    n_group,
+    topk_group: n_group > 1 ? keys.count("expert_group_used_count", 65_536) || kept : 1,
+    routed_scaling_factor: scale,
+    n_shared_experts: shared,
+  }
+}
+
 function attentionScale(
   traits: Traits,
   layers: number,
@@ -318,6 +408,7 @@ function ropes(
         : attnFactor,
     beta_fast: keys.float("rope.scaling.yarn_beta_fast"),
     beta_slow: keys.float("rope.scaling.yarn_beta_slow"),
+    ...(traits.mla ? { mscale: mscaleAllDim(keys), mscale_all_dim: mscaleAllDim(keys) } : {}),
     truncate: traits.exactYarn ? false : undefined,
     short_factor: short,
     long_factor: long,

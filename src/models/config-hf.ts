@@ -12,11 +12,14 @@ import {
   LAYER_TYPES,
   type LayerType,
   type LinearAttentionConfig,
+  type MlaConfig,
   MODEL_TYPES,
   type ModelConfig,
   type ModelType,
   patternLayerTypes,
+  TOPK_METHODS,
 } from "./config.ts"
+import { latentScale } from "./latent-scale.ts"
 import { ROPE_TYPES, type RopeConfig, ropeConfig, type RopeType } from "./rope-config.ts"
 
 /**
@@ -118,6 +121,20 @@ const HfConfig = z.object({
   attn_temperature_tuning: z.union([z.boolean(), z.number()]).nullish(),
   attn_scale: z.number().nonnegative().nullish(),
   floor_scale: positive.nullish(),
+  // DeepSeek
+  q_lora_rank: size.nullish(),
+  kv_lora_rank: size.nullish(),
+  qk_nope_head_dim: size.nullish(),
+  qk_rope_head_dim: size.nullish(),
+  v_head_dim: size.nullish(),
+  n_shared_experts: z.int().min(0).max(4096).nullish(),
+  first_k_dense_replace: z.int().nonnegative().nullish(),
+  moe_layer_freq: layerCount.nullish(),
+  scoring_func: z.enum(["softmax", "sigmoid"]).nullish(),
+  topk_method: z.enum(TOPK_METHODS).nullish(),
+  n_group: z.int().min(1).max(65_536).nullish(),
+  topk_group: z.int().min(1).max(65_536).nullish(),
+  routed_scaling_factor: positive.nullish(),
   // gpt-oss: the kernels have its activation with these constants
   swiglu_alpha: z.literal(1.702).nullish(),
   swiglu_limit: z.literal(7).nullish(),
@@ -147,6 +164,8 @@ interface Traits {
    * is a rope.
    */
   readonly sliding: "none" | "upper" | "all" | "pattern" | "layout" | "chunked"
+  /** Latent attention. */
+  readonly mla?: true
   /** Where `hidden_act` does not tell it. */
   readonly act?: Activation
   /** Other names of this file's keys. */
@@ -160,6 +179,20 @@ interface Traits {
   /** `use_sliding_window` must be true. */
   readonly slidingIsOptIn?: true
   readonly defaults: Readonly<Record<string, unknown>>
+}
+
+const DEEPSEEK = {
+  attentionBias: "config",
+  moe: true,
+  mla: true,
+  sliding: "none",
+  interleaved: true,
+  aliases: { num_experts: "n_routed_experts" },
+} as const
+const DEEPSEEK_V3_DEFAULTS = {
+  scoring_func: "sigmoid",
+  topk_method: "noaux_tc",
+  norm_topk_prob: true,
 }
 
 const TRAITS: Readonly<Record<ModelType, Traits>> = {
@@ -324,6 +357,12 @@ const TRAITS: Readonly<Record<ModelType, Traits>> = {
       norm_topk_prob: true,
     },
   },
+  deepseek_v2: {
+    ...DEEPSEEK,
+    defaults: { scoring_func: "softmax", topk_method: "greedy", norm_topk_prob: false },
+  },
+  deepseek_v3: { ...DEEPSEEK, defaults: DEEPSEEK_V3_DEFAULTS },
+  kimi_k2: { ...DEEPSEEK, defaults: DEEPSEEK_V3_DEFAULTS },
 }
 
 /**
@@ -372,7 +411,11 @@ export function configFromJson(file: string, json: unknown, eos?: readonly numbe
   if (modelType === "smallthinker" && c.use_qk_norm === true)
     throw new FormatError(file, "use_qk_norm: true, no published smallthinker model has q/k norms")
   const { hidden_size, num_attention_heads: heads } = c
-  const head_dim = c.head_dim ?? defaultHeadDim(file, hidden_size, heads)
+  const mla = traits.mla ? latentAttention(file, c) : undefined
+  const head_dim = mla
+    ? mla.qk_nope_head_dim + mla.qk_rope_head_dim
+    : (c.head_dim ?? defaultHeadDim(file, hidden_size, heads))
+  const rotating = ropes(file, c, traits, mla?.qk_rope_head_dim ?? head_dim)
   const hasWindow = traits.slidingIsOptIn === undefined || c.use_sliding_window === true
   const window =
     hasWindow && traits.sliding !== "none" ? (c.sliding_window ?? undefined) : undefined
@@ -386,7 +429,7 @@ export function configFromJson(file: string, json: unknown, eos?: readonly numbe
     intermediate_size: c.intermediate_size,
     num_hidden_layers: c.num_hidden_layers,
     num_attention_heads: heads,
-    num_key_value_heads: c.num_key_value_heads ?? heads,
+    num_key_value_heads: mla ? 1 : (c.num_key_value_heads ?? heads),
     head_dim,
     max_position_embeddings: c.max_position_embeddings,
     rms_norm_eps: c.rms_norm_eps ?? 1e-6,
@@ -401,8 +444,9 @@ export function configFromJson(file: string, json: unknown, eos?: readonly numbe
     qk_norm: traits.qkNorm ?? (modelType === "llama4_text" && c.use_qk_norm === true),
     norm_offset: traits.gemma || traits.deltaNet ? 1 : 0,
     embedding_scale: traits.gemma ? Math.sqrt(hidden_size) : 1,
-    attention_scale:
-      1 / Math.sqrt((traits.gemma ? c.query_pre_attn_scalar : undefined) ?? head_dim),
+    attention_scale: mla
+      ? latentScale(mla, rotating.rope, (c.rope_parameters ?? c.rope_scaling)?.mscale_all_dim)
+      : 1 / Math.sqrt((traits.gemma ? c.query_pre_attn_scalar : undefined) ?? head_dim),
     attn_logit_softcapping: traits.gemma ? (c.attn_logit_softcapping ?? undefined) : undefined,
     final_logit_softcapping: traits.gemma ? (c.final_logit_softcapping ?? undefined) : undefined,
     sliding_window: slides ? (window ?? c.sliding_window ?? undefined) : undefined,
@@ -413,7 +457,8 @@ export function configFromJson(file: string, json: unknown, eos?: readonly numbe
     attn_temperature: c.attn_temperature_tuning
       ? { scale: c.attn_scale ?? 0.1, floor: c.floor_scale ?? 8192 }
       : undefined,
-    ...ropes(file, c, traits, head_dim),
+    mla,
+    ...rotating,
     ...experts(file, c, traits),
     bos_token_id: c.bos_token_id ?? undefined,
     eos_token_id: eos ?? list(c.eos_token_id),
@@ -600,6 +645,23 @@ function ropeType(file: string, key: string, rope: Rope | undefined): RopeType {
   return found
 }
 
+function latentAttention(file: string, c: HfConfig): MlaConfig {
+  const needed = (
+    key: "kv_lora_rank" | "qk_nope_head_dim" | "qk_rope_head_dim" | "v_head_dim",
+  ): number => c[key] ?? fail(key)
+  const fail = (key: string): never => {
+    throw new FormatError(file, `${key}: missing, expected a number`)
+  }
+  return Object.freeze({
+    q_lora_rank: c.q_lora_rank ?? undefined,
+    kv_lora_rank: needed("kv_lora_rank"),
+    qk_nope_head_dim: needed("qk_nope_head_dim"),
+    qk_rope_head_dim: needed("qk_rope_head_dim"),
+    v_head_dim: needed("v_head_dim"),
+    split_kv_b: false,
+  })
+}
+
 function experts(
   file: string,
   c: HfConfig,
@@ -612,6 +674,11 @@ function experts(
   | "shared_expert_intermediate_size"
   | "norm_topk_prob"
   | "scoring_func"
+  | "topk_method"
+  | "n_group"
+  | "topk_group"
+  | "routed_scaling_factor"
+  | "n_shared_experts"
   | "moe_enable_early_router"
   | "decoder_sparse_step"
   | "mlp_only_layers"
@@ -623,6 +690,8 @@ function experts(
       throw new FormatError(file, `${key}: ${shown(value)}, expected a number`)
     return value
   }
+  const topk_method = c.topk_method ?? "greedy"
+  const grouped = topk_method !== "greedy"
   return {
     num_experts: needed("num_experts"),
     num_experts_per_tok: needed("num_experts_per_tok"),
@@ -630,7 +699,14 @@ function experts(
     shared_expert_intermediate_size: c.shared_expert_intermediate_size ?? 0,
     norm_topk_prob: c.norm_topk_prob ?? false,
     scoring_func:
-      traits.sigmoid || c.moe_primary_router_apply_softmax === false ? "sigmoid" : "softmax",
+      traits.sigmoid || c.moe_primary_router_apply_softmax === false
+        ? "sigmoid"
+        : (c.scoring_func ?? "softmax"),
+    topk_method,
+    n_group: grouped ? (c.n_group ?? 1) : 1,
+    topk_group: grouped ? (c.topk_group ?? c.n_group ?? 1) : 1,
+    routed_scaling_factor: c.routed_scaling_factor ?? 1,
+    n_shared_experts: c.n_shared_experts ?? 0,
     moe_enable_early_router: c.moe_enable_early_router ?? false,
     ...sparseLayers(c),
   }
@@ -639,7 +715,14 @@ function experts(
 /** Which layers have experts: by step and exceptions, or by a list of either kind. */
 function sparseLayers(c: HfConfig): Pick<ModelConfig, "decoder_sparse_step" | "mlp_only_layers"> {
   const { num_hidden_layers: layers, moe_layers, moe_layer_layout: flags } = c
-  const sparse = moe_layers ?? flags?.flatMap((flag, i) => (flag ? [i] : []))
+  const { first_k_dense_replace: dense, moe_layer_freq: step } = c
+  const late =
+    typeof dense === "number"
+      ? Array.from({ length: layers }, (_, i) => i).filter(
+          (i) => i >= dense && i % (step ?? 1) === 0,
+        )
+      : undefined
+  const sparse = moe_layers ?? flags?.flatMap((flag, i) => (flag ? [i] : [])) ?? late
   if (sparse === undefined) {
     const { decoder_sparse_step, mlp_only_layers } = c
     return { decoder_sparse_step: decoder_sparse_step ?? 1, mlp_only_layers: mlp_only_layers ?? [] }

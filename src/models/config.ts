@@ -14,6 +14,9 @@ export const MODEL_TYPES = [
   "llama4_text",
   "gpt_oss",
   "qwen3_next",
+  "deepseek_v2",
+  "deepseek_v3",
+  "kimi_k2",
 ] as const
 export type ModelType = (typeof MODEL_TYPES)[number]
 
@@ -38,6 +41,24 @@ export interface LinearAttentionConfig {
   /** q, k, v and z come from one matrix whose rows are grouped by key head. */
   readonly fused_qkvz: boolean
 }
+
+/** Sizes of multi-head latent attention (DeepSeek-V2, arXiv 2405.04434), by config.json's names. */
+export interface MlaConfig {
+  /** Values that queries are compressed to; undefined = they are not. */
+  readonly q_lora_rank: number | undefined
+  /** Values that a token's keys and values are compressed to. */
+  readonly kv_lora_rank: number
+  /** Parts of a query or key without and with rope. */
+  readonly qk_nope_head_dim: number
+  readonly qk_rope_head_dim: number
+  readonly v_head_dim: number
+  /** The checkpoint has kv_b_proj as two stacks, k_b_proj (transposed) and v_b_proj. */
+  readonly split_kv_b: boolean
+}
+
+/** How experts are chosen: of all; of the groups with the best expert; with a bias, of the groups with the best two. */
+export const TOPK_METHODS = ["greedy", "group_limited_greedy", "noaux_tc"] as const
+export type TopkMethod = (typeof TOPK_METHODS)[number]
 
 /**
  * Hyper-parameters of a model, from config.json or from GGUF metadata alone. Keys are config.json's
@@ -87,6 +108,8 @@ export interface ModelConfig {
   readonly rope_layers: readonly boolean[]
   /** Multiplies the query at p of layers without rope by 1 + scale · ln(1 + ⌊(p + 1) / floor⌋). */
   readonly attn_temperature: { readonly scale: number; readonly floor: number } | undefined
+  /** Latent attention: one head of compressed keys and values is cached; undefined = heads of their own. */
+  readonly mla: MlaConfig | undefined
   readonly rope: RopeConfig
   /** The sliding layers' rope, where it differs. */
   readonly rope_local: RopeConfig | undefined
@@ -99,6 +122,14 @@ export interface ModelConfig {
   readonly norm_topk_prob: boolean
   /** What the router makes of its logits. */
   readonly scoring_func: "softmax" | "sigmoid"
+  readonly topk_method: TopkMethod
+  /** Groups of neighbouring experts, and how many of them a token may use; 1 = no groups. */
+  readonly n_group: number
+  readonly topk_group: number
+  /** Multiplies the weights of the chosen experts. */
+  readonly routed_scaling_factor: number
+  /** Experts that every token goes to, as one of their joint width; 0 = none, or of a width of its own. */
+  readonly n_shared_experts: number
   /** The router sees the layer's input and not the attention's output. */
   readonly moe_enable_early_router: boolean
   /** Layer i has experts if (i + 1) is a multiple of this and i is not in `mlp_only_layers`. */
@@ -206,6 +237,12 @@ export function checkedConfig(file: string, config: ModelConfig): ModelConfig {
     const { num_experts: experts, num_experts_per_tok: used } = config
     if (used < 1 || used > experts)
       fail(`num_experts_per_tok: ${used}, expected 1 to num_experts ${experts}`)
+    const { n_group: groups, topk_group: kept } = config
+    if (experts % groups !== 0)
+      fail(`n_group: ${groups} groups do not divide ${experts} experts (num_experts)`)
+    if (kept < 1 || kept > groups) fail(`topk_group: ${kept}, expected 1 to n_group ${groups}`)
+    if (used > (experts / groups) * kept)
+      fail(`num_experts_per_tok: ${used}, more than ${kept} groups of ${experts / groups} hold`)
   }
   return Object.freeze(config)
 }

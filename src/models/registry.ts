@@ -60,6 +60,18 @@ const MODELS: Readonly<Record<string, ModelEntry>> = {
     architecture: "Qwen3NextForCausalLM",
     load: async () => (await import("./qwen3_next.ts")).Qwen3NextForCausalLM,
   },
+  deepseek_v2: {
+    architecture: "DeepseekV2ForCausalLM",
+    load: async () => (await import("./deepseek_v2.ts")).DeepseekV2ForCausalLM,
+  },
+  deepseek_v3: {
+    architecture: "DeepseekV3ForCausalLM",
+    load: async () => (await import("./deepseek_v3.ts")).DeepseekV3ForCausalLM,
+  },
+  kimi_k2: {
+    architecture: "KimiK2ForCausalLM",
+    load: async () => (await import("./kimi_k2.ts")).KimiK2ForCausalLM,
+  },
 }
 
 /** Every model type with a model file. */

@@ -7,6 +7,8 @@ export interface LayerKVCache {
   readonly k: Tensor
   /** [pages, kv_heads, page_size, v_dim] */
   readonly v: Tensor
+  /** [pages, 1, page_size, k_dim - v_dim]: the end of k where v is its beginning (latent attention) */
+  readonly rest?: Tensor
 }
 
 /** States of one linear-attention layer, one slot each. */

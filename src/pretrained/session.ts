@@ -1,5 +1,5 @@
 import { EngineCore } from "../engine/core.ts"
-import { kvLayers } from "../engine/kv-layers.ts"
+import { attentionFloats, kvLayers } from "../engine/kv-layers.ts"
 import { planMemory } from "../engine/memory-plan.ts"
 import { ModelRunner } from "../engine/model-runner.ts"
 import { ropeKeyOf } from "../engine/rope-key.ts"
@@ -63,11 +63,10 @@ export class Session implements Disposable {
 
 /** Activations of the largest step, twice because the step's arena grows by doubling, and a row of logits. */
 function workspaceBytes(config: ModelConfig, tokens: number): number {
-  const heads = config.num_attention_heads + 2 * config.num_key_value_heads
   const inner = Math.max(
     config.intermediate_size,
     config.num_experts_per_tok * config.moe_intermediate_size,
   )
-  const perToken = 8 * config.hidden_size + 2 * heads * config.head_dim + 3 * inner
+  const perToken = 8 * config.hidden_size + attentionFloats(config) + 3 * inner
   return 8 * (tokens * perToken + config.vocab_size)
 }

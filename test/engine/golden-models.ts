@@ -27,6 +27,11 @@ const HF = [
   "smallthinker_softmax",
   "llama4_text",
   "gpt_oss",
+  "deepseek_v2",
+  "deepseek_v2_lite",
+  "deepseek_v3",
+  "kimi_k2",
+  "moonlight",
 ]
 const GGUF: readonly (readonly [name: string, file: string])[] = [
   ["llama-rope-q4_k_m", "llama-rope-q4_k_m.gguf"],
@@ -37,6 +42,8 @@ const GGUF: readonly (readonly [name: string, file: string])[] = [
   ["qwen3moe-split-q8_0", "qwen3moe-split-q8_0-00001-of-00002.gguf"],
   ["smallthinker-q4_0", "smallthinker-q4_0.gguf"],
   ["llama4-q8_0", "llama4-q8_0.gguf"],
+  ["deepseek2-lite-q5_1", "deepseek2-lite-q5_1.gguf"],
+  ["deepseek2-v3-q4_1", "deepseek2-v3-q4_1.gguf"],
 ]
 
 export function goldenModels(): GoldenModel[] {

@@ -408,6 +408,9 @@ describe("the files in rules/", () => {
     "llama4.yaml": "hf/llama4_text",
     "gpt-oss.yaml": "hf/gpt_oss",
     "qwen3-next.yaml": "hf/qwen3_next",
+    "deepseek-v2.yaml": "hf/deepseek_v2",
+    "deepseek-v3.yaml": "hf/deepseek_v3",
+    "kimi-k2.yaml": "hf/kimi_k2",
   }
 
   test("each but the default is for a model", () => {
@@ -438,6 +441,8 @@ describe("the files in rules/", () => {
     const { model, plan: result } = await buildModel(config)
     expect(result.warnings).toEqual([])
     const classes = new Map([...namedModules(model)].map(([path, m]) => [path, m.classNames()[0]]))
+    // latent attention is one module already
+    const attention = config.mla === undefined ? /^KFusedAttention$/ : /^DeepseekV[23]Attention$/
     for (let i = 0; i < config.num_hidden_layers; i++) {
       expect(classes.get(`model.layers.${i}`)).toBe("KFusedDecoderLayer")
       if (config.model_type === "qwen3_next") {
@@ -445,7 +450,7 @@ describe("the files in rules/", () => {
           ? ["linear_attn", "Qwen3NextGatedDeltaNet"]
           : ["self_attn", "Qwen3NextAttention"]
         expect(classes.get(`model.layers.${i}.${mixer}`)).toBe(name as string)
-      } else expect(classes.get(`model.layers.${i}.self_attn`)).toBe("KFusedAttention")
+      } else expect(classes.get(`model.layers.${i}.self_attn`)).toMatch(attention)
       const names = ["mlp", "feed_forward", "block_sparse_moe"]
       const [path = ""] = names
         .map((name) => `model.layers.${i}.${name}`)

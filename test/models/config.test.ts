@@ -480,8 +480,8 @@ describe("GGUF reference files", () => {
   })
 
   test("other architectures are refused with the known ones", () => {
-    expect(failure(() => configFromGguf(open("deepseek2-v3-q4_1")))).toEndWith(
-      `general.architecture: "deepseek2" is unknown; known are llama, qwen2, qwen3, gemma3, phi3, qwen3moe, smallthinker, llama4, gpt-oss, qwen3next`,
+    expect(failure(() => configFromGguf(gguf("mpt")))).toContain(
+      `general.architecture: "mpt" is unknown; known are llama, qwen2, qwen3, `,
     )
     expect(failure(() => configFromGguf(open("mixtral-q2_k")))).toContain("llama.expert_count: 3")
   })

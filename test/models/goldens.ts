@@ -22,6 +22,11 @@ export const HF_GOLDENS = [
   "llama4_text",
   "gpt_oss",
   "qwen3_next",
+  "deepseek_v2",
+  "deepseek_v2_lite",
+  "deepseek_v3",
+  "kimi_k2",
+  "moonlight",
 ] as const
 
 /** Name of the file, and of its golden. */
@@ -34,6 +39,8 @@ export const GGUF_GOLDENS = [
   ["qwen3moe-split-q8_0-00001-of-00002", "qwen3moe-split-q8_0"],
   ["smallthinker-q4_0", "smallthinker-q4_0"],
   ["llama4-q8_0", "llama4-q8_0"],
+  ["deepseek2-lite-q5_1", "deepseek2-lite-q5_1"],
+  ["deepseek2-v3-q4_1", "deepseek2-v3-q4_1"],
 ] as const
 
 /** A reference checkpoint with what a correct engine computes from it. */
