@@ -8,6 +8,7 @@ const FAMILIES = [
   "Gemma3",
   "Glm4Moe",
   "GptOss",
+  "InternLM2",
   "Llama",
   "Llama4Text",
   "Mistral",
@@ -20,6 +21,7 @@ const FAMILIES = [
   "Qwen3Next",
   "Smallthinker",
   "SmallThinker",
+  "SmolLM3",
 ] as const
 
 const ALIASES: ReadonlyMap<string, string> = new Map([

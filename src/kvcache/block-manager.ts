@@ -1,6 +1,5 @@
 import { KtError } from "../errors.ts"
 import { type BlockHash, type CachedBlock, hashBlock, PrefixCache } from "./prefix-cache.ts"
-import type { StateSlots } from "./state-slots.ts"
 
 export interface BlockManagerOptions {
   readonly pages: number
@@ -9,8 +8,6 @@ export interface BlockManagerOptions {
   /** Keep the contents of freed pages findable until their memory is needed. */
   readonly prefixCache: boolean
   readonly hash?: BlockHash | undefined
-  /** For models whose layers keep a state per sequence. */
-  readonly states?: StateSlots | undefined
 }
 
 /**
@@ -25,7 +22,6 @@ export class BlockManager {
   readonly pages: number
   readonly pageSize: number
   readonly prefixCache: PrefixCache | undefined
-  readonly states: StateSlots | undefined
   readonly #refs: Int32Array
   /** The block whose contents a page holds. */
   readonly #blockOf: (CachedBlock | undefined)[]
@@ -42,11 +38,7 @@ export class BlockManager {
       throw new KtError(`a KV cache of ${pages} pages of ${pageSize} tokens`)
     this.pages = pages
     this.pageSize = pageSize
-    const { states } = options
-    this.states = states
-    this.prefixCache = options.prefixCache
-      ? new PrefixCache(options.hash ?? hashBlock, (block) => states?.forget(block))
-      : undefined
+    this.prefixCache = options.prefixCache ? new PrefixCache(options.hash ?? hashBlock) : undefined
     this.#refs = new Int32Array(pages)
     this.#blockOf = new Array<CachedBlock | undefined>(pages).fill(undefined)
     this.#next = new Int32Array(pages + 1)

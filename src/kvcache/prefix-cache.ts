@@ -7,8 +7,6 @@
 export interface CachedBlock {
   /** The page, or -1 once the block cannot be found any more. */
   page: number
-  /** Slot of the state after its tokens (see StateSlots), or -1 where none was kept. */
-  state: number
   readonly hash: number
   /** The block before it; undefined for the first of a sequence. */
   readonly parent: CachedBlock | undefined
@@ -66,11 +64,9 @@ function finish(state: number): number {
 export class PrefixCache {
   readonly #blocks = new Map<number, CachedBlock>()
   readonly #hash: BlockHash
-  readonly #onRemove: ((block: CachedBlock) => void) | undefined
 
-  constructor(hash: BlockHash = hashBlock, onRemove?: (block: CachedBlock) => void) {
+  constructor(hash: BlockHash = hashBlock) {
     this.#hash = hash
-    this.#onRemove = onRemove
   }
 
   get size(): number {
@@ -107,14 +103,7 @@ export class PrefixCache {
       if (found.parent === undefined || found.parent.page >= 0) return undefined
       this.remove(found)
     }
-    const block = {
-      page,
-      state: -1,
-      hash,
-      parent,
-      tokens: tokens.slice(),
-      ropeKeys: ropeKeys?.slice(),
-    }
+    const block = { page, hash, parent, tokens: tokens.slice(), ropeKeys: ropeKeys?.slice() }
     this.#blocks.set(hash, block)
     return block
   }
@@ -123,7 +112,6 @@ export class PrefixCache {
   remove(block: CachedBlock): void {
     if (this.#blocks.get(block.hash) === block) this.#blocks.delete(block.hash)
     block.page = -1
-    this.#onRemove?.(block)
   }
 }
 

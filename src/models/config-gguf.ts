@@ -30,7 +30,7 @@ interface Traits {
   readonly exactYarn?: true
   /** Which layers slide where the file has a window and no pattern; default: all. */
   readonly slides?: (layer: number) => boolean
-  /** Layers without rope, where the file has a window (SmallThinker) or does not say 0 (Llama 4). */
+  /** Layers without rope; SmallThinker's only where the file has a window, Llama 4's unless it says 0. */
   readonly nope?: (layer: number) => boolean
   /** Layers are chunked and not sliding, by sizes that no file holds. */
   readonly chunked?: {
@@ -46,6 +46,8 @@ const TRAITS: Readonly<Record<string, Traits>> = {
   llama: { modelType: "llama", interleaved: true },
   qwen2: { modelType: "qwen2" },
   qwen3: { modelType: "qwen3", qkNorm: true },
+  smollm3: { modelType: "smollm3", interleaved: true, nope: (layer) => layer % 4 === 3 },
+  internlm2: { modelType: "internlm2", interleaved: true },
   gemma3: { modelType: "gemma3_text", qkNorm: true, gemma: true },
   phi3: { modelType: "phi3" },
   qwen3moe: { modelType: "qwen3_moe", qkNorm: true, moe: true },
@@ -136,7 +138,7 @@ export function configFromGguf(gguf: GgufFile): ModelConfig {
     throw new FormatError(path, "has no tensor token_embd.weight; a vocabulary alone is no model")
   const window = keys.count("attention.sliding_window")
   const layer_types = layerTypes(keys, traits, layers, window)
-  const hasNope = traits.chunked === undefined ? (window ?? 0) > 0 : window !== 0
+  const hasNope = traits.modelType === "smallthinker" ? (window ?? 0) > 0 : window !== 0
   const nope = hasNope ? traits.nope : undefined
   const slides = layer_types.includes("sliding_attention")
   const has = (name: string): boolean => gguf.get(name) !== undefined

@@ -363,6 +363,23 @@ const TRAITS: Readonly<Record<ModelType, Traits>> = {
   },
   deepseek_v3: { ...DEEPSEEK, defaults: DEEPSEEK_V3_DEFAULTS },
   kimi_k2: { ...DEEPSEEK, defaults: DEEPSEEK_V3_DEFAULTS },
+  smollm3: {
+    attentionBias: "config",
+    sliding: "all",
+    slidingIsOptIn: true,
+    defaults: {
+      num_key_value_heads: 4,
+      rope_theta: 2_000_000,
+      no_rope_layer_interval: 4,
+      tie_word_embeddings: true,
+    },
+  },
+  internlm2: {
+    attentionBias: "config",
+    sliding: "none",
+    aliases: { attention_bias: "bias" },
+    defaults: { bias: true },
+  },
 }
 
 /**

@@ -17,6 +17,8 @@ export const MODEL_TYPES = [
   "deepseek_v2",
   "deepseek_v3",
   "kimi_k2",
+  "smollm3",
+  "internlm2",
 ] as const
 export type ModelType = (typeof MODEL_TYPES)[number]
 

@@ -72,6 +72,14 @@ const MODELS: Readonly<Record<string, ModelEntry>> = {
     architecture: "KimiK2ForCausalLM",
     load: async () => (await import("./kimi_k2.ts")).KimiK2ForCausalLM,
   },
+  smollm3: {
+    architecture: "SmolLM3ForCausalLM",
+    load: async () => (await import("./smollm3.ts")).SmolLM3ForCausalLM,
+  },
+  internlm2: {
+    architecture: "InternLM2ForCausalLM",
+    load: async () => (await import("./internlm2.ts")).InternLM2ForCausalLM,
+  },
 }
 
 /** Every model type with a model file. */

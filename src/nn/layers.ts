@@ -1,7 +1,7 @@
 import { embedding, linear, rmsNorm } from "../ops/index.ts"
 import type { Tensor } from "../tensor/tensor.ts"
 import type { ForwardBatch } from "./forward-batch.ts"
-import { Module, type Parameter, registerModules } from "./module.ts"
+import { Module, type Parameter, registerModules, type RowGroups } from "./module.ts"
 
 export interface LinearOptions {
   readonly bias?: boolean
@@ -9,6 +9,8 @@ export interface LinearOptions {
   readonly tiedTo?: string
   /** This module is some rows of a fused projection beside it: `start` of `total` rows of `of`. */
   readonly slice?: { readonly of: string; readonly start: number; readonly total: number }
+  /** Some checkpoints have this module's rows in groups of a fused projection beside it. */
+  readonly grouped?: RowGroups
 }
 
 /** y = x · Wᵀ (+ bias) */
@@ -29,11 +31,13 @@ export class Linear extends Module {
   }
 
   override parameters(): Parameter[] {
-    const { bias = false, tiedTo, slice } = this.options
+    const { bias = false, tiedTo, slice, grouped } = this.options
     const rows = slice?.total ?? this.outFeatures
     const prefix = slice === undefined ? "" : `../${slice.of}.`
-    const part =
-      slice === undefined ? {} : { rows: { start: slice.start, count: this.outFeatures } }
+    const part = {
+      ...(slice === undefined ? {} : { rows: { start: slice.start, count: this.outFeatures } }),
+      ...(grouped === undefined ? {} : { grouped }),
+    }
     const weight: Parameter = {
       name: `${prefix}weight`,
       shape: [rows, this.inFeatures],

@@ -29,11 +29,23 @@ export interface Parameter {
   readonly kind: "weight" | "table" | "experts" | "vector"
   /** Only these rows of the stored matrix. */
   readonly rows?: { readonly start: number; readonly count: number }
+  /** Where the rows are in checkpoints that have no tensor of this name but a fused projection (whole `shape` of this one). */
+  readonly grouped?: RowGroups
   /** Where the values are in checkpoints that have no tensor of this name but a stack laid out the other way. */
   readonly transposed?: TransposedStack
   /** Whole path of the tensor to take where the checkpoint has none of this name (tied embeddings). */
   readonly fallback?: string
   bind(tensor: Tensor): void
+}
+
+/** Rows of a fused projection that consists of groups of `size` rows: `count` of each group from `start` on. */
+export interface RowGroups {
+  /** Module name of the fused projection, beside the parameter's own module. */
+  readonly of: string
+  readonly groups: number
+  readonly size: number
+  readonly start: number
+  readonly count: number
 }
 
 /**

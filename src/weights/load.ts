@@ -1,6 +1,12 @@
 import { FormatError } from "../errors.ts"
 import type { Backend } from "../native/backend.ts"
-import { type Module, namedModules, type Parameter, type TransposedStack } from "../nn/module.ts"
+import {
+  type Module,
+  namedModules,
+  type Parameter,
+  type RowGroups,
+  type TransposedStack,
+} from "../nn/module.ts"
 import {
   BF16,
   dtypeById,
@@ -16,6 +22,7 @@ import {
 } from "../tensor/dtype.ts"
 import { byteLength, Tensor } from "../tensor/tensor.ts"
 import type { GgufFile } from "./gguf.ts"
+import { gatherRows } from "./grouped.ts"
 import { repackMxfp4 } from "./mxfp4.ts"
 import { type CheckpointNames, checkpointNames, CONFIG_TENSORS } from "./names.ts"
 import type { SafetensorsFile } from "./safetensors.ts"
@@ -88,6 +95,8 @@ interface Request {
   readonly entries: readonly WeightEntry[]
   /** The entry is laid out like this; two entries are MXFP4 codes and scales, whose rows are not transposed. */
   readonly transposed?: TransposedStack
+  /** The parameter's rows are these of the entry. */
+  readonly grouped?: RowGroups
 }
 
 /** Finds and checks all tensors before anything is allocated. */
@@ -112,6 +121,16 @@ function resolveAll(root: Module, weights: GgufFile | SafetensorsFile): Request[
           requests.push({ path, parameter, entries, transposed })
           continue
         }
+      }
+      const { grouped } = parameter
+      const fused = grouped && weights.get(names.stored(besides(path, grouped.of)) ?? "")
+      if (grouped !== undefined && fused !== undefined) {
+        used.add(fused.name)
+        const shape = [grouped.groups * grouped.size, ...parameter.shape.slice(1)]
+        const problem = checkEntry(fused, { ...parameter, shape }, 1)
+        if (problem !== undefined) problems.push(problem)
+        requests.push({ path, parameter, entries: [fused], grouped })
+        continue
       }
       const entries = find(path, parameter, weights, names)
       if (entries === undefined) {
@@ -144,6 +163,11 @@ function resolveAll(root: Module, weights: GgufFile | SafetensorsFile): Request[
 function sibling(path: string, name: string): string {
   const whole = path.replace(/\.(weight|bias)$/, "")
   return `${whole.slice(0, whole.lastIndexOf(".") + 1)}${name}`
+}
+
+/** "….self_attn.q_proj.weight", "wqkv" → "….self_attn.wqkv.weight" */
+function besides(path: string, module: string): string {
+  return path.replace(/[^.]+(\.[^.]+)$/, `${module}$1`)
 }
 
 function parameterPath(modulePath: string, name: string): string {
@@ -276,9 +300,10 @@ class Binder implements LoadedWeights {
     this.#bindVectors(vectors)
     let done = vectors.reduce((sum, { entries }) => sum + bytesOf(entries), 0)
     onProgress?.(done, total)
-    for (const { parameter, entries, transposed } of this.#requests) {
+    for (const request of this.#requests) {
+      const { parameter, entries } = request
       if (parameter.kind === "vector") continue
-      parameter.bind(this.#matrix(parameter, entries, transposed))
+      parameter.bind(this.#matrix(request))
       done += bytesOf(entries)
       onProgress?.(done, total)
     }
@@ -295,11 +320,16 @@ class Binder implements LoadedWeights {
     const all = this.#own(Tensor.allocate(this.#options.backend, F32, [total]))
     const values = new Float32Array(all.bytes().buffer)
     let start = 0
-    requests.forEach(({ parameter, entries, transposed }, i) => {
+    requests.forEach(({ parameter, entries, transposed, grouped }, i) => {
       const entry = entries[0] as WeightEntry
       const stored = toFloat32(entry.dtype, this.#weights.bytes(entry.name))
       const { shape } = parameter
-      const whole = transposed === undefined ? stored : columnsOf(stored, shape, transposed)
+      const whole =
+        transposed !== undefined
+          ? columnsOf(stored, shape, transposed)
+          : grouped !== undefined
+            ? gatherRows(stored, new Float32Array(product(shape)), grouped)
+            : stored
       const { start: first, count } = parameter.rows ?? { start: 0, count: whole.length }
       values.set(whole.subarray(first, first + count), start)
       const vector = all.narrow(0, start, count)
@@ -309,19 +339,17 @@ class Binder implements LoadedWeights {
     this.vectorBytes = total * 4
   }
 
-  #matrix(
-    parameter: Parameter,
-    entries: readonly WeightEntry[],
-    transposed: TransposedStack | undefined,
-  ): Tensor {
+  #matrix({ parameter, entries, transposed, grouped }: Request): Tensor {
     const { kind, shape, rows } = parameter
-    const isStacked = entries.length > 1 || transposed !== undefined
+    const isStacked = entries.length > 1 || transposed !== undefined || grouped !== undefined
     const whole =
       transposed !== undefined
         ? this.#transpose(entries, shape, transposed)
-        : isStacked
-          ? this.#stack(entries, shape)
-          : this.#mapping(entries[0] as WeightEntry, shape)
+        : grouped !== undefined
+          ? this.#gather(entries[0] as WeightEntry, shape, grouped)
+          : isStacked
+            ? this.#stack(entries, shape)
+            : this.#mapping(entries[0] as WeightEntry, shape)
     const tensor = rows === undefined ? whole : whole.narrow(0, rows.start, rows.count)
     const packed = kind === "table" ? null : (this.#options.pack?.(tensor) ?? null)
     if (packed !== null) {
@@ -383,6 +411,14 @@ class Binder implements LoadedWeights {
     else repackMxfp4(bytes, this.#weights.bytes(scales.name), stack.bytes(), shape, part)
     for (const { name } of entries) this.#weights.drop(name)
     return stack
+  }
+
+  /** [out, in] from the rows of a fused projection. */
+  #gather(entry: WeightEntry, shape: readonly number[], part: RowGroups): Tensor {
+    const out = Tensor.allocate(this.#options.backend, entry.dtype, shape)
+    gatherRows(this.#weights.bytes(entry.name), out.bytes(), part)
+    this.#weights.drop(entry.name)
+    return out
   }
 
   #own(tensor: Tensor): Tensor {

@@ -40,6 +40,8 @@ const TABLES: Readonly<Record<string, NameTable>> = {
   llama: { root: ROOT, layer: { ...NORMS, ...ATTENTION, ...MLP } },
   qwen2: { root: ROOT, layer: { ...NORMS, ...ATTENTION, ...MLP } },
   qwen3: { root: ROOT, layer: { ...NORMS, ...ATTENTION, ...QK_NORM, ...MLP } },
+  smollm3: { root: ROOT, layer: { ...NORMS, ...ATTENTION, ...MLP } },
+  internlm2: { root: ROOT, layer: { ...NORMS, ...ATTENTION, ...MLP } },
   gemma3: {
     root: ROOT,
     layer: {
@@ -300,10 +302,31 @@ function oneExpert(stack: string, expert: number): string {
   return `${module.slice(0, dot)}.${expert}${module.slice(dot)}.${suffix === "" ? "weight" : suffix}`
 }
 
+/** What InternLM2's own checkpoints call Llama's modules. */
+const INTERNLM2: ReadonlyMap<string, string> = new Map([
+  ["model.embed_tokens", "model.tok_embeddings"],
+  ["lm_head", "output"],
+  ["input_layernorm", "attention_norm"],
+  ["post_attention_layernorm", "ffn_norm"],
+  ["self_attn.wqkv", "attention.wqkv"],
+  ["self_attn.o_proj", "attention.wo"],
+  ["mlp.gate_proj", "feed_forward.w1"],
+  ["mlp.up_proj", "feed_forward.w3"],
+  ["mlp.down_proj", "feed_forward.w2"],
+])
+
+function internlm2Name(path: string): string {
+  const [, prefix = "", module = "", suffix = ""] =
+    /^(model\.layers\.\d+\.)?(.+)(\.weight|\.bias)$/.exec(path) ?? []
+  const name = INTERNLM2.get(module)
+  return name === undefined ? path : `${prefix}${name}${suffix}`
+}
+
 /** Multimodal checkpoints keep their language model under a prefix, in one of two places. */
 function safetensorsNames(weights: SafetensorsFile): CheckpointNames {
   let stored = (path: string): string => path
-  if (weights.get("model.embed_tokens.weight") === undefined) {
+  if (weights.get("model.tok_embeddings.weight") !== undefined) stored = internlm2Name
+  else if (weights.get("model.embed_tokens.weight") === undefined) {
     if (weights.get("language_model.model.embed_tokens.weight") !== undefined) {
       stored = (path) => `language_model.${path}`
     } else if (weights.get("model.language_model.embed_tokens.weight") !== undefined) {

@@ -27,12 +27,13 @@ const HF = [
   "smallthinker_softmax",
   "llama4_text",
   "gpt_oss",
+  "smollm3",
+  "internlm2",
   "deepseek_v2",
   "deepseek_v2_lite",
   "deepseek_v3",
   "kimi_k2",
   "moonlight",
-  "qwen3_next",
 ]
 const GGUF: readonly (readonly [name: string, file: string])[] = [
   ["llama-rope-q4_k_m", "llama-rope-q4_k_m.gguf"],

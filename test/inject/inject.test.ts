@@ -407,6 +407,8 @@ describe("the files in rules/", () => {
     "smallthinker.yaml": "hf/smallthinker_sigmoid",
     "llama4.yaml": "hf/llama4_text",
     "gpt-oss.yaml": "hf/gpt_oss",
+    "smollm3.yaml": "hf/smollm3",
+    "internlm2.yaml": "hf/internlm2",
     "qwen3-next.yaml": "hf/qwen3_next",
     "deepseek-v2.yaml": "hf/deepseek_v2",
     "deepseek-v3.yaml": "hf/deepseek_v3",

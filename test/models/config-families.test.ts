@@ -344,3 +344,47 @@ function gguf(architecture: string, more: Readonly<Record<string, FixtureValue>>
   const embedding = { name: "token_embd.weight", dtype: F32, shape: [100, 64] }
   return openGguf("m.gguf", memoryFiles({ "m.gguf": ggufBytes(metadata, [embedding]) }))
 }
+
+describe("smollm3 and internlm2", () => {
+  test("which layers rotate", () => {
+    expect(configFromFolder(golden("hf", "smollm3")).rope_layers).toEqual([true, true, false])
+    const json = {
+      model_type: "smollm3",
+      vocab_size: 128_256,
+      hidden_size: 2048,
+      intermediate_size: 11_008,
+      num_hidden_layers: 4,
+      num_attention_heads: 16,
+      max_position_embeddings: 65_536,
+    }
+    const config = fromJson(json)
+    expect(config.rope_layers).toEqual([true, true, true, false])
+    expect(config).toMatchObject({ num_key_value_heads: 4, tie_word_embeddings: true })
+    const file = configFromGguf(gguf("smollm3", { expert_count: 0 }))
+    expect(file.rope_layers).toEqual([true, true, true, false])
+    expect(file.rope.interleaved).toBe(true)
+  })
+
+  test("InternLM2's biases and rope", () => {
+    const config = configFromFolder(golden("hf", "internlm2"))
+    expect(config).toMatchObject({ attention_bias: false, attention_output_bias: false })
+    expect(config.rope).toMatchObject({
+      type: "dynamic",
+      factor: 2.5,
+      original_max_position_embeddings: 16,
+    })
+    const json = {
+      model_type: "internlm2",
+      vocab_size: 100,
+      hidden_size: 64,
+      intermediate_size: 128,
+      num_hidden_layers: 1,
+      num_attention_heads: 4,
+      max_position_embeddings: 4096,
+    }
+    expect(fromJson(json)).toMatchObject({ attention_bias: true, attention_output_bias: true })
+    const file = configFromGguf(gguf("internlm2", { expert_count: 0 }))
+    expect(file).toMatchObject({ model_type: "internlm2", attention_bias: false })
+    expect(file.rope.interleaved).toBe(true)
+  })
+})

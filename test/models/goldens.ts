@@ -22,6 +22,8 @@ export const HF_GOLDENS = [
   "llama4_text",
   "gpt_oss",
   "qwen3_next",
+  "smollm3",
+  "internlm2",
   "deepseek_v2",
   "deepseek_v2_lite",
   "deepseek_v3",
