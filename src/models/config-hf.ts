@@ -403,7 +403,8 @@ export function configFromFolder(folder: string): ModelConfig {
  */
 export function configFromJson(file: string, json: unknown, eos?: readonly number[]): ModelConfig {
   const outer = parsed(file, "", json, z.record(z.string(), z.unknown()))
-  const textType = VISION_MODELS[String(outer["model_type"])]
+  const outerType = String(outer["model_type"])
+  const textType = Object.hasOwn(VISION_MODELS, outerType) ? VISION_MODELS[outerType] : undefined
   const text = textType === undefined ? outer : languageModel(file, outer, textType)
   const type = text["model_type"]
   const modelType = MODEL_TYPES.find((known) => known === type)

@@ -197,6 +197,13 @@ describe("llama4_text", () => {
     expect(layers(config)).toEqual([...period, ...period])
   })
 
+  test("a model type that objects have as a property is unknown like any other", () => {
+    for (const model_type of ["constructor", "toString"])
+      expect(failure(() => fromJson({ model_type }))).toContain(
+        `model_type: "${model_type}" is unknown`,
+      )
+  })
+
   test("Maverick: every other layer has experts, no q/k norm, numbers for booleans", () => {
     const config = fromJson({
       ...SCOUT,
