@@ -1,6 +1,8 @@
 import type { EngineConfig } from "../config.ts"
 import { BlockManager } from "../kvcache/block-manager.ts"
 import { kvBytesPerPage, KVPool } from "../kvcache/pool.ts"
+import { stateBytesPerSlot, StatePool } from "../kvcache/state-pool.ts"
+import { StateSlots } from "../kvcache/state-slots.ts"
 import { maxContextLength, type ModelConfig } from "../models/config.ts"
 import { Backend, queryCpu } from "../native/backend.ts"
 import { packWeight } from "../ops/index.ts"
@@ -10,11 +12,11 @@ import type { WeightSource } from "../weights/source.ts"
 import type { EngineInfo, EngineStats, GenerateParams, TokenEvent } from "../worker/protocol.ts"
 import { buildModel, type BuiltModel } from "./build.ts"
 import { EngineCore } from "./core.ts"
-import { attentionFloats, kvLayers } from "./kv-layers.ts"
+import { attentionFloats, kvLayers, stateLayers, stateSlots } from "./kv-layers.ts"
 import { type MemoryPlan, planMemory } from "./memory-plan.ts"
 import { ModelRunner } from "./model-runner.ts"
 import { ropeKeyOf } from "./rope-key.ts"
-import { Scheduler } from "./scheduler.ts"
+import { maxRunning, Scheduler } from "./scheduler.ts"
 import { Sequence } from "./sequence.ts"
 
 export interface EngineHooks {
@@ -69,10 +71,14 @@ export class Engine implements Disposable {
     const pool = resources.use(
       new KVPool(backend, kvLayers(built.config), { pages, pageSize, dtype }),
     )
-    const blocks = new BlockManager({ pages, pageSize, prefixCache })
     const { contextLength } = memory
     const limits = { maxBatchSize, maxBatchTokens, contextLength }
-    const runner = resources.use(new ModelRunner(backend, built.model, pool, limits))
+    const linear = stateLayers(built.config)
+    const slots = linear.length > 0 ? stateSlots(maxRunning(limits), prefixCache) : 0
+    const statePool = slots > 0 ? resources.use(new StatePool(backend, linear, slots)) : undefined
+    const states = slots > 0 ? new StateSlots(slots) : undefined
+    const blocks = new BlockManager({ pages, pageSize, prefixCache, states })
+    const runner = resources.use(new ModelRunner(backend, built.model, pool, limits, statePool))
     hooks.onProgress?.("warm-up", 0, 1)
     warmUp(runner, blocks)
     hooks.onProgress?.("warm-up", 1, 1)
@@ -131,6 +137,9 @@ function planFor(config: EngineConfig, built: BuiltModel, dtype: DTypeInfo): Mem
     pageSize: config.pageSize,
     modelLength: maxContextLength(built.config),
     bytesPerPage: kvBytesPerPage(kvLayers(built.config), config.pageSize, dtype),
+    stateBytes:
+      stateSlots(maxRunning(config), config.prefixCache) *
+      stateBytesPerSlot(stateLayers(built.config)),
     // repacked weights replace mapped pages, which the system takes back
     weightBytes: built.weights.totalBytes,
     workspaceBytes: workspaceBytes(config, built.config),
@@ -153,13 +162,17 @@ function warmUp(runner: ModelRunner, blocks: BlockManager): void {
   const seq = new Sequence(-1, new Int32Array(Math.min(4, blocks.pageSize)), params)
   const page = blocks.allocate()
   seq.pages.push(page)
+  const slot = blocks.states?.take()
+  if (slot !== undefined) seq.stateSlot = slot
   const batch = { seqs: [seq], numTokens: 0 }
   for (const count of [seq.length - 1, 1]) {
     seq.numScheduled = batch.numTokens = count
     runner.run(batch)
     seq.numComputed += count
+    seq.stateSource = seq.stateSlot
   }
   blocks.release(page)
+  if (slot !== undefined) blocks.states?.release(slot)
 }
 
 const GREEDY = {

@@ -17,8 +17,12 @@ export function kvLayers(config: ModelConfig): KVLayerSpec[] {
   return config.layer_types.flatMap((_, i) => (isLinearLayer(config, i) ? [] : [layer]))
 }
 
-/** Floats that one layer's attention makes per token: q, k, v and what they become. */
+/** Floats that one layer's attention makes per token, of the kind that makes most: q, k, v and what they become. */
 export function attentionFloats(config: ModelConfig): number {
+  return Math.max(softmaxFloats(config), linearFloats(config))
+}
+
+function softmaxFloats(config: ModelConfig): number {
   const { num_attention_heads: heads, num_key_value_heads: kvHeads, head_dim, mla } = config
   if (mla === undefined) return 2 * (heads + 2 * kvHeads) * head_dim
   const latent = 2 * mla.kv_lora_rank + mla.qk_rope_head_dim
@@ -40,8 +44,16 @@ export function stateLayers(config: ModelConfig): StateLayerSpec[] {
   return config.layer_types.flatMap((_, i) => (isLinearLayer(config, i) ? [layer] : []))
 }
 
-/** Floats that one linear-attention layer makes per token: q, k, v before and after the convolution, z and the output. */
-export function linearFloats(config: ModelConfig): number {
+/**
+ * Slots of a state cache: one for each sequence that runs, and with a prefix cache two more for each, so that the states
+ * at the ends of its prompt and of its answer can be found by the next turn; states are large, so there are not more.
+ */
+export function stateSlots(running: number, prefixCache: boolean): number {
+  return running * (prefixCache ? 3 : 1)
+}
+
+/** q, k, v before and after the convolution, z and the output. */
+function linearFloats(config: ModelConfig): number {
   const { linear_attention: linear } = config
   if (linear === undefined) return 0
   const keys = linear.num_key_heads * linear.key_head_dim

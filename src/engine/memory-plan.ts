@@ -10,6 +10,8 @@ export interface MemoryRequest {
   readonly modelLength: number
   /** K and V of one page in all layers. */
   readonly bytesPerPage: number
+  /** States of sequences, in layers that keep one; 0 = there are none. */
+  readonly stateBytes: number
   readonly weightBytes: number
   /** Activations and logits of the largest step. */
   readonly workspaceBytes: number
@@ -42,7 +44,8 @@ export function planMemory(request: MemoryRequest): MemoryPlan {
     throw new ConfigError(
       `--cache-tokens ${kvCacheTokens}: less than one context (--ctx ${contextLength})`,
     )
-  const left = request.freeBytes - request.weightBytes - request.workspaceBytes - RESERVE_BYTES
+  const fixedBytes = request.weightBytes + request.stateBytes + request.workspaceBytes
+  const left = request.freeBytes - fixedBytes - RESERVE_BYTES
   const affordable = Math.max(0, Math.floor(left / bytesPerPage)) * pageSize
   const wanted = Math.max(kvCacheTokens, contextLength)
   const least = wanted > 0 ? wanted : Math.min(MIN_AUTO_TOKENS, modelLength)
@@ -63,6 +66,7 @@ function shortage(request: MemoryRequest, tokens: number, affordable: number): M
   const needs = [
     `${size(kvBytes)} of KV cache for ${tokens} tokens`,
     `${size(request.weightBytes)} of weights`,
+    ...(request.stateBytes > 0 ? [`${size(request.stateBytes)} of sequences' states`] : []),
     `${size(request.workspaceBytes + RESERVE_BYTES)} of workspace`,
   ]
   const fits = Math.min(affordable, request.modelLength)
@@ -72,7 +76,9 @@ function shortage(request: MemoryRequest, tokens: number, affordable: number): M
       hint:
         fits >= MIN_AUTO_TOKENS
           ? `--ctx ${fits} fits`
-          : "a smaller or more strongly quantised model would fit",
+          : request.stateBytes > request.freeBytes / 4
+            ? "--max-batch-size with fewer sequences, or a smaller model, would fit"
+            : "a smaller or more strongly quantised model would fit",
     },
   )
 }

@@ -1,6 +1,7 @@
 import type { KVPool } from "../kvcache/pool.ts"
+import type { StatePool } from "../kvcache/state-pool.ts"
 import type { Backend } from "../native/backend.ts"
-import type { ForwardBatch } from "../nn/forward-batch.ts"
+import type { BatchStates, ForwardBatch } from "../nn/forward-batch.ts"
 import type { Tensor } from "../tensor/tensor.ts"
 import type { StepOutput, StepRunner } from "./core.ts"
 import { FixedInts } from "./fixed-ints.ts"
@@ -19,6 +20,9 @@ export interface RunnerLimits {
   readonly contextLength: number
 }
 
+/** Of one sequence in a step: its state is kept at two lengths at most before the end. */
+const MAX_SEGMENTS = 3
+
 /** Writes a batch into fixed buffers, runs the model over it and samples; allocates nothing native per step. */
 export class ModelRunner implements StepRunner {
   readonly #backend: Backend
@@ -33,6 +37,10 @@ export class ModelRunner implements StepRunner {
   readonly #queryStart: FixedInts
   readonly #seqLens: FixedInts
   readonly #logitsRows: FixedInts
+  readonly #states: StatePool | undefined
+  readonly #segmentStart: FixedInts
+  readonly #segmentSource: FixedInts
+  readonly #segmentTarget: FixedInts
   readonly #ropeLengths: Int32Array
   /** Whose pages a row of the block tables holds, since which admission, and how many. */
   readonly #rowSeq: (Sequence | undefined)[]
@@ -41,7 +49,14 @@ export class ModelRunner implements StepRunner {
   readonly #rows: Sequence[] = []
   readonly #tokens: Int32Array
 
-  constructor(backend: Backend, model: RunnableModel, pool: KVPool, limits: RunnerLimits) {
+  /** `states` is for models whose layers keep a state per sequence. */
+  constructor(
+    backend: Backend,
+    model: RunnableModel,
+    pool: KVPool,
+    limits: RunnerLimits,
+    states?: StatePool,
+  ) {
     const { maxBatchSize, maxBatchTokens, contextLength } = limits
     this.#backend = backend
     this.#model = model
@@ -55,6 +70,11 @@ export class ModelRunner implements StepRunner {
     this.#queryStart = new FixedInts(backend, maxBatchSize + 1)
     this.#seqLens = new FixedInts(backend, maxBatchSize)
     this.#logitsRows = new FixedInts(backend, maxBatchSize)
+    this.#states = states
+    const maxSegments = states === undefined ? 0 : maxBatchSize * MAX_SEGMENTS
+    this.#segmentStart = new FixedInts(backend, maxSegments + 1)
+    this.#segmentSource = new FixedInts(backend, Math.max(maxSegments, 1))
+    this.#segmentTarget = new FixedInts(backend, Math.max(maxSegments, 1))
     this.#ropeLengths = new Int32Array(maxBatchTokens)
     this.#rowSeq = new Array<Sequence | undefined>(maxBatchSize).fill(undefined)
     this.#rowEpoch = new Int32Array(maxBatchSize)
@@ -116,6 +136,39 @@ export class ModelRunner implements StepRunner {
       logitsRows: this.#logitsRows.view([rows]),
       ropeLengths: this.#ropeLengths.subarray(0, numTokens),
       kvCache: this.#pool.layers,
+      states: this.#states && this.#writeStates(batch, this.#states),
+    }
+  }
+
+  /** Cuts the tokens where a sequence begins and where its state is to be kept. */
+  #writeStates({ seqs, numTokens }: Batch, { layers }: StatePool): BatchStates {
+    const start = this.#segmentStart.values
+    const sources = this.#segmentSource.values
+    const targets = this.#segmentTarget.values
+    let segments = 0
+    let token = 0
+    for (const { numComputed, numScheduled, stateSource, stateSlot, stateSplits } of seqs) {
+      let source = stateSource
+      start[segments] = token
+      for (const { at, slot } of stateSplits) {
+        sources[segments] = source
+        targets[segments] = slot
+        source = slot
+        start[++segments] = token + at - numComputed
+      }
+      sources[segments] = source
+      targets[segments] = stateSlot
+      segments++
+      token += numScheduled
+    }
+    start[segments] = numTokens
+    return {
+      segments: {
+        start: this.#segmentStart.view([segments + 1]),
+        source: this.#segmentSource.view([segments]),
+        target: this.#segmentTarget.view([segments]),
+      },
+      layers,
     }
   }
 
@@ -159,6 +212,9 @@ export class ModelRunner implements StepRunner {
       this.#queryStart,
       this.#seqLens,
       this.#logitsRows,
+      this.#segmentStart,
+      this.#segmentSource,
+      this.#segmentTarget,
     ])
       input[Symbol.dispose]()
     this.#sampler[Symbol.dispose]()

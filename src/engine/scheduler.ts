@@ -1,5 +1,7 @@
 import { ConfigError, KtError } from "../errors.ts"
 import type { BlockManager } from "../kvcache/block-manager.ts"
+import type { CachedBlock } from "../kvcache/prefix-cache.ts"
+import type { StateSlots } from "../kvcache/state-slots.ts"
 import type { Sequence } from "./sequence.ts"
 
 export interface SchedulerOptions {
@@ -22,6 +24,11 @@ export function wantsToken(seq: Sequence): boolean {
   return seq.numComputed + seq.numScheduled === seq.length
 }
 
+/** Sequences that can run at once: every one gets a token in every step, so that none starves. */
+export function maxRunning(options: Omit<SchedulerOptions, "contextLength">): number {
+  return Math.min(options.maxBatchSize, options.maxBatchTokens)
+}
+
 /**
  * Decides what each step computes. First come, first served: running sequences are kept in order of arrival, waiting
  * ones too, and only the head of the queue may start. A step holds one token of every sequence that generates and fills
@@ -30,6 +37,10 @@ export function wantsToken(seq: Sequence): boolean {
  * A sequence starts when pages for all its known tokens are free and one more for each running sequence would remain;
  * if generation later runs out of pages, the youngest running sequence gives its pages back and waits at the head of the
  * queue, to be computed again with what it generated as part of its prompt.
+ *
+ * Where layers keep a state per sequence, a known prefix can be reused only up to a length at which the state was kept too.
+ * A sequence keeps it at the last page boundary before its prompt's end, at the end of what it shares with earlier sequences
+ * (so that the next one with that beginning finds it), and at the last page boundary that its generation has passed.
  */
 export class Scheduler {
   readonly #options: SchedulerOptions
@@ -44,8 +55,9 @@ export class Scheduler {
   constructor(options: SchedulerOptions, blocks: BlockManager) {
     this.#options = options
     this.#blocks = blocks
-    // every running sequence gets a token in every step, so that none starves
-    this.#maxRunning = Math.min(options.maxBatchSize, options.maxBatchTokens)
+    this.#maxRunning = maxRunning(options)
+    if (blocks.states !== undefined && blocks.states.slots < this.#maxRunning)
+      throw new KtError(`${blocks.states.slots} state slots for ${this.#maxRunning} sequences`)
   }
 
   get numWaiting(): number {
@@ -106,7 +118,10 @@ export class Scheduler {
     for (const seq of batch.seqs) {
       seq.numComputed += seq.numScheduled
       seq.numScheduled = 0
+      const { states } = this.#blocks
+      if (states !== undefined) this.#readOwnState(seq, states)
       this.#publish(seq)
+      if (states !== undefined) this.#keepState(seq, states)
     }
   }
 
@@ -135,6 +150,13 @@ export class Scheduler {
     seq.numScheduled = count
     this.#batch.seqs.push(seq)
     this.#batch.numTokens += count
+    const { states } = this.#blocks
+    if (states === undefined || !seq.chainOpen) return
+    for (const at of seq.snapshotAt) {
+      if (at <= seq.numComputed || at >= seq.numComputed + count) continue
+      const slot = states.take()
+      if (slot !== undefined) seq.stateSplits.push({ at, slot })
+    }
   }
 
   /** Starts waiting sequences while pages, places and tokens of the step last. */
@@ -145,7 +167,9 @@ export class Scheduler {
       const seq = this.#waiting[0] as Sequence
       // the last token is always computed: its logits are what the sequence needs
       const shareable = Math.floor((seq.length - 1) / blocks.pageSize)
-      const hits = blocks.match(seq.tokens, seq.ropeKeys, shareable)
+      const known = blocks.match(seq.tokens, seq.ropeKeys, shareable)
+      const hits = this.#usable(known)
+      if (hits === undefined) return
       const fresh = blocks.pagesFor(seq.length) - hits.length
       const spare = this.#running.length
       if (spare > 0 && fresh + blocks.countIdle(hits) + spare > blocks.numFree) return
@@ -153,6 +177,7 @@ export class Scheduler {
       for (const block of hits) seq.pages.push(blocks.acquire(block))
       for (let i = 0; i < fresh; i++) seq.pages.push(blocks.allocate())
       seq.numComputed = hits.length * blocks.pageSize
+      this.#takeState(seq, hits, known.length)
       seq.numCached = Math.min(seq.numComputed, seq.promptLength)
       seq.numPublished = hits.length
       seq.lastBlock = hits.at(-1)
@@ -162,6 +187,69 @@ export class Scheduler {
       this.#running.push(seq)
       this.#take(seq, seq.numRemaining)
     }
+  }
+
+  /**
+   * Of known blocks, those up to the last one whose state was kept; all, where there are no states. Undefined while no slot
+   * is free: those that steps read are free again after them.
+   */
+  #usable(known: CachedBlock[]): CachedBlock[] | undefined {
+    const { states } = this.#blocks
+    if (states === undefined) return known
+    const hits = known.slice(0, known.findLastIndex((block) => block.state >= 0) + 1)
+    const last = hits.at(-1)
+    const pinned = last !== undefined && !states.isRead(last) ? 1 : 0
+    if (states.numAvailable > pinned) return hits
+    return this.#running.length > 0 ? undefined : []
+  }
+
+  #takeState(seq: Sequence, hits: readonly CachedBlock[], numKnown: number): void {
+    const { states, pageSize, prefixCache } = this.#blocks
+    if (states === undefined) return
+    const last = hits.at(-1)
+    seq.stateSource = last === undefined ? -1 : states.read(last)
+    seq.stateSlot = states.take() as number
+    if (prefixCache === undefined) return
+    const end = Math.floor((seq.length - 1) / pageSize)
+    seq.snapshotAt = [...new Set([numKnown, end])]
+      .filter((pages) => pages > hits.length)
+      .map((pages) => pages * pageSize)
+      .sort((a, b) => a - b)
+  }
+
+  #readOwnState(seq: Sequence, states: StateSlots): void {
+    if (seq.stateSource >= 0 && seq.stateSource !== seq.stateSlot) states.unread(seq.stateSource)
+    seq.stateSource = seq.stateSlot
+  }
+
+  /** The state after the last token becomes a snapshot, if it is wanted: from now on another slot is written. */
+  #keepState(seq: Sequence, states: StateSlots): void {
+    for (const { slot } of seq.stateSplits.splice(0)) states.release(slot)
+    const { numComputed, lastBlock: block } = seq
+    if (!seq.chainOpen || block === undefined || block.state >= 0) return
+    if (seq.numPublished * this.#blocks.pageSize !== numComputed) return
+    const isGenerated = numComputed >= seq.promptLength
+    if (!isGenerated && !seq.snapshotAt.includes(numComputed)) return
+    const previous = seq.snapshotBlock
+    if (isGenerated && previous !== undefined && !states.isRead(previous)) states.forget(previous)
+    const spare = states.take()
+    if (spare === undefined) return
+    states.keep(block, seq.stateSlot)
+    seq.stateSource = states.read(block)
+    seq.stateSlot = spare
+    if (isGenerated) seq.snapshotBlock = block
+  }
+
+  #releaseState(seq: Sequence): void {
+    const { states } = this.#blocks
+    if (states === undefined || seq.stateSlot < 0) return
+    this.#readOwnState(seq, states)
+    states.release(seq.stateSlot)
+    for (const { slot } of seq.stateSplits.splice(0)) states.release(slot)
+    seq.stateSlot = -1
+    seq.stateSource = -1
+    seq.snapshotAt = []
+    seq.snapshotBlock = undefined
   }
 
   /** A page for the next token. False when the sequence itself had to give way. */
@@ -191,6 +279,7 @@ export class Scheduler {
   #releasePages(seq: Sequence): void {
     for (let page = seq.pages.pop(); page !== undefined; page = seq.pages.pop())
       this.#blocks.release(page)
+    this.#releaseState(seq)
     seq.numComputed = 0
     seq.numScheduled = 0
     seq.numPublished = 0
@@ -208,6 +297,13 @@ export class Scheduler {
         seq.ropeKeys?.subarray(start, end),
         seq.pages[seq.numPublished] as number,
       )
+      const [split] = seq.stateSplits
+      if (split?.at === end) {
+        seq.stateSplits.shift()
+        // an equal block of another sequence may have one already
+        if (block !== undefined && block.state < 0) this.#blocks.states?.keep(block, split.slot)
+        else this.#blocks.states?.release(split.slot)
+      }
       seq.numPublished++
       seq.lastBlock = block
       seq.chainOpen = block !== undefined

@@ -27,6 +27,16 @@ export class Sequence {
   numPublished = 0
   lastBlock: CachedBlock | undefined
   chainOpen = true
+  /** For models whose layers keep a state per sequence: the slot that its steps write, -1 while it waits. */
+  stateSlot = -1
+  /** The slot that its next step reads: its own, a snapshot's, or -1 where it begins with zeros. */
+  stateSource = -1
+  /** Lengths, ascending, at which its state is to be kept for other sequences. */
+  snapshotAt: readonly number[] = []
+  /** Of the current step: slots that receive the state after so many tokens of the sequence, ascending. */
+  readonly stateSplits: { readonly at: number; readonly slot: number }[] = []
+  /** The last block with a snapshot that generation left behind. */
+  snapshotBlock: CachedBlock | undefined
   /** Of the prompt, tokens found in the prefix cache when the sequence last began. */
   numCached = 0
   /** What the sampler keeps of it; disposed of when the sequence ends. */

@@ -1,5 +1,6 @@
 import { KtError } from "../errors.ts"
 import { type BlockHash, type CachedBlock, hashBlock, PrefixCache } from "./prefix-cache.ts"
+import type { StateSlots } from "./state-slots.ts"
 
 export interface BlockManagerOptions {
   readonly pages: number
@@ -8,6 +9,8 @@ export interface BlockManagerOptions {
   /** Keep the contents of freed pages findable until their memory is needed. */
   readonly prefixCache: boolean
   readonly hash?: BlockHash | undefined
+  /** For models whose layers keep a state per sequence. */
+  readonly states?: StateSlots | undefined
 }
 
 /**
@@ -22,6 +25,7 @@ export class BlockManager {
   readonly pages: number
   readonly pageSize: number
   readonly prefixCache: PrefixCache | undefined
+  readonly states: StateSlots | undefined
   readonly #refs: Int32Array
   /** The block whose contents a page holds. */
   readonly #blockOf: (CachedBlock | undefined)[]
@@ -38,7 +42,11 @@ export class BlockManager {
       throw new KtError(`a KV cache of ${pages} pages of ${pageSize} tokens`)
     this.pages = pages
     this.pageSize = pageSize
-    this.prefixCache = options.prefixCache ? new PrefixCache(options.hash ?? hashBlock) : undefined
+    const { states } = options
+    this.states = states
+    this.prefixCache = options.prefixCache
+      ? new PrefixCache(options.hash ?? hashBlock, (block) => states?.forget(block))
+      : undefined
     this.#refs = new Int32Array(pages)
     this.#blockOf = new Array<CachedBlock | undefined>(pages).fill(undefined)
     this.#next = new Int32Array(pages + 1)

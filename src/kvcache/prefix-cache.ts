@@ -7,6 +7,8 @@
 export interface CachedBlock {
   /** The page, or -1 once the block cannot be found any more. */
   page: number
+  /** Slot of the state after its tokens (see StateSlots), or -1 where none was kept. */
+  state: number
   readonly hash: number
   /** The block before it; undefined for the first of a sequence. */
   readonly parent: CachedBlock | undefined
@@ -64,9 +66,11 @@ function finish(state: number): number {
 export class PrefixCache {
   readonly #blocks = new Map<number, CachedBlock>()
   readonly #hash: BlockHash
+  readonly #onRemove: ((block: CachedBlock) => void) | undefined
 
-  constructor(hash: BlockHash = hashBlock) {
+  constructor(hash: BlockHash = hashBlock, onRemove?: (block: CachedBlock) => void) {
     this.#hash = hash
+    this.#onRemove = onRemove
   }
 
   get size(): number {
@@ -103,7 +107,14 @@ export class PrefixCache {
       if (found.parent === undefined || found.parent.page >= 0) return undefined
       this.remove(found)
     }
-    const block = { page, hash, parent, tokens: tokens.slice(), ropeKeys: ropeKeys?.slice() }
+    const block = {
+      page,
+      state: -1,
+      hash,
+      parent,
+      tokens: tokens.slice(),
+      ropeKeys: ropeKeys?.slice(),
+    }
     this.#blocks.set(hash, block)
     return block
   }
@@ -112,6 +123,7 @@ export class PrefixCache {
   remove(block: CachedBlock): void {
     if (this.#blocks.get(block.hash) === block) this.#blocks.delete(block.hash)
     block.page = -1
+    this.#onRemove?.(block)
   }
 }
 

@@ -1,11 +1,13 @@
 import { EngineCore } from "../engine/core.ts"
-import { attentionFloats, kvLayers } from "../engine/kv-layers.ts"
+import { attentionFloats, kvLayers, stateLayers } from "../engine/kv-layers.ts"
 import { planMemory } from "../engine/memory-plan.ts"
 import { ModelRunner } from "../engine/model-runner.ts"
 import { ropeKeyOf } from "../engine/rope-key.ts"
 import { Scheduler } from "../engine/scheduler.ts"
 import { BlockManager } from "../kvcache/block-manager.ts"
 import { kvBytesPerPage, KVPool } from "../kvcache/pool.ts"
+import { stateBytesPerSlot, StatePool } from "../kvcache/state-pool.ts"
+import { StateSlots } from "../kvcache/state-slots.ts"
 import { maxContextLength, type ModelConfig } from "../models/config.ts"
 import type { CausalLM } from "../models/registry.ts"
 import { type Backend, queryCpu } from "../native/backend.ts"
@@ -32,12 +34,14 @@ export class Session implements Disposable {
     const { pageSize, maxBatchTokens } = options
     const dtype = backend.precision === "f32" ? F32 : F16
     const layers = kvLayers(config)
+    const linear = stateLayers(config)
     const memory = planMemory({
       contextLength: options.contextLength,
       kvCacheTokens: 0,
       pageSize,
       modelLength: maxContextLength(config),
       bytesPerPage: kvBytesPerPage(layers, pageSize, dtype),
+      stateBytes: stateBytesPerSlot(linear),
       // the weights are in memory by now
       weightBytes: 0,
       workspaceBytes: workspaceBytes(config, maxBatchTokens),
@@ -45,9 +49,12 @@ export class Session implements Disposable {
     })
     const { pages, contextLength } = memory
     const pool = resources.use(new KVPool(backend, layers, { pages, pageSize, dtype }))
-    const blocks = new BlockManager({ pages, pageSize, prefixCache: false })
+    const statePool =
+      linear.length > 0 ? resources.use(new StatePool(backend, linear, 1)) : undefined
+    const states = linear.length > 0 ? new StateSlots(1) : undefined
+    const blocks = new BlockManager({ pages, pageSize, prefixCache: false, states })
     const limits = { maxBatchSize: 1, maxBatchTokens, contextLength }
-    const runner = resources.use(new ModelRunner(backend, model, pool, limits))
+    const runner = resources.use(new ModelRunner(backend, model, pool, limits, statePool))
     this.core = new EngineCore(runner, new Scheduler(limits, blocks), blocks, {
       vocabSize: config.vocab_size,
       ropeKey: ropeKeyOf(config),

@@ -34,6 +34,7 @@ const HF = [
   "deepseek_v3",
   "kimi_k2",
   "moonlight",
+  "qwen3_next",
 ]
 const GGUF: readonly (readonly [name: string, file: string])[] = [
   ["llama-rope-q4_k_m", "llama-rope-q4_k_m.gguf"],

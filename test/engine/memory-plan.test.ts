@@ -13,6 +13,7 @@ const REQUEST: MemoryRequest = {
   modelLength: 8192,
   bytesPerPage: 32 * 92_160,
   weightBytes: 2 * GiB,
+  stateBytes: 0,
   workspaceBytes: GiB / 4,
   freeBytes: 16 * GiB,
 }
@@ -70,15 +71,16 @@ describe("memory plan", () => {
           modelLength: fc.integer({ min: 1, max: 200_000 }),
           bytesPerPage: fc.integer({ min: 1, max: 2 ** 26 }),
           weightBytes: sizes,
+          stateBytes: sizes,
           workspaceBytes: sizes,
           freeBytes: sizes,
         }),
         (request) => {
           try {
             const plan = planMemory(request)
-            expect(plan.kvBytes + request.weightBytes + request.workspaceBytes).toBeLessThan(
-              request.freeBytes,
-            )
+            expect(
+              plan.kvBytes + request.weightBytes + request.stateBytes + request.workspaceBytes,
+            ).toBeLessThan(request.freeBytes)
             expect(plan.contextLength).toBeGreaterThan(0)
             expect(plan.contextLength).toBeLessThanOrEqual(request.modelLength)
             expect(plan.contextLength).toBeLessThanOrEqual(plan.kvCacheTokens)
