@@ -1,8 +1,9 @@
 import { EngineCore, type StepOutput, type StepRunner } from "../../src/engine/core.ts"
-import { type Batch, Scheduler, wantsToken } from "../../src/engine/scheduler.ts"
-import type { RopeKey } from "../../src/engine/sequence.ts"
+import { type Batch, maxRunning, Scheduler, wantsToken } from "../../src/engine/scheduler.ts"
+import type { RopeKey, Sequence } from "../../src/engine/sequence.ts"
 import { BlockManager } from "../../src/kvcache/block-manager.ts"
 import type { BlockHash } from "../../src/kvcache/prefix-cache.ts"
+import { StateSlots } from "../../src/kvcache/state-slots.ts"
 import type { GenerateParams, TokenEvent } from "../../src/worker/protocol.ts"
 
 export const VOCAB = 50
@@ -18,10 +19,16 @@ export const GREEDY: GenerateParams = {
   stopTokens: [],
 }
 
+/** What a "model" knows before its first token, and after one more; it tells every prefix from every other. */
+const NOTHING = 17
+function after(state: number, entry: number): number {
+  return (Math.imul(state, 31) + entry * 7 + 3) >>> 0
+}
+
 /** The next token of a "model" that looks at every token before it and at how each was rotated. */
 function nextToken(entries: Iterable<number>): number {
-  let state = 17
-  for (const entry of entries) state = (Math.imul(state, 31) + entry * 7 + 3) >>> 0
+  let state = NOTHING
+  for (const entry of entries) state = after(state, entry)
   return (state >>> 7) % VOCAB
 }
 
@@ -45,13 +52,17 @@ export function expected(
   return out
 }
 
-/** A model that keeps its "keys" in the pages it is told, and reads them back through the page tables. */
+/**
+ * A model that keeps its "keys" in the pages it is told, and reads them back through the page tables. With state slots it
+ * also keeps what it knows as a state per sequence, and fails where that does not come to the same.
+ */
 export class FakeRunner implements StepRunner {
   readonly #slots: Int32Array
   readonly #pageSize: number
   readonly #ropeKey: RopeKey | undefined
   readonly #blocks: BlockManager
   readonly #tokens = new Int32Array(1024)
+  readonly #states: Uint32Array
   readonly maxTokens: number
   readonly maxSeqs: number
   failNext = false
@@ -66,6 +77,7 @@ export class FakeRunner implements StepRunner {
     this.#blocks = blocks
     this.#pageSize = blocks.pageSize
     this.#slots = new Int32Array(blocks.pages * blocks.pageSize).fill(-1)
+    this.#states = new Uint32Array(blocks.states?.slots ?? 0).fill(0xdeadbeef)
     this.#ropeKey = ropeKey
     this.maxTokens = limits.maxTokens
     this.maxSeqs = limits.maxSeqs
@@ -92,6 +104,7 @@ export class FakeRunner implements StepRunner {
       }
       this.computed += seq.numScheduled
     }
+    if (this.#blocks.states !== undefined) this.#advanceStates(batch.seqs)
     for (const [i, seq] of batch.seqs.entries()) {
       if (!wantsToken(seq)) continue
       const keys: number[] = []
@@ -100,8 +113,39 @@ export class FakeRunner implements StepRunner {
         keys.push(this.#slots[page * this.#pageSize + (p % this.#pageSize)] as number)
       }
       this.#tokens[i] = nextToken(keys)
+      const state = this.#states[seq.stateSlot]
+      if (state !== undefined && (state >>> 7) % VOCAB !== this.#tokens[i])
+        throw new Error(`the state of sequence ${seq.id} is not that of its tokens`)
     }
     return { tokens: this.#tokens, logprobs: [] }
+  }
+
+  #advanceStates(seqs: readonly Sequence[]): void {
+    const written = new Set<number>()
+    const sources = new Set<number>()
+    for (const seq of seqs) {
+      const write = (slot: number, state: number): void => {
+        if (slot < 0 || written.has(slot)) throw new Error(`state slot ${slot} is written twice`)
+        written.add(slot)
+        this.#states[slot] = state
+      }
+      const { stateSource: source, stateSplits: splits } = seq
+      if (source !== seq.stateSlot) sources.add(source)
+      let state = source < 0 ? NOTHING : (this.#states[source] as number)
+      const end = seq.numComputed + seq.numScheduled
+      let next = 0
+      for (let p = seq.numComputed; p < end; p++) {
+        if (p > seq.numComputed && splits[next]?.at === p)
+          write(splits[next++]?.slot as number, state)
+        const choice = this.#ropeKey?.(seq.ropeLength(p)) ?? 0
+        state = after(state, (seq.tokens[p] as number) + 1 + 1000 * choice)
+      }
+      if (next !== splits.length) throw new Error(`${splits.length - next} splits out of range`)
+      write(seq.stateSlot, state)
+    }
+    for (const slot of sources) {
+      if (written.has(slot)) throw new Error(`state slot ${slot} is read and written`)
+    }
   }
 }
 
@@ -114,6 +158,8 @@ export interface FakeOptions {
   readonly prefixCache: boolean
   readonly ropeKey?: RopeKey | undefined
   readonly hash?: BlockHash | undefined
+  /** For a model that keeps states: slots for snapshots, besides those of running sequences. */
+  readonly snapshots?: number | undefined
 }
 
 export interface FakeEngine {
@@ -124,8 +170,10 @@ export interface FakeEngine {
 }
 
 export function fakeEngine(options: FakeOptions): FakeEngine {
-  const { ropeKey } = options
-  const blocks = new BlockManager(options)
+  const { ropeKey, snapshots } = options
+  const states =
+    snapshots === undefined ? undefined : new StateSlots(maxRunning(options) + snapshots)
+  const blocks = new BlockManager({ ...options, states })
   const scheduler = new Scheduler(options, blocks)
   const limits = { maxTokens: options.maxBatchTokens, maxSeqs: options.maxBatchSize }
   const runner = new FakeRunner(blocks, limits, ropeKey)

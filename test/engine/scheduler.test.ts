@@ -62,6 +62,7 @@ const options: fc.Arbitrary<FakeOptions> = fc.record({
     () => 1,
     (_: number, tokens: Int32Array) => tokens[0] ?? 0,
   ),
+  snapshots: fc.constantFrom(undefined, 0, 1, 2, 7),
 })
 
 /** Runs requests as they arrive and checks everything that must hold whatever the schedule was. */
@@ -107,6 +108,7 @@ function check(config: FakeOptions, all: readonly Request[]): FakeEngine {
   }
   expect(blocks.numFree).toBe(blocks.pages)
   for (let page = 0; page < blocks.pages; page++) expect(blocks.refCount(page)).toBe(0)
+  expect(blocks.states?.numAvailable).toBe(blocks.states?.slots)
   return engine
 }
 
@@ -114,17 +116,20 @@ describe("any requests under any limits", () => {
   test("every sequence gets the tokens it would get alone, ends, and leaves no page behind", () => {
     let preemptions = 0
     let cached = 0
+    let cachedWithStates = 0
     fc.assert(
       fc.property(options, fc.array(requests, { maxLength: 10 }), (config, all) => {
         const { scheduler, core } = check(config, all)
         preemptions += scheduler.numPreemptions
-        cached += core.stats().cachedTokensTotal
+        if (config.snapshots === undefined) cached += core.stats().cachedTokensTotal
+        else cachedWithStates += core.stats().cachedTokensTotal
       }),
-      { numRuns: 1500 },
+      { numRuns: 3000 },
     )
     // the generator reaches what the property is about
     expect(preemptions).toBeGreaterThan(50)
     expect(cached).toBeGreaterThan(500)
+    expect(cachedWithStates).toBeGreaterThan(500)
   })
 
   test("a failed step ends its sequences and nobody else's", () => {
@@ -145,6 +150,7 @@ describe("any requests under any limits", () => {
         expect(results.size).toBe(added)
         for (const { finish } of results.values()) expect(finish).toBeDefined()
         expect(blocks.numFree).toBe(blocks.pages)
+        expect(blocks.states?.numAvailable).toBe(blocks.states?.slots)
       }),
       { numRuns: 300 },
     )
@@ -213,6 +219,66 @@ describe("prefix reuse", () => {
     // two pages had to go: the last ones of the second prompt, which was used longest ago
     expect(once(5, ids(13))).toBe(12)
     expect(once(6, ids(13, 20))).toBe(4)
+  })
+})
+
+describe("reuse where layers keep states", () => {
+  const STATES: FakeOptions = { ...ROOMY, maxBatchTokens: 64, snapshots: 4 }
+  /** Tokens of the prompt that were found, when the sequence has ended. */
+  function cachedOf(engine: FakeEngine, id: number, prompt: Int32Array, maxTokens = 1): number {
+    engine.core.add(id, prompt, { ...GREEDY, maxTokens })
+    for (let found: number | undefined; engine.core.hasWork;)
+      for (const event of engine.core.step()) {
+        found ??= event.first?.cachedTokens
+        if (event.finish !== undefined) return found as number
+      }
+    throw new Error("no end")
+  }
+
+  test("a repeated prompt begins at the last page boundary before its end", () => {
+    const engine = fakeEngine(STATES)
+    expect(cachedOf(engine, 1, ids(23))).toBe(0)
+    expect(cachedOf(engine, 2, ids(23))).toBe(20)
+    // its pages are known to 20, its state only there: a shorter prompt finds pages and no state
+    expect(cachedOf(engine, 3, ids(18))).toBe(0)
+    expect(cachedOf(engine, 4, ids(18))).toBe(16)
+  })
+
+  test("the second with a beginning marks it for the third", () => {
+    const engine = fakeEngine(STATES)
+    const ask = (last: number): Int32Array => Int32Array.from([...ids(14), last, last, last, last])
+    expect(cachedOf(engine, 1, ask(40))).toBe(0)
+    expect(cachedOf(engine, 2, ask(41))).toBe(0)
+    expect(cachedOf(engine, 3, ask(42))).toBe(12)
+  })
+
+  test("an answer is reused to its last page boundary, and the snapshots before it are given up", () => {
+    const engine = fakeEngine(STATES)
+    engine.core.add(1, ids(10), { ...GREEDY, maxTokens: 40 })
+    const said = drain(engine.core).get(1)?.tokens as number[]
+    // the prompt's and the answer's
+    expect(engine.blocks.states?.numSnapshots).toBe(2)
+    const next = Int32Array.from([...ids(10), ...said, 3])
+    // of 50 tokens the last was not computed, 48 are whole pages
+    expect(cachedOf(engine, 2, next)).toBe(48)
+  })
+
+  test("the least recently used snapshot goes first; none are kept without room", () => {
+    const engine = fakeEngine({ ...STATES, maxBatchSize: 1, snapshots: 2 })
+    for (const id of [1, 2]) cachedOf(engine, id, ids(9, 10 * id))
+    expect(cachedOf(engine, 3, ids(9, 10))).toBe(8)
+    cachedOf(engine, 4, ids(9, 30))
+    expect(cachedOf(engine, 5, ids(9, 10))).toBe(8)
+    expect(cachedOf(engine, 6, ids(9, 20))).toBe(0)
+    const bare = fakeEngine({ ...STATES, maxBatchSize: 1, snapshots: 0 })
+    for (const id of [1, 2]) expect(cachedOf(bare, id, ids(20))).toBe(0)
+    expect(bare.blocks.states?.numSnapshots).toBe(0)
+  })
+
+  test("fewer slots than sequences that run are refused", () => {
+    expect(() => fakeEngine({ ...STATES, maxBatchSize: 4, snapshots: -1 })).toThrow(
+      "3 state slots for 4 sequences",
+    )
   })
 })
 
