@@ -46,12 +46,28 @@ typedef int32_t kt_status_t;
 #define KT_Q4_K 12
 #define KT_Q5_K 13
 #define KT_Q6_K 14
+#define KT_Q8_K 15
+#define KT_IQ2_XXS 16
+#define KT_IQ2_XS 17
+#define KT_IQ3_XXS 18
+#define KT_IQ1_S 19
+#define KT_IQ4_NL 20
+#define KT_IQ3_S 21
+#define KT_IQ2_S 22
+#define KT_IQ4_XS 23
 #define KT_I8 24
 #define KT_I16 25
 #define KT_I32 26
 #define KT_I64 27
 #define KT_F64 28
+#define KT_IQ1_M 29
 #define KT_BF16 30
+#define KT_TQ1_0 34
+#define KT_TQ2_0 35
+#define KT_MXFP4 39
+#define KT_NVFP4 40
+#define KT_Q1_0 41
+#define KT_Q2_0 42
 
 /* Tensor flags. */
 #define KT_TENSOR_PACKED 1 /* data is in kt_pack_weight's layout for this context's ISA level */

@@ -23,33 +23,31 @@ export const Q3_K = type(11, "Q3_K", 256, 110)
 export const Q4_K = type(12, "Q4_K", 256, 144)
 export const Q5_K = type(13, "Q5_K", 256, 176)
 export const Q6_K = type(14, "Q6_K", 256, 210)
+export const Q8_K = type(15, "Q8_K", 256, 292)
+export const IQ2_XXS = type(16, "IQ2_XXS", 256, 66)
+export const IQ2_XS = type(17, "IQ2_XS", 256, 74)
+export const IQ3_XXS = type(18, "IQ3_XXS", 256, 98)
+export const IQ1_S = type(19, "IQ1_S", 256, 50)
+export const IQ4_NL = type(20, "IQ4_NL", 32, 18)
+export const IQ3_S = type(21, "IQ3_S", 256, 110)
+export const IQ2_S = type(22, "IQ2_S", 256, 82)
+export const IQ4_XS = type(23, "IQ4_XS", 256, 136)
 export const I8 = type(24, "I8", 1, 1)
 export const I16 = type(25, "I16", 1, 2)
 export const I32 = type(26, "I32", 1, 4)
 export const I64 = type(27, "I64", 1, 8)
 export const F64 = type(28, "F64", 1, 8)
+export const IQ1_M = type(29, "IQ1_M", 256, 56)
 export const BF16 = type(30, "BF16", 1, 2)
+export const TQ1_0 = type(34, "TQ1_0", 256, 54)
+export const TQ2_0 = type(35, "TQ2_0", 256, 66)
+export const MXFP4 = type(39, "MXFP4", 32, 17)
+export const NVFP4 = type(40, "NVFP4", 64, 36)
+export const Q1_0 = type(41, "Q1_0", 128, 18)
+export const Q2_0 = type(42, "Q2_0", 64, 18)
 
 /** Types that GGUF files may hold but that no kernel reads yet: known by name, so that errors can say so. */
-const UNSUPPORTED: readonly DTypeInfo[] = [
-  type(9, "Q8_1", 32, 36),
-  type(15, "Q8_K", 256, 292),
-  type(16, "IQ2_XXS", 256, 66),
-  type(17, "IQ2_XS", 256, 74),
-  type(18, "IQ3_XXS", 256, 98),
-  type(19, "IQ1_S", 256, 50),
-  type(20, "IQ4_NL", 32, 18),
-  type(21, "IQ3_S", 256, 110),
-  type(22, "IQ2_S", 256, 82),
-  type(23, "IQ4_XS", 256, 136),
-  type(29, "IQ1_M", 256, 56),
-  type(34, "TQ1_0", 256, 54),
-  type(35, "TQ2_0", 256, 66),
-  type(39, "MXFP4", 32, 17),
-  type(40, "NVFP4", 64, 36),
-  type(41, "Q1_0", 128, 18),
-  type(42, "Q2_0", 64, 18),
-]
+const UNSUPPORTED: readonly DTypeInfo[] = [type(9, "Q8_1", 32, 36)]
 
 /** Types that the kernels compute with. */
 export const DTYPES: readonly DTypeInfo[] = [
@@ -66,6 +64,22 @@ export const DTYPES: readonly DTypeInfo[] = [
   Q4_K,
   Q5_K,
   Q6_K,
+  Q8_K,
+  IQ2_XXS,
+  IQ2_XS,
+  IQ3_XXS,
+  IQ1_S,
+  IQ4_NL,
+  IQ3_S,
+  IQ2_S,
+  IQ4_XS,
+  IQ1_M,
+  TQ1_0,
+  TQ2_0,
+  MXFP4,
+  NVFP4,
+  Q1_0,
+  Q2_0,
   I8,
   I16,
   I32,

@@ -42,6 +42,8 @@ const GGUF: readonly (readonly [name: string, file: string])[] = [
   ["llama-f16", "llama-f16.gguf"],
   ["qwen2-q8_0", "qwen2-q8_0.gguf"],
   ["gemma3-q5_0", "gemma3-q5_0.gguf"],
+  ["qwen3-iq4_xs", "qwen3-iq4_xs.gguf"],
+  ["qwen3moe-mixed", "qwen3moe-mixed.gguf"],
   ["qwen3moe-split-q8_0", "qwen3moe-split-q8_0-00001-of-00002.gguf"],
   ["smallthinker-q4_0", "smallthinker-q4_0.gguf"],
   ["llama4-q8_0", "llama4-q8_0.gguf"],

@@ -38,6 +38,8 @@ export const GGUF_GOLDENS = [
   ["llama-f16", "llama-f16"],
   ["qwen2-q8_0", "qwen2-q8_0"],
   ["gemma3-q5_0", "gemma3-q5_0"],
+  ["qwen3-iq4_xs", "qwen3-iq4_xs"],
+  ["qwen3moe-mixed", "qwen3moe-mixed"],
   ["qwen3moe-split-q8_0-00001-of-00002", "qwen3moe-split-q8_0"],
   ["smallthinker-q4_0", "smallthinker-q4_0"],
   ["llama4-q8_0", "llama4-q8_0"],

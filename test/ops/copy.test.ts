@@ -9,19 +9,7 @@ import { Tensor } from "../../src/tensor/tensor.ts"
 import { readGoldenTensors } from "../fixtures/golden-tensors.ts"
 import { golden } from "../setup.ts"
 import { describeBackends, randomArray } from "./harness.ts"
-
-const QUANTIZED = [
-  dtypes.Q4_0,
-  dtypes.Q4_1,
-  dtypes.Q5_0,
-  dtypes.Q5_1,
-  dtypes.Q8_0,
-  dtypes.Q2_K,
-  dtypes.Q3_K,
-  dtypes.Q4_K,
-  dtypes.Q5_K,
-  dtypes.Q6_K,
-]
+import { QUANTIZED } from "./weights.ts"
 
 function tensorOfBytes(
   backend: Backend,
@@ -66,6 +54,25 @@ describeBackends("copy and embedding", (backend) => {
       ] as const) {
         const table = tensorOfBytes(backend, dtype, [rows, 512], tensors(`${prefix}quant`).bytes)
         expectSameBits(dequantize(table), tensors(`${prefix}dequant`).f32())
+      }
+    })
+  }
+
+  for (const dtype of QUANTIZED.filter(({ name }) => /^IQ[123]/.test(name))) {
+    test(`${dtype.name} knows every entry of its code book`, () => {
+      const tensors = goldenOf(dtype.name)
+      const want = tensors("codes.dot").f64()
+      const x = tensors("random.x").f32()
+      const { bytes } = tensors("codes.quant")
+      const values = dequantize(
+        tensorOfBytes(backend, dtype, [want.length, 512], bytes),
+      ).toFloat32Array()
+      for (let row = 0; row < want.length; row++) {
+        let sum = 0
+        for (let i = 0; i < 512; i++) sum += (values[row * 512 + i] as number) * (x[i] as number)
+        expect(Math.abs(sum - (want[row] as number))).toBeLessThanOrEqual(
+          1e-12 + 1e-12 * Math.abs(want[row] as number),
+        )
       }
     })
   }

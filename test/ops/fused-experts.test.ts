@@ -2,7 +2,17 @@ import { expect, test } from "bun:test"
 
 import { packWeight } from "../../src/ops/linear.ts"
 import { fusedExperts } from "../../src/ops/moe.ts"
-import { type DTypeInfo, F32, Q4_1, Q4_K, Q6_K, Q8_0 } from "../../src/tensor/dtype.ts"
+import {
+  type DTypeInfo,
+  F32,
+  IQ1_S,
+  IQ2_XXS,
+  MXFP4,
+  Q4_1,
+  Q4_K,
+  Q6_K,
+  Q8_0,
+} from "../../src/tensor/dtype.ts"
 import { Tensor } from "../../src/tensor/tensor.ts"
 import type { ActivationName } from "../reference/elementwise.ts"
 import * as reference from "../reference/experts.ts"
@@ -24,6 +34,15 @@ interface ExpertsCase {
 
 const CASES: readonly ExpertsCase[] = [
   { name: "Q8_0", types: [Q8_0, Q8_0], experts: 6, hidden: 64, inter: 32, k: 3 },
+  {
+    name: "IQ1_S with IQ2_XXS down",
+    types: [IQ1_S, IQ2_XXS],
+    experts: 4,
+    hidden: 256,
+    inter: 256,
+    k: 2,
+  },
+  { name: "MXFP4", types: [MXFP4, MXFP4], experts: 4, hidden: 96, inter: 64, k: 2 },
   { name: "Q4_K with Q6_K down", types: [Q4_K, Q6_K], experts: 5, hidden: 256, inter: 256, k: 2 },
   {
     name: "Q4_1 gate and up, F32 down",

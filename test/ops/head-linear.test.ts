@@ -19,6 +19,11 @@ describeBackends("headLinear", (backend) => {
         [3, 256, 256],
         [1, 512, 256],
       ]
+    if (dtype.blockSize > 32)
+      return [
+        [2, 128, 128],
+        [1, 256, 384],
+      ]
     if (dtype.blockSize === 32)
       return [
         [3, 96, 32],

@@ -16,6 +16,33 @@ const SCALE_FIELDS: Record<string, readonly number[]> = {
   Q4_K: [0, 2],
   Q5_K: [0, 2],
   Q6_K: [208],
+  IQ4_NL: [0],
+  IQ4_XS: [0],
+  Q1_0: [0],
+  Q2_0: [0],
+  TQ1_0: [52],
+  TQ2_0: [64],
+  IQ2_XXS: [0],
+  IQ2_XS: [0],
+  IQ2_S: [0],
+  IQ3_XXS: [0],
+  IQ3_S: [0],
+  IQ1_S: [0],
+}
+
+/** Types whose scales are no f16 field: what makes a block's scale sane. */
+const SCALES: Record<string, (block: Uint8Array, noise: number) => void> = {
+  Q8_K: (block, noise) =>
+    new DataView(block.buffer, block.byteOffset).setFloat32(0, 0.001 + 0.0005 * noise, true),
+  MXFP4: (block, noise) => void (block[0] = 123 + Math.round(noise)),
+  NVFP4: (block, noise) => block.fill(32 + Math.round(4 * noise), 0, 4),
+  IQ1_M: (block, noise) => {
+    const half = new Uint16Array(new Float16Array([0.02 + 0.01 * noise]).buffer)[0] as number
+    for (let i = 0; i < 4; i++) {
+      const byte = 48 + 2 * i + 1
+      block[byte] = ((block[byte] as number) & 15) | (((half >> (4 * i)) & 15) << 4)
+    }
+  },
 }
 
 export const QUANTIZED = [
@@ -29,6 +56,22 @@ export const QUANTIZED = [
   dtypes.Q4_K,
   dtypes.Q5_K,
   dtypes.Q6_K,
+  dtypes.Q8_K,
+  dtypes.IQ4_NL,
+  dtypes.IQ4_XS,
+  dtypes.MXFP4,
+  dtypes.NVFP4,
+  dtypes.Q1_0,
+  dtypes.Q2_0,
+  dtypes.TQ1_0,
+  dtypes.TQ2_0,
+  dtypes.IQ2_XXS,
+  dtypes.IQ2_XS,
+  dtypes.IQ2_S,
+  dtypes.IQ3_XXS,
+  dtypes.IQ3_S,
+  dtypes.IQ1_S,
+  dtypes.IQ1_M,
 ] as const
 export const PLAIN = [dtypes.F32, dtypes.F16, dtypes.BF16] as const
 
@@ -55,7 +98,11 @@ export function randomWeight(
   const halves = new Float16Array(1)
   const raw = new Uint8Array(halves.buffer)
   for (let block = 0; block < bytes.length; block += dtype.blockBytes) {
-    for (const [i, field] of (SCALE_FIELDS[dtype.name] as readonly number[]).entries()) {
+    SCALES[dtype.name]?.(
+      bytes.subarray(block, block + dtype.blockBytes),
+      Math.max(-1, Math.min(1, noise[block] as number)),
+    )
+    for (const [i, field] of (SCALE_FIELDS[dtype.name] ?? []).entries()) {
       halves[0] =
         (0.02 + 0.01 * (noise[block + i] as number)) * (dtype.blockSize === 256 ? 0.05 : 1)
       bytes.set(raw, block + field)
