@@ -77,7 +77,7 @@ fn cpuModule(b: *std.Build, os: std.Target.Os.Tag, arch: std.Target.Cpu.Arch, op
     });
     module.addIncludePath(b.path("kernels/include"));
     module.addIncludePath(b.path("kernels/cpu/isa"));
-    module.addCSourceFile(.{ .file = b.path("kernels/cpu/codebook.c"), .flags = &c_flags });
+    module.addCSourceFile(.{ .file = b.path("kernels/cpu/isa/codebook.c"), .flags = &c_flags });
     const core = b.createModule(.{ .root_source_file = b.path("kernels/core/core.zig"), .link_libc = true });
     core.addIncludePath(b.path("kernels/include"));
     core.addImport("abi_table", abiTable(b));
@@ -100,7 +100,6 @@ fn isaLibrary(b: *std.Build, os: std.Target.Os.Tag, arch: std.Target.Cpu.Arch, i
         .strip = optimize != .Debug,
     });
     module.addIncludePath(b.path("kernels/include"));
-    module.addIncludePath(b.path("kernels/cpu"));
     module.addCSourceFile(.{ .file = b.path(b.fmt("kernels/cpu/isa/{s}.c", .{isa.name})), .flags = &c_flags });
     return b.addLibrary(.{ .name = b.fmt("kt_isa_{s}", .{isa.name}), .linkage = .static, .root_module = module });
 }
