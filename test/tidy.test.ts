@@ -34,7 +34,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
     "config.ts",
     "type:worker/protocol.ts",
   ],
-  convert: ["models", "tokenizer", "weights", "ops", "tensor", "native"],
+  convert: ["models", "tokenizer", "weights", "nn", "ops", "tensor", "native"],
   "worker/protocol.ts": [],
   "worker/client.ts": ["worker/protocol.ts"],
   "worker/serve.ts": ["worker/protocol.ts"],

@@ -15,6 +15,7 @@ export const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
   perplexity: async () => (await import("./perplexity.ts")).perplexity,
   inspect: async () => (await import("./inspect.ts")).inspect,
   tensor: async () => (await import("./tensor.ts")).tensor,
+  convert: async () => (await import("./convert.ts")).convert,
   quantize: async () => (await import("./quantize.ts")).quantize,
   rules: async () => (await import("./rules.ts")).rules,
 }

@@ -12,6 +12,7 @@ import {
   type ModelType,
   patternLayerTypes,
 } from "./config.ts"
+import { withExtraConfig } from "./config-extra.ts"
 import { latentScale } from "./latent-scale.ts"
 import { ROPE_TYPES, type RopeConfig, ropeConfig, type RopeType } from "./rope-config.ts"
 
@@ -97,6 +98,11 @@ const GEMMA_27B_LAYERS = 62
 
 /** The configuration of a GGUF, from its metadata and its tensors' shapes. */
 export function configFromGguf(gguf: GgufFile): ModelConfig {
+  return withExtraConfig(gguf, standardConfigFromGguf(gguf))
+}
+
+/** The same from the keys that the format has, which is what other programs read. */
+export function standardConfigFromGguf(gguf: GgufFile): ModelConfig {
   const { path, architecture } = gguf
   const traits = Object.hasOwn(TRAITS, architecture) ? TRAITS[architecture] : undefined
   if (traits === undefined) {

@@ -88,6 +88,8 @@ export function loadWeights(
   return binder
 }
 
+export { resolveAll as resolveWeights, type Request as WeightRequest }
+
 /** A parameter and the stored tensors it is made of: one, or one per expert. */
 interface Request {
   readonly path: string
