@@ -47,6 +47,7 @@ const GGUF: readonly (readonly [name: string, file: string])[] = [
   ["qwen3moe-split-q8_0", "qwen3moe-split-q8_0-00001-of-00002.gguf"],
   ["smallthinker-q4_0", "smallthinker-q4_0.gguf"],
   ["llama4-q8_0", "llama4-q8_0.gguf"],
+  ["gpt-oss-mxfp4", "gpt-oss-mxfp4.gguf"],
   ["deepseek2-lite-q5_1", "deepseek2-lite-q5_1.gguf"],
   ["deepseek2-v3-q4_1", "deepseek2-v3-q4_1.gguf"],
 ]

@@ -43,6 +43,7 @@ export const GGUF_GOLDENS = [
   ["qwen3moe-split-q8_0-00001-of-00002", "qwen3moe-split-q8_0"],
   ["smallthinker-q4_0", "smallthinker-q4_0"],
   ["llama4-q8_0", "llama4-q8_0"],
+  ["gpt-oss-mxfp4", "gpt-oss-mxfp4"],
   ["deepseek2-lite-q5_1", "deepseek2-lite-q5_1"],
   ["deepseek2-v3-q4_1", "deepseek2-v3-q4_1"],
 ] as const
