@@ -22,6 +22,9 @@ import { GREEDY } from "./fake-runner.ts"
 const MODELS: readonly (readonly [string, () => Golden])[] = [
   ["hf/qwen3_next", () => openHfGolden("qwen3_next")],
   ["hf/qwen3_moe", () => openHfGolden("qwen3_moe")],
+  ["hf/smallthinker_sigmoid", () => openHfGolden("smallthinker_sigmoid")],
+  ["hf/llama4_text", () => openHfGolden("llama4_text")],
+  ["hf/gpt_oss", () => openHfGolden("gpt_oss")],
 ]
 
 /** The same sums in another order. */

@@ -171,10 +171,17 @@ describe("checkpoints that do not fit", () => {
   })
 
   test("a type that no kernel reads is named with its tensor", async () => {
-    const gguf = openGgufGolden("qwen3-iq4_xs", "qwen3-iq4_xs")
-    expect(await problem(gguf.config, gguf)).toMatch(
-      /blk\.0\.\S+ is of type IQ4_XS, which no kernel reads/,
+    const { config, weights } = llama
+    const path = join(folder, "integers.safetensors")
+    const name = "model.layers.0.self_attn.q_proj.weight"
+    const { shape } = weights.get(name) as WeightEntry
+    const [rows = 0, cols = 0] = shape
+    writeSafetensors(path, { [name]: { shape, data: new Int32Array(rows * cols) } })
+    const integers = openSafetensors(path)
+    expect(await problem(config, { ...llama, weights: integers })).toContain(
+      `${name} is of type I32, which no kernel reads here`,
     )
+    integers.close()
   })
 
   test("buffers and layers for predicting several tokens are passed over", async () => {
