@@ -12,7 +12,7 @@ import type { WeightSource } from "../weights/source.ts"
 import type { EngineInfo, EngineStats, GenerateParams, TokenEvent } from "../worker/protocol.ts"
 import { buildModel, type BuiltModel } from "./build.ts"
 import { EngineCore } from "./core.ts"
-import { attentionFloats, kvLayers, stateLayers, stateSlots } from "./kv-layers.ts"
+import { attentionFloats, expandedBytes, kvLayers, stateLayers, stateSlots } from "./kv-layers.ts"
 import { type MemoryPlan, planMemory } from "./memory-plan.ts"
 import { ModelRunner } from "./model-runner.ts"
 import { ropeKeyOf } from "./rope-key.ts"
@@ -150,10 +150,11 @@ function planFor(config: EngineConfig, built: BuiltModel, dtype: DTypeInfo): Mem
 /** Activations of one layer for the largest step, twice because an arena grows by doubling, and its rows of logits. */
 function workspaceBytes(config: EngineConfig, model: ModelConfig): number {
   const dense = 3 * model.intermediate_size
-  const sparse = 3 * model.num_experts_per_tok * model.moe_intermediate_size
+  const experts = model.num_experts_per_tok + model.n_shared_experts
+  const sparse = 3 * experts * model.moe_intermediate_size
   const perToken = 8 * model.hidden_size + attentionFloats(model) + Math.max(dense, sparse)
   const logits = config.maxBatchSize * model.vocab_size
-  return 4 * (2 * config.maxBatchTokens * perToken + 2 * logits)
+  return 4 * (2 * config.maxBatchTokens * perToken + 2 * logits) + 2 * expandedBytes(model)
 }
 
 /** A short prompt and one token after it: pages of the weights come in, hot code is compiled, the arena has its size. */

@@ -1,6 +1,7 @@
 import type { KVLayerSpec } from "../kvcache/pool.ts"
 import type { StateLayerSpec } from "../kvcache/state-pool.ts"
-import { isLinearLayer, type ModelConfig } from "../models/config.ts"
+import { isLinearLayer, maxContextLength, type ModelConfig } from "../models/config.ts"
+import { EXPANDED_BYTES } from "../nn/latent-attention.ts"
 
 /** What each attention layer of a model caches per token, in order. */
 export function kvLayers(config: ModelConfig): KVLayerSpec[] {
@@ -27,6 +28,15 @@ function softmaxFloats(config: ModelConfig): number {
   if (mla === undefined) return 2 * (heads + 2 * kvHeads) * head_dim
   const latent = 2 * mla.kv_lora_rank + mla.qk_rope_head_dim
   return heads * (head_dim + latent + mla.v_head_dim) + 2 * latent + (mla.q_lora_rank ?? 0) * 2
+}
+
+/** Bytes that keys and values made of latents take while a layer attends to a long prompt. */
+export function expandedBytes(config: ModelConfig): number {
+  const { mla, num_attention_heads: heads } = config
+  if (mla === undefined) return 0
+  const { kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim: rotary, v_head_dim } = mla
+  const perToken = kv_lora_rank + rotary + heads * (qk_nope_head_dim + rotary + v_head_dim)
+  return Math.min(EXPANDED_BYTES, 4 * perToken * maxContextLength(config))
 }
 
 /** What each linear-attention layer keeps per sequence, in order. */

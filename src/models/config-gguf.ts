@@ -1,6 +1,7 @@
 import { FormatError } from "../errors.ts"
 import { F32 } from "../tensor/dtype.ts"
 import type { GgufFile } from "../weights/gguf.ts"
+import { withExtraConfig } from "./config-extra.ts"
 import {
   type Activation,
   checkedConfig,
@@ -12,7 +13,6 @@ import {
   type ModelType,
   patternLayerTypes,
 } from "./config.ts"
-import { withExtraConfig } from "./config-extra.ts"
 import { latentScale } from "./latent-scale.ts"
 import { ROPE_TYPES, type RopeConfig, ropeConfig, type RopeType } from "./rope-config.ts"
 

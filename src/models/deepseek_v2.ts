@@ -1,23 +1,13 @@
 import { KtError } from "../errors.ts"
-import { Attention } from "../nn/attention.ts"
 import type { ForwardBatch } from "../nn/forward-batch.ts"
+import { LatentAttention } from "../nn/latent-attention.ts"
 import { LatentProjection } from "../nn/latent.ts"
 import { Linear, RMSNorm } from "../nn/layers.ts"
 import { Module, type Parameter, registerModules } from "../nn/module.ts"
 import { Experts } from "../nn/moe.ts"
 import type { PositionEmbeddings } from "../nn/rope.ts"
-import {
-  add,
-  copy,
-  linear,
-  rope,
-  routeExperts,
-  type RouterOptions,
-  type Routing,
-  storeKv,
-} from "../ops/index.ts"
-import { F32 } from "../tensor/dtype.ts"
-import { Tensor } from "../tensor/tensor.ts"
+import { add, linear, rope, routeExperts, type RouterOptions, type Routing } from "../ops/index.ts"
+import type { Tensor } from "../tensor/tensor.ts"
 import { isMoeLayer, type MlaConfig, type ModelConfig } from "./config.ts"
 import { LlamaDecoderLayer, LlamaForCausalLM, LlamaMLP, LlamaModel } from "./llama.ts"
 
@@ -60,13 +50,11 @@ export class DeepseekV2Attention extends Module {
       split: mla.split_kv_b,
     })
     this.o_proj = new Linear(heads * v_head_dim, hidden_size, { bias })
-    this.attn = new Attention({
+    this.attn = new LatentAttention({
       layerIdx,
       numHeads: heads,
-      numKVHeads: 1,
-      headDim: rank + qk_rope_head_dim,
-      vDim: rank,
       scale: config.attention_scale,
+      sizes: { rank, nope: qk_nope_head_dim, rotary: qk_rope_head_dim, value: v_head_dim },
     })
   }
 
@@ -75,19 +63,13 @@ export class DeepseekV2Attention extends Module {
     const { mla, attn } = this
     const { kv_lora_rank: rank, qk_nope_head_dim: nope, qk_rope_head_dim: rotary } = mla
     const q = this.#queries(x).unflatten(-1, [attn.numHeads, nope + rotary])
-    const qRope = q.narrow(-1, nope, rotary)
     const compressed = this.kv_a_proj_with_mqa.forward(x)
     const kRope = compressed.narrow(-1, rank, rotary).unflatten(-1, [1, rotary])
-    rope(qRope, positions.table, positions.interleaved)
+    rope(q.narrow(-1, nope, rotary), positions.table, positions.interleaved)
     rope(kRope, positions.table, positions.interleaved)
-    const normed = this.kv_a_layernorm.forward(compressed.narrow(-1, 0, rank))
-    const { v, rest } = attn.cache(batch)
-    if (rest === undefined) throw new KtError("latent attention needs a cache of values in keys")
-    storeKv(normed.unflatten(-1, [1, rank]), kRope, batch.slotMapping, v, rest)
-    const query = Tensor.empty(x.backend, F32, [batch.numTokens, attn.numHeads, rank + rotary])
-    this.kv_b_proj.absorb(q.narrow(-1, 0, nope), query.narrow(-1, 0, rank))
-    copy(qRope, query.narrow(-1, rank, rotary))
-    return this.o_proj.forward(this.kv_b_proj.valuesOf(attn.attend(query, batch)).flatten(1))
+    const latents = this.kv_a_layernorm.forward(compressed.narrow(-1, 0, rank))
+    const mixed = attn.mix(q, latents, kRope, this.kv_b_proj, batch)
+    return this.o_proj.forward(mixed.flatten(1))
   }
 
   #queries(x: Tensor): Tensor {

@@ -1,5 +1,5 @@
 import { headLinear } from "../ops/index.ts"
-import type { Tensor } from "../tensor/tensor.ts"
+import { Tensor } from "../tensor/tensor.ts"
 import { Module, type Parameter, registerModules } from "./module.ts"
 
 export interface LatentProjectionOptions {
@@ -61,10 +61,24 @@ export class LatentProjection extends Module {
     return headLinear(q, this.#keys, { transposed: !this.options.split }, out)
   }
 
-  /** Mixed latents [T, heads, rank] as mixed values [T, heads, value]. */
-  valuesOf(latents: Tensor): Tensor {
-    return headLinear(latents, this.#values)
+  /** Values [T, heads, value] of latents [T, heads, rank], mixed or not, for the heads from `first` on. */
+  valuesOf(latents: Tensor, first: number, out: Tensor): Tensor {
+    return headLinear(latents, someHeads(this.#values, first, latents.dim(1)), {}, out)
   }
+
+  /** Keys [T, heads, key] of latents [T, heads, rank], for the heads from `first` on. */
+  keysOf(latents: Tensor, first: number, out: Tensor): Tensor {
+    const transposed = this.options.split
+    return headLinear(latents, someHeads(this.#keys, first, latents.dim(1)), { transposed }, out)
+  }
+}
+
+/** Some heads of a weight [heads, …] as a view that dies with the step: narrow()'s would live as long as the weight. */
+function someHeads(weight: Tensor, first: number, count: number): Tensor {
+  const { backend, dtype, shape, strides, data, owner } = weight
+  if (count === weight.dim(0)) return weight
+  const at = data + first * (strides[0] as number)
+  return new Tensor(backend, dtype, shape.with(0, count), at, { strides, owner })
 }
 
 registerModules({ LatentProjection })

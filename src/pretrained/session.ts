@@ -1,5 +1,5 @@
 import { EngineCore } from "../engine/core.ts"
-import { attentionFloats, kvLayers, stateLayers } from "../engine/kv-layers.ts"
+import { attentionFloats, expandedBytes, kvLayers, stateLayers } from "../engine/kv-layers.ts"
 import { planMemory } from "../engine/memory-plan.ts"
 import { ModelRunner } from "../engine/model-runner.ts"
 import { ropeKeyOf } from "../engine/rope-key.ts"
@@ -72,8 +72,8 @@ export class Session implements Disposable {
 function workspaceBytes(config: ModelConfig, tokens: number): number {
   const inner = Math.max(
     config.intermediate_size,
-    config.num_experts_per_tok * config.moe_intermediate_size,
+    (config.num_experts_per_tok + config.n_shared_experts) * config.moe_intermediate_size,
   )
   const perToken = 8 * config.hidden_size + attentionFloats(config) + 3 * inner
-  return 8 * (tokens * perToken + config.vocab_size)
+  return 8 * (tokens * perToken + config.vocab_size) + 2 * expandedBytes(config)
 }
