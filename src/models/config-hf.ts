@@ -428,6 +428,7 @@ export function configFromJson(file: string, json: unknown, eos?: readonly numbe
   const c = parsed(file, "", aliased(given, traits), HfConfig)
   if (modelType === "smallthinker" && c.use_qk_norm === true)
     throw new FormatError(file, "use_qk_norm: true, no published smallthinker model has q/k norms")
+  checkLayerLists(file, c)
   const { hidden_size, num_attention_heads: heads } = c
   const mla = traits.mla ? latentAttention(file, c) : undefined
   const head_dim = mla
@@ -563,6 +564,28 @@ function deltaNet(file: string, c: HfConfig): LinearAttentionConfig {
     value_head_dim: needed("linear_value_head_dim"),
     fused_qkvz: true,
   }
+}
+
+/** Lists that say something of each layer, by their layers. */
+function checkLayerLists(file: string, c: HfConfig): void {
+  const { num_hidden_layers: layers } = c
+  const lists = [
+    "rope_layout",
+    "sliding_window_layout",
+    "moe_layer_layout",
+    "no_rope_layers",
+  ] as const
+  for (const key of lists) {
+    const list = c[key] ?? []
+    if (list.length > 0 && list.length !== layers)
+      throw new FormatError(
+        file,
+        `${key}: ${list.length} entries for ${layers} layers (num_hidden_layers)`,
+      )
+  }
+  const outside = c.moe_layers?.find((layer) => layer >= layers)
+  if (outside !== undefined)
+    throw new FormatError(file, `moe_layers: ${outside}, there are ${layers} layers`)
 }
 
 /** Whether q and k rotate, by layer. Lists of either model family hold 1 where they do. */

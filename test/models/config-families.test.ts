@@ -92,9 +92,10 @@ describe("smallthinker", () => {
     expect(
       failure(() => fromJson({ ...SMALLTHINKER, moe_enable_secondary_experts: true })),
     ).toContain("moe_enable_secondary_experts: true")
-    expect(failure(() => fromJson({ ...SMALLTHINKER, rope_layout: [0, 1] }))).toContain(
-      "rope layers: 2 entries for 4 layers",
-    )
+    for (const key of ["rope_layout", "sliding_window_layout", "moe_layer_layout"])
+      expect(failure(() => fromJson({ ...SMALLTHINKER, [key]: [0, 1] }))).toContain(
+        `${key}: 2 entries for 4 layers`,
+      )
     expect(failure(() => fromJson({ ...SMALLTHINKER, rope_layout: [0, 2, 1, 1] }))).toContain(
       "rope_layout.1: 2",
     )
@@ -219,6 +220,7 @@ describe("llama4_text", () => {
       ...[false, true, false, true],
       ...[false, true, false, true],
     ])
+    expect(failure(() => fromJson({ ...SCOUT, moe_layers: [1, 8] }))).toContain("moe_layers: 8")
     const plain = fromJson({ ...SCOUT, attn_temperature_tuning: false, attention_chunk_size: null })
     expect(plain.attn_temperature).toBeUndefined()
     expect(layers(plain).every(([, chunk]) => chunk === 0)).toBe(true)

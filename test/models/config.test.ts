@@ -393,6 +393,11 @@ describe("config.json", () => {
       "sliding_window",
       "eos_token_id",
       "text_config",
+      "rope_layout",
+      "moe_layer_layout",
+      "no_rope_layers",
+      "moe_layers",
+      "attention_chunk_size",
     ]
     const value = fc.oneof(
       fc.jsonValue(),
@@ -402,7 +407,7 @@ describe("config.json", () => {
     )
     fc.assert(
       fc.property(
-        fc.constantFrom(...MODEL_TYPES, "gemma3"),
+        fc.constantFrom(...MODEL_TYPES, "gemma3", "llama4"),
         fc.dictionary(fc.constantFrom(...keys), value),
         (model_type, change) => {
           try {
