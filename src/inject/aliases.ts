@@ -9,6 +9,7 @@ const FAMILIES = [
   "Glm4Moe",
   "GptOss",
   "InternLM2",
+  "MiniMaxM2",
   "Llama",
   "Llama4Text",
   "Mistral",
@@ -47,6 +48,16 @@ const ALIASES: ReadonlyMap<string, string> = new Map([
   ["Llama4Router", "Linear"],
   ["Llama4TextExperts", "Experts"],
   ["GptOssExperts", "Experts"],
+  // what transformers 5 calls the stacks of experts and the routers
+  ...["Mixtral", "Qwen2Moe", "Qwen3Moe", "Glm4Moe", "MiniMaxM2"].map((family): [string, string] => [
+    `${family}Experts`,
+    "Experts",
+  ]),
+  ...["Mixtral", "Qwen2Moe", "Qwen3Moe", "MiniMaxM2"].map((family): [string, string] => [
+    `${family}TopKRouter`,
+    "Linear",
+  ]),
+  ["Glm4MoeNaiveMoe", "Experts"],
 ])
 
 /** Whether a rule's `match.class` names one of a module's classes, its own or a base. */

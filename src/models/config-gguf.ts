@@ -21,9 +21,18 @@ interface Traits {
   readonly modelType: ModelType
   /** The converter permutes q and k rows so that the rope turns adjacent pairs. */
   readonly interleaved?: true
-  readonly qkNorm?: true
+  /** "file": where the file has them. */
+  readonly qkNorm?: true | "file"
   readonly gemma?: true
   readonly moe?: true
+  /** What the architecture is where the file has experts. */
+  readonly withExperts?: Traits
+  /** The experts' weights are not normalised where the file does not say. */
+  readonly rawWeights?: true
+  /** An expert that every token sees, times the sigmoid of its gate. */
+  readonly gatedExpert?: true
+  /** The router takes sigmoids where the file does not say. */
+  readonly sigmoid?: true
   /** Latent attention, and DeepSeek's routers. */
   readonly mla?: true
   readonly act?: Activation
@@ -42,9 +51,12 @@ interface Traits {
   readonly deltaNet?: true
 }
 
+/** Converters write Mixtral as a llama with experts. */
+const MIXTRAL: Traits = { modelType: "mixtral", interleaved: true, moe: true }
+
 /** Keyed by `general.architecture`. Mistral models are written as llama. */
 const TRAITS: Readonly<Record<string, Traits>> = {
-  llama: { modelType: "llama", interleaved: true },
+  llama: { modelType: "llama", interleaved: true, withExperts: MIXTRAL },
   qwen2: { modelType: "qwen2" },
   qwen3: { modelType: "qwen3", qkNorm: true },
   smollm3: { modelType: "smollm3", interleaved: true, nope: (layer) => layer % 4 === 3 },
@@ -63,6 +75,7 @@ const TRAITS: Readonly<Record<string, Traits>> = {
     modelType: "llama4_text",
     interleaved: true,
     moe: true,
+    rawWeights: true,
     nope: (layer) => layer % 4 === 3,
     chunked: { size: 8192, temperature: { scale: 0.1, floor: 8192 } },
   },
@@ -73,9 +86,24 @@ const TRAITS: Readonly<Record<string, Traits>> = {
     exactYarn: true,
     slides: (layer) => layer % 2 === 0,
   },
-  qwen3next: { modelType: "qwen3_next", qkNorm: true, moe: true, deltaNet: true },
+  qwen2moe: { modelType: "qwen2_moe", moe: true, rawWeights: true, gatedExpert: true },
+  glm4moe: { modelType: "glm4_moe", qkNorm: "file", moe: true, sigmoid: true },
+  "minimax-m2": { modelType: "minimax_m2", qkNorm: "file", moe: true, sigmoid: true },
+  qwen3next: {
+    modelType: "qwen3_next",
+    qkNorm: true,
+    moe: true,
+    gatedExpert: true,
+    deltaNet: true,
+  },
   // a sigmoid router makes it deepseek_v3, which Kimi K2 and Moonlight are as well
-  deepseek2: { modelType: "deepseek_v2", interleaved: true, moe: true, mla: true },
+  deepseek2: {
+    modelType: "deepseek_v2",
+    interleaved: true,
+    moe: true,
+    rawWeights: true,
+    mla: true,
+  },
 }
 
 /** Maverick, which has so many experts, is the Llama 4 without q/k norms; files do not say. */
@@ -104,15 +132,16 @@ export function configFromGguf(gguf: GgufFile): ModelConfig {
 /** The same from the keys that the format has, which is what other programs read. */
 export function standardConfigFromGguf(gguf: GgufFile): ModelConfig {
   const { path, architecture } = gguf
-  const traits = Object.hasOwn(TRAITS, architecture) ? TRAITS[architecture] : undefined
-  if (traits === undefined) {
-    const known = Object.keys(TRAITS).join(", ")
+  const known = Object.hasOwn(TRAITS, architecture) ? TRAITS[architecture] : undefined
+  if (known === undefined) {
+    const list = Object.keys(TRAITS).join(", ")
     throw new FormatError(
       path,
-      `general.architecture: "${architecture}" is unknown; known are ${known}`,
+      `general.architecture: "${architecture}" is unknown; known are ${list}`,
     )
   }
   const keys = new Keys(gguf)
+  const traits = (keys.count("expert_count") ?? 0) > 0 ? (known.withExperts ?? known) : known
   const numExperts = traits.moe
     ? keys.size("expert_count", 65_536)
     : (keys.count("expert_count") ?? 0)
@@ -169,7 +198,7 @@ export function standardConfigFromGguf(gguf: GgufFile): ModelConfig {
     attention_bias: has("blk.0.attn_q.bias") || has("blk.0.attn_qkv.bias"),
     attention_output_bias: has("blk.0.attn_output.bias"),
     mlp_bias: has("blk.0.ffn_down.bias"),
-    qk_norm: traits.chunked ? numExperts !== LLAMA4_PLAIN_EXPERTS : (traits.qkNorm ?? false),
+    qk_norm: qkNorm(traits, numExperts, has("blk.0.attn_q_norm.weight")),
     norm_offset: 0, // The converter has added Gemma's 1 to the weights.
     embedding_scale: traits.gemma ? Math.sqrt(hidden) : 1,
     attention_scale: mla
@@ -187,21 +216,26 @@ export function standardConfigFromGguf(gguf: GgufFile): ModelConfig {
     ...rotating,
     num_experts: numExperts,
     num_experts_per_tok: keys.count("expert_used_count") ?? 0,
-    moe_intermediate_size: traits.moe ? keys.size("expert_feed_forward_length") : 0,
-    shared_expert_intermediate_size: traits.deltaNet
-      ? (keys.count("expert_shared_feed_forward_length") ?? 0)
+    moe_intermediate_size: traits.moe
+      ? keys.size("expert_feed_forward_length", undefined, () =>
+          traits.modelType === "mixtral"
+            ? keys.size("feed_forward_length")
+            : keys.missing("expert_feed_forward_length"),
+        )
+      : 0,
+    shared_expert_intermediate_size: traits.gatedExpert
+      ? keys.size("expert_shared_feed_forward_length", undefined, () =>
+          keys.size("feed_forward_length"),
+        )
       : 0,
     norm_topk_prob: traits.moe
-      ? (keys.flag("expert_weights_norm") ?? (traits.chunked ?? traits.mla) === undefined)
+      ? (keys.flag("expert_weights_norm") ?? traits.rawWeights === undefined)
       : false,
     scoring_func: score,
     ...routing(keys, gguf, traits, layers, numExperts),
     moe_enable_early_router: traits.modelType === "smallthinker",
     decoder_sparse_step: traits.chunked ? keys.size("interleave_moe_layer_step", 4096) : 1,
-    mlp_only_layers: Array.from(
-      { length: keys.count("leading_dense_block_count") ?? 0 },
-      (_, i) => i,
-    ),
+    mlp_only_layers: denseLayers(keys, layers, has),
     bos_token_id: keys.tokenId("bos"),
     eos_token_id: [
       ...new Set([keys.tokenId("eos"), keys.tokenId("eot"), keys.tokenId("eom")]),
@@ -300,9 +334,27 @@ function deltaNet(keys: Keys, fused_qkvz: boolean): LinearAttentionConfig {
   }
 }
 
+/** Layers that the file says to be dense, and those without a router where others have one. */
+function denseLayers(
+  keys: Keys,
+  layers: number,
+  has: (name: string) => boolean,
+): readonly number[] {
+  const leading = keys.count("leading_dense_block_count", 4096) ?? 0
+  const routes = Array.from({ length: layers }, (_, i) => has(`blk.${i}.ffn_gate_inp.weight`))
+  const some = routes.includes(true)
+  return routes.flatMap((hasRouter, i) => (i < leading || (some && !hasRouter) ? [i] : []))
+}
+
+function qkNorm({ chunked, qkNorm: has }: Traits, experts: number, inFile: boolean): boolean {
+  if (chunked !== undefined) return experts !== LLAMA4_PLAIN_EXPERTS
+  return has === "file" ? inFile : has === true
+}
+
 function scoring(keys: Keys, traits: Traits): "softmax" | "sigmoid" {
   if (traits.chunked !== undefined) return "sigmoid"
-  const func = keys.count("expert_gating_func", 255) ?? 1
+  // 0 stands for "not said"
+  const func = keys.count("expert_gating_func", 255) || (traits.sigmoid ? 2 : 1)
   return SCORING[func] ?? keys.unknown("expert_gating_func", func, Object.keys(SCORING))
 }
 
@@ -352,16 +404,7 @@ function routing(
 > {
   const scale = keys.float("expert_weights_scale") ?? 1
   const shared = keys.count("expert_shared_count", 4096) ?? 0
-  if (!traits.mla) {
-    return {
-      topk_method: "greedy",
-      n_group: 1,
-      topk_group: 1,
-      routed_scaling_factor: scale,
-      n_shared_experts: shared,
-    }
-  }
-  const [groups, kept] = EXPERT_GROUPS[experts] ?? [1, 1]
+  const [groups, kept] = (traits.mla && EXPERT_GROUPS[experts]) ?? [1, 1]
   const n_group = keys.count("expert_group_count", 65_536) || groups
   const hasBias = gguf.get(`blk.${layers - 1}.exp_probs_b.bias`) !== undefined
   return {

@@ -135,6 +135,12 @@ const HfConfig = z.object({
   n_group: z.int().min(1).max(65_536).nullish(),
   topk_group: z.int().min(1).max(65_536).nullish(),
   routed_scaling_factor: positive.nullish(),
+  // MiniMax-M2; its forerunner mixes in linear attention
+  rotary_dim: z.int().min(2).max(65_536).nullish(),
+  use_routing_bias: z.boolean().nullish(),
+  qk_norm_type: z.literal("per_layer").nullish(),
+  attn_type_list: z.array(z.literal(1)).max(4096).nullish(),
+  shared_intermediate_size: z.literal(0).nullish(),
   // gpt-oss: the kernels have its activation with these constants
   swiglu_alpha: z.literal(1.702).nullish(),
   swiglu_limit: z.literal(7).nullish(),
@@ -154,8 +160,10 @@ type HfConfig = z.infer<typeof HfConfig>
  * absent keys.
  */
 interface Traits {
-  readonly attentionBias: "config" | "qkv" | "none"
-  readonly qkNorm?: true
+  /** "config-qkv": as the configuration says, but never on the output projection. */
+  readonly attentionBias: "config" | "config-qkv" | "qkv" | "none"
+  /** "config": as `use_qk_norm` says. */
+  readonly qkNorm?: true | "config"
   readonly gemma?: true
   readonly moe?: true
   /**
@@ -280,6 +288,7 @@ const TRAITS: Readonly<Record<ModelType, Traits>> = {
     moe: true,
     sliding: "chunked",
     interleaved: true,
+    qkNorm: "config",
     sigmoid: true,
     aliases: {
       moe_intermediate_size: "intermediate_size",
@@ -380,6 +389,75 @@ const TRAITS: Readonly<Record<ModelType, Traits>> = {
     aliases: { attention_bias: "bias" },
     defaults: { bias: true },
   },
+  mixtral: {
+    attentionBias: "none",
+    moe: true,
+    sliding: "all",
+    aliases: { moe_intermediate_size: "intermediate_size" },
+    defaults: {
+      num_key_value_heads: 8,
+      rms_norm_eps: 1e-5,
+      rope_theta: 1_000_000,
+      num_experts: 8,
+      num_experts_per_tok: 2,
+      norm_topk_prob: true,
+    },
+  },
+  qwen2_moe: {
+    attentionBias: "config-qkv",
+    moe: true,
+    sliding: "upper",
+    slidingIsOptIn: true,
+    aliases: { attention_bias: "qkv_bias" },
+    defaults: {
+      qkv_bias: true,
+      num_key_value_heads: 16,
+      num_experts: 60,
+      num_experts_per_tok: 4,
+      moe_intermediate_size: 1408,
+      shared_expert_intermediate_size: 5632,
+    },
+  },
+  glm4_moe: {
+    attentionBias: "config-qkv",
+    qkNorm: "config",
+    moe: true,
+    sliding: "none",
+    aliases: { num_experts: "n_routed_experts" },
+    defaults: {
+      num_key_value_heads: 8,
+      head_dim: 128,
+      partial_rotary_factor: 0.5,
+      rms_norm_eps: 1e-5,
+      n_routed_experts: 128,
+      n_shared_experts: 1,
+      num_experts_per_tok: 8,
+      moe_intermediate_size: 1408,
+      first_k_dense_replace: 1,
+      scoring_func: "sigmoid",
+      topk_method: "noaux_tc",
+      norm_topk_prob: true,
+    },
+  },
+  minimax_m2: {
+    attentionBias: "none",
+    qkNorm: "config",
+    moe: true,
+    sliding: "none",
+    aliases: { moe_intermediate_size: "intermediate_size" },
+    defaults: {
+      num_key_value_heads: 8,
+      head_dim: 128,
+      rope_theta: 5_000_000,
+      num_experts: 256,
+      num_experts_per_tok: 8,
+      use_qk_norm: true,
+      use_routing_bias: true,
+      scoring_func: "sigmoid",
+      topk_method: "noaux_tc",
+      norm_topk_prob: true,
+    },
+  },
 }
 
 /**
@@ -455,12 +533,12 @@ export function configFromJson(file: string, json: unknown, eos?: readonly numbe
     hidden_act: activation(file, c, traits),
     tie_word_embeddings: c.tie_word_embeddings ?? false,
     attention_bias:
-      traits.attentionBias === "config"
+      traits.attentionBias === "config" || traits.attentionBias === "config-qkv"
         ? (c.attention_bias ?? false)
         : traits.attentionBias === "qkv",
     attention_output_bias: traits.attentionBias === "config" && (c.attention_bias ?? false),
     mlp_bias: modelType === "llama" && (c.mlp_bias ?? false),
-    qk_norm: traits.qkNorm ?? (modelType === "llama4_text" && c.use_qk_norm === true),
+    qk_norm: traits.qkNorm === "config" ? c.use_qk_norm === true : traits.qkNorm === true,
     norm_offset: traits.gemma || traits.deltaNet ? 1 : 0,
     embedding_scale: traits.gemma ? Math.sqrt(hidden_size) : 1,
     attention_scale: mla
@@ -629,7 +707,7 @@ function ropes(
     return ropeConfig(file, key, {
       type,
       theta: rope?.rope_theta ?? theta,
-      rotary_dim: Math.floor(headDim * partial),
+      rotary_dim: c.rotary_dim ?? Math.floor(headDim * partial),
       interleaved: traits.interleaved ?? false,
       max_position_embeddings: c.max_position_embeddings,
       original_max_position_embeddings: original,
@@ -731,7 +809,7 @@ function experts(
       throw new FormatError(file, `${key}: ${shown(value)}, expected a number`)
     return value
   }
-  const topk_method = c.topk_method ?? "greedy"
+  const topk_method = c.use_routing_bias === false ? "greedy" : (c.topk_method ?? "greedy")
   const grouped = topk_method !== "greedy"
   return {
     num_experts: needed("num_experts"),

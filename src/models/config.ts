@@ -19,6 +19,10 @@ export const MODEL_TYPES = [
   "kimi_k2",
   "smollm3",
   "internlm2",
+  "mixtral",
+  "qwen2_moe",
+  "glm4_moe",
+  "minimax_m2",
 ] as const
 export type ModelType = (typeof MODEL_TYPES)[number]
 

@@ -80,6 +80,22 @@ const MODELS: Readonly<Record<string, ModelEntry>> = {
     architecture: "InternLM2ForCausalLM",
     load: async () => (await import("./internlm2.ts")).InternLM2ForCausalLM,
   },
+  mixtral: {
+    architecture: "MixtralForCausalLM",
+    load: async () => (await import("./mixtral.ts")).MixtralForCausalLM,
+  },
+  qwen2_moe: {
+    architecture: "Qwen2MoeForCausalLM",
+    load: async () => (await import("./qwen2_moe.ts")).Qwen2MoeForCausalLM,
+  },
+  glm4_moe: {
+    architecture: "Glm4MoeForCausalLM",
+    load: async () => (await import("./glm4_moe.ts")).Glm4MoeForCausalLM,
+  },
+  minimax_m2: {
+    architecture: "MiniMaxM2ForCausalLM",
+    load: async () => (await import("./minimax_m2.ts")).MiniMaxM2ForCausalLM,
+  },
 }
 
 /** Every model type with a model file. */

@@ -33,11 +33,22 @@ const ATTENTION = {
 }
 const QK_NORM = { "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm" }
 const GATED_PROJECTIONS = { gate_proj: "ffn_gate", up_proj: "ffn_up", down_proj: "ffn_down" }
+const MIXTRAL_PROJECTIONS = { w1: "ffn_gate", w3: "ffn_up", w2: "ffn_down" }
+const SHARED_EXPERTS = {
+  "mlp.shared_experts.gate_proj": "ffn_gate_shexp",
+  "mlp.shared_experts.up_proj": "ffn_up_shexp",
+  "mlp.shared_experts.down_proj": "ffn_down_shexp",
+}
 const MLP = { "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down" }
 
 /** Keyed by `general.architecture`; Mistral models have the architecture llama. */
 const TABLES: Readonly<Record<string, NameTable>> = {
-  llama: { root: ROOT, layer: { ...NORMS, ...ATTENTION, ...MLP } },
+  llama: {
+    root: ROOT,
+    layer: { ...NORMS, ...ATTENTION, ...MLP, "block_sparse_moe.gate": "ffn_gate_inp" },
+    experts: "block_sparse_moe.experts",
+    expert: MIXTRAL_PROJECTIONS,
+  },
   qwen2: { root: ROOT, layer: { ...NORMS, ...ATTENTION, ...MLP } },
   qwen3: { root: ROOT, layer: { ...NORMS, ...ATTENTION, ...QK_NORM, ...MLP } },
   smollm3: { root: ROOT, layer: { ...NORMS, ...ATTENTION, ...MLP } },
@@ -69,6 +80,43 @@ const TABLES: Readonly<Record<string, NameTable>> = {
     layer: { ...NORMS, ...ATTENTION, ...QK_NORM, ...MLP, "mlp.gate": "ffn_gate_inp" },
     experts: "mlp.experts",
     expert: GATED_PROJECTIONS,
+  },
+  qwen2moe: {
+    root: ROOT,
+    layer: {
+      ...NORMS,
+      ...ATTENTION,
+      ...MLP,
+      "mlp.gate": "ffn_gate_inp",
+      "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
+      "mlp.shared_expert.up_proj": "ffn_up_shexp",
+      "mlp.shared_expert.down_proj": "ffn_down_shexp",
+      "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+    },
+    experts: "mlp.experts",
+    expert: GATED_PROJECTIONS,
+  },
+  glm4moe: {
+    root: ROOT,
+    layer: {
+      input_layernorm: "attn_norm",
+      post_attention_layernorm: "post_attention_norm",
+      ...ATTENTION,
+      ...QK_NORM,
+      ...MLP,
+      "mlp.gate": "ffn_gate_inp",
+      ...SHARED_EXPERTS,
+    },
+    values: { "mlp.gate.e_score_correction_bias": "exp_probs_b.bias" },
+    experts: "mlp.experts",
+    expert: GATED_PROJECTIONS,
+  },
+  "minimax-m2": {
+    root: ROOT,
+    layer: { ...NORMS, ...ATTENTION, ...QK_NORM, "block_sparse_moe.gate": "ffn_gate_inp" },
+    values: { "block_sparse_moe.e_score_correction_bias": "exp_probs_b.bias" },
+    experts: "block_sparse_moe.experts",
+    expert: MIXTRAL_PROJECTIONS,
   },
   smallthinker: {
     root: ROOT,

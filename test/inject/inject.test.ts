@@ -409,6 +409,10 @@ describe("the files in rules/", () => {
     "gpt-oss.yaml": "hf/gpt_oss",
     "smollm3.yaml": "hf/smollm3",
     "internlm2.yaml": "hf/internlm2",
+    "mixtral.yaml": "hf/mixtral",
+    "qwen2-moe.yaml": "hf/qwen2_moe",
+    "glm4-moe.yaml": "hf/glm4_moe",
+    "minimax-m2.yaml": "hf/minimax_m2",
     "qwen3-next.yaml": "hf/qwen3_next",
     "deepseek-v2.yaml": "hf/deepseek_v2",
     "deepseek-v3.yaml": "hf/deepseek_v3",
@@ -444,7 +448,10 @@ describe("the files in rules/", () => {
     expect(result.warnings).toEqual([])
     const classes = new Map([...namedModules(model)].map(([path, m]) => [path, m.classNames()[0]]))
     // latent attention is one module already
-    const attention = config.mla === undefined ? /^KFusedAttention$/ : /^DeepseekV[23]Attention$/
+    const attention =
+      config.mla === undefined
+        ? /^(KFusedAttention|MiniMaxM2Attention)$/
+        : /^DeepseekV[23]Attention$/
     for (let i = 0; i < config.num_hidden_layers; i++) {
       expect(classes.get(`model.layers.${i}`)).toBe("KFusedDecoderLayer")
       if (config.model_type === "qwen3_next") {

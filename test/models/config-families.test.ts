@@ -333,6 +333,170 @@ describe("gpt_oss", () => {
   })
 })
 
+describe("mixtral", () => {
+  test("folder, and a llama file with experts", () => {
+    const config = configFromFolder(golden("hf", "mixtral"))
+    const same = { model_type: "mixtral", num_experts_per_tok: 2, norm_topk_prob: true }
+    expect(config).toMatchObject({ ...same, num_experts: 8, moe_intermediate_size: 32 })
+    expect(layers(config)[1]).toEqual([0, 0, true, true])
+    const file = configFromGguf(openGguf(golden("gguf", "mixtral-q2_k.gguf"), readWhole))
+    expect(file).toMatchObject({ ...same, num_experts: 3, moe_intermediate_size: 256 })
+    expect(file.rope.interleaved).toBe(true)
+    const none = configFromGguf(gguf("llama", { expert_count: 0 }))
+    expect(none).toMatchObject({ model_type: "llama", num_experts: 0 })
+  })
+})
+
+describe("qwen2_moe", () => {
+  const JSON_57B = {
+    model_type: "qwen2_moe",
+    vocab_size: 151_936,
+    hidden_size: 3584,
+    intermediate_size: 18_944,
+    num_hidden_layers: 4,
+    num_attention_heads: 28,
+    num_key_value_heads: 4,
+    max_position_embeddings: 32_768,
+    num_experts: 64,
+    num_experts_per_tok: 8,
+    moe_intermediate_size: 2560,
+    shared_expert_intermediate_size: 20_480,
+  }
+
+  test("which layers have experts, biases, the shared expert", () => {
+    const config = configFromFolder(golden("hf", "qwen2_moe"))
+    expect(layers(config).map(([, , , isMoe]) => isMoe)).toEqual([true, false, true])
+    expect(config).toMatchObject({
+      attention_bias: true,
+      attention_output_bias: false,
+      norm_topk_prob: false,
+      shared_expert_intermediate_size: 64,
+    })
+    const sparse = fromJson({ ...JSON_57B, decoder_sparse_step: 2, qkv_bias: false })
+    expect(layers(sparse).map(([, , , isMoe]) => isMoe)).toEqual([false, true, false, true])
+    expect(sparse.attention_bias).toBe(false)
+  })
+
+  test("GGUF, also one whose shared expert has no width of its own", () => {
+    const file = configFromGguf(openGguf(golden("gguf", "qwen2moe-q5_1.gguf"), readWhole))
+    expect(file).toMatchObject({ norm_topk_prob: false, shared_expert_intermediate_size: 64 })
+    expect(configFromGguf(gguf("qwen2moe", {}))).toMatchObject({
+      shared_expert_intermediate_size: 128,
+      mlp_only_layers: [],
+    })
+  })
+})
+
+describe("glm4_moe", () => {
+  const ROUTER = {
+    scoring_func: "sigmoid",
+    topk_method: "noaux_tc",
+    norm_topk_prob: true,
+    n_group: 1,
+    n_shared_experts: 1,
+  }
+
+  test("folder and file", () => {
+    const folder = configFromFolder(golden("hf", "glm4_moe"))
+    const file = configFromGguf(openGguf(golden("gguf", "glm4moe-q4_0.gguf"), readWhole))
+    for (const config of [folder, file]) {
+      expect(config).toMatchObject({
+        ...ROUTER,
+        qk_norm: true,
+        attention_bias: true,
+        attention_output_bias: false,
+        routed_scaling_factor: 2.5,
+      })
+      expect(layers(config)).toEqual([
+        [0, 0, true, false],
+        [0, 0, true, true],
+      ])
+      expect(config.rope.rotary_dim).toBe(config.head_dim / 2)
+    }
+  })
+
+  test("the Air's keys: no q/k norms, a layer for predicting further", () => {
+    const config = fromJson({
+      model_type: "glm4_moe",
+      vocab_size: 151_552,
+      hidden_size: 4096,
+      intermediate_size: 10_944,
+      num_hidden_layers: 4,
+      num_attention_heads: 96,
+      num_key_value_heads: 8,
+      head_dim: 128,
+      max_position_embeddings: 131_072,
+      attention_bias: true,
+      n_routed_experts: 128,
+      num_nextn_predict_layers: 1,
+      rope_theta: 1e6,
+      partial_rotary_factor: 0.5,
+      use_qk_norm: false,
+    })
+    expect(config).toMatchObject({ ...ROUTER, qk_norm: false, num_experts: 128 })
+    expect(config.rope.rotary_dim).toBe(64)
+    const file = configFromGguf(
+      gguf("glm4moe", {
+        block_count: 5,
+        nextn_predict_layers: 1,
+        leading_dense_block_count: 1,
+        expert_gating_func: 0,
+      }),
+    )
+    expect(file).toMatchObject({ num_hidden_layers: 4, scoring_func: "sigmoid", qk_norm: false })
+    expect(file.mlp_only_layers).toEqual([0])
+  })
+})
+
+describe("minimax_m2", () => {
+  const JSON_M2 = {
+    model_type: "minimax_m2",
+    vocab_size: 200_064,
+    hidden_size: 3072,
+    intermediate_size: 1536,
+    num_hidden_layers: 2,
+    num_attention_heads: 48,
+    num_key_value_heads: 8,
+    head_dim: 128,
+    max_position_embeddings: 196_608,
+    num_local_experts: 256,
+    num_experts_per_tok: 8,
+    attn_type_list: [1, 1],
+    qk_norm_type: "per_layer",
+    rotary_dim: 64,
+    shared_intermediate_size: 0,
+  }
+
+  test("folder, published keys and file", () => {
+    expect(configFromFolder(golden("hf", "minimax_m2"))).toMatchObject({
+      qk_norm: true,
+      scoring_func: "sigmoid",
+      topk_method: "noaux_tc",
+      moe_intermediate_size: 32,
+      rope: { rotary_dim: 8, theta: 5e6 },
+    })
+    const config = fromJson(JSON_M2)
+    expect(config).toMatchObject({ num_experts: 256, qk_norm: true, rope: { rotary_dim: 64 } })
+    expect(fromJson({ ...JSON_M2, use_routing_bias: false }).topk_method).toBe("greedy")
+    const file = configFromGguf(
+      gguf("minimax-m2", { expert_gating_func: 2, "rope.dimension_count": 8 }),
+    )
+    expect(file).toMatchObject({ model_type: "minimax_m2", scoring_func: "sigmoid" })
+    expect(file).toMatchObject({ norm_topk_prob: true, rope: { rotary_dim: 8 } })
+  })
+
+  test("what MiniMax-M2 has not", () => {
+    for (const json of [
+      { attn_type_list: [1, 0] },
+      { qk_norm_type: "per_head" },
+      { shared_intermediate_size: 512 },
+    ]) {
+      const [key] = Object.keys(json)
+      expect(failure(() => fromJson({ ...JSON_M2, ...json }))).toContain(key as string)
+    }
+  })
+})
+
 /** A file of four layers of an architecture with experts. */
 function gguf(architecture: string, more: Readonly<Record<string, FixtureValue>>): GgufFile {
   const keys: Record<string, FixtureValue> = {

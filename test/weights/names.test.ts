@@ -27,6 +27,9 @@ describe("reference files", () => {
     "smallthinker-q4_0",
     "llama4-q8_0",
     "gpt-oss-mxfp4",
+    "mixtral-q2_k",
+    "qwen2moe-q5_1",
+    "glm4moe-q4_0",
   ])("every tensor of %s has a place in the model and comes back", (file) => {
     const gguf = openGguf(golden("gguf", `${file}.gguf`), readWhole)
     for (const name of gguf.names()) {
@@ -46,6 +49,11 @@ describe("reference files", () => {
     ["phi3", "phi3"],
     ["qwen3_moe", "qwen3moe"],
     ["smallthinker_sigmoid", "smallthinker"],
+    ["smollm3", "smollm3"],
+    ["mixtral", "llama"],
+    ["qwen2_moe", "qwen2moe"],
+    ["glm4_moe", "glm4moe"],
+    ["minimax_m2", "minimax-m2"],
   ])("every tensor of the %s checkpoint has a GGUF name and comes back", (model, architecture) => {
     const weights = openSafetensors(golden("hf", model), readWhole)
     const seen = new Set<string>()
@@ -122,14 +130,13 @@ test("names that are not there", () => {
   ]) {
     expect(ggufName("llama", path)).toBeUndefined()
   }
-  for (const name of [
-    "blk.0.attn_q",
-    "blk.0.attn_z.weight",
-    "rope_freqs.weight",
-    "blk.0.ffn_gate_exps.weight",
-  ]) {
+  for (const name of ["blk.0.attn_q", "blk.0.attn_z.weight", "rope_freqs.weight"]) {
     expect(hfName("llama", name)).toBeUndefined()
   }
+  expect(hfName("qwen2", "blk.0.ffn_gate_exps.weight")).toBeUndefined()
+  expect(hfName("llama", "blk.0.ffn_up.7.weight")).toBe(
+    "model.layers.0.block_sparse_moe.experts.7.w3.weight",
+  )
   expect(ggufName("toString", "lm_head.weight")).toBeUndefined()
   expect(hfName("other", "output.weight")).toBeUndefined()
 })

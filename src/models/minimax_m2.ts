@@ -1,0 +1,116 @@
+import type { ForwardBatch } from "../nn/forward-batch.ts"
+import { Linear, RMSNorm } from "../nn/layers.ts"
+import { Module, type Parameter, registerModules } from "../nn/module.ts"
+import { Experts } from "../nn/moe.ts"
+import { applyRotary, type PositionEmbeddings } from "../nn/rope.ts"
+import { add, routeExperts } from "../ops/index.ts"
+import type { Tensor } from "../tensor/tensor.ts"
+import type { ModelConfig } from "./config.ts"
+import { type DecoderLayer, LlamaAttention, LlamaForCausalLM, LlamaModel } from "./llama.ts"
+
+/** Llama's attention; q and k are normed over all heads together, and only the first part of a head rotates. */
+export class MiniMaxM2Attention extends LlamaAttention {
+  q_norm: RMSNorm | undefined
+  k_norm: RMSNorm | undefined
+
+  constructor(config: ModelConfig, layerIdx: number) {
+    super(config, layerIdx)
+    const { head_dim, num_attention_heads, num_key_value_heads, rms_norm_eps } = config
+    if (!config.qk_norm) return
+    this.q_norm = new RMSNorm(num_attention_heads * head_dim, rms_norm_eps)
+    this.k_norm = new RMSNorm(num_key_value_heads * head_dim, rms_norm_eps)
+  }
+
+  override forward(x: Tensor, positions: PositionEmbeddings, batch: ForwardBatch): Tensor {
+    const { attn, headDim, q_norm, k_norm } = this
+    const qs = this.q_proj.forward(x)
+    const ks = this.k_proj.forward(x)
+    const q = (q_norm?.forward(qs) ?? qs).unflatten(-1, [attn.numHeads, headDim])
+    const k = (k_norm?.forward(ks) ?? ks).unflatten(-1, [attn.numKVHeads, headDim])
+    const v = this.v_proj.forward(x).unflatten(-1, [attn.numKVHeads, headDim])
+    applyRotary(q, k, positions)
+    return this.o_proj.forward(attn.forward(q, k, v, batch).flatten(1))
+  }
+}
+
+/** Every layer's feed-forward part; experts are named as Mixtral's. The router takes sigmoids and a bias for the choice. */
+export class MiniMaxM2SparseMoeBlock extends Module {
+  gate
+  experts
+  /** [experts] F32 */
+  e_score_correction_bias: Tensor | null = null
+  readonly topK: number
+  readonly score: "softmax" | "sigmoid"
+  readonly hasBias: boolean
+
+  constructor(config: ModelConfig) {
+    super()
+    this.topK = config.num_experts_per_tok
+    this.score = config.scoring_func
+    this.hasBias = config.topk_method === "noaux_tc"
+    this.gate = new Linear(config.hidden_size, config.num_experts)
+    this.experts = new Experts({
+      numExperts: config.num_experts,
+      hiddenSize: config.hidden_size,
+      intermediateSize: config.moe_intermediate_size,
+      act: config.hidden_act,
+      names: { gate: "w1", up: "w3", down: "w2" },
+    })
+  }
+
+  override parameters(): Parameter[] {
+    if (!this.hasBias) return []
+    const shape = [this.gate.outFeatures]
+    const bind = (tensor: Tensor): void => void (this.e_score_correction_bias = tensor)
+    return [{ name: "e_score_correction_bias", shape, kind: "vector", bind }]
+  }
+
+  /** x [T, hidden] → [T, hidden] */
+  forward(x: Tensor, batch: ForwardBatch): Tensor {
+    const { topK, score, e_score_correction_bias: bias } = this
+    const logits = this.gate.forward(x)
+    const { ids, weights } = routeExperts(logits, { topK, score, normalize: true, bias })
+    return this.experts.forward(x, ids, weights, batch)
+  }
+}
+
+export class MiniMaxM2DecoderLayer extends Module implements DecoderLayer {
+  self_attn
+  block_sparse_moe
+  input_layernorm
+  post_attention_layernorm
+
+  constructor(config: ModelConfig, layerIdx: number) {
+    super()
+    const { hidden_size, rms_norm_eps } = config
+    this.self_attn = new MiniMaxM2Attention(config, layerIdx)
+    this.block_sparse_moe = new MiniMaxM2SparseMoeBlock(config)
+    this.input_layernorm = new RMSNorm(hidden_size, rms_norm_eps)
+    this.post_attention_layernorm = new RMSNorm(hidden_size, rms_norm_eps)
+  }
+
+  forward(x: Tensor, positions: PositionEmbeddings, batch: ForwardBatch): Tensor {
+    x = add(x, this.self_attn.forward(this.input_layernorm.forward(x), positions, batch))
+    return add(x, this.block_sparse_moe.forward(this.post_attention_layernorm.forward(x), batch))
+  }
+}
+
+export class MiniMaxM2Model extends LlamaModel {
+  constructor(config: ModelConfig) {
+    super(config, MiniMaxM2DecoderLayer)
+  }
+}
+
+export class MiniMaxM2ForCausalLM extends LlamaForCausalLM {
+  constructor(config: ModelConfig) {
+    super(config, new MiniMaxM2Model(config))
+  }
+}
+
+registerModules({
+  MiniMaxM2Attention,
+  MiniMaxM2SparseMoeBlock,
+  MiniMaxM2DecoderLayer,
+  MiniMaxM2Model,
+  MiniMaxM2ForCausalLM,
+})
