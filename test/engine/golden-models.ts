@@ -57,6 +57,7 @@ const GGUF: readonly (readonly [name: string, file: string])[] = [
   ["glm4moe-q4_0", "glm4moe-q4_0.gguf"],
   ["deepseek2-lite-q5_1", "deepseek2-lite-q5_1.gguf"],
   ["deepseek2-v3-q4_1", "deepseek2-v3-q4_1.gguf"],
+  ["qwen3next-iq4_nl", "qwen3next-iq4_nl.gguf"],
 ]
 
 export function goldenModels(): GoldenModel[] {

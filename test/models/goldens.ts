@@ -53,6 +53,7 @@ export const GGUF_GOLDENS = [
   ["glm4moe-q4_0", "glm4moe-q4_0"],
   ["deepseek2-lite-q5_1", "deepseek2-lite-q5_1"],
   ["deepseek2-v3-q4_1", "deepseek2-v3-q4_1"],
+  ["qwen3next-iq4_nl", "qwen3next-iq4_nl"],
 ] as const
 
 /** A reference checkpoint with what a correct engine computes from it. */
