@@ -77,7 +77,7 @@ function shortage(request: MemoryRequest, tokens: number, affordable: number): M
         fits >= MIN_AUTO_TOKENS
           ? `--ctx ${fits} fits`
           : request.stateBytes > request.freeBytes / 4
-            ? "--max-batch-size with fewer sequences, or a smaller model, would fit"
+            ? "a lower --max-batch-size needs fewer states, --no-prefix-cache keeps none of them"
             : "a smaller or more strongly quantised model would fit",
     },
   )

@@ -30,6 +30,7 @@ describe("kt logits", () => {
     ["llama-rope-q4_k_m", "llama-rope-q4_k_m.gguf"],
     ["gemma3-q5_0", "gemma3-q5_0.gguf"],
     ["qwen3moe-split-q8_0", "qwen3moe-split-q8_0-00001-of-00002.gguf"],
+    ["qwen3next-iq4_nl", "qwen3next-iq4_nl.gguf"],
   ] as const) {
     for (const extra of [[], ["--no-fuse"], ["--chunk-size", "7"]]) {
       test(`${name} ${extra.join(" ")}`, async () => {

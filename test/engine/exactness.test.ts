@@ -14,13 +14,14 @@ import type { ForwardBatch } from "../../src/nn/forward-batch.ts"
 import { F32 } from "../../src/tensor/dtype.ts"
 import type { Tensor } from "../../src/tensor/tensor.ts"
 import { loadModel } from "../models/build.ts"
-import { type Golden, openHfGolden } from "../models/goldens.ts"
+import { type Golden, openGgufGolden, openHfGolden } from "../models/goldens.ts"
 import { relativeError } from "../ops/harness.ts"
 import { GREEDY } from "./fake-runner.ts"
 
 /** Families whose schedules are checked to the last digits here; ids are checked of all of them in golden.test.ts. */
 const MODELS: readonly (readonly [string, () => Golden])[] = [
   ["hf/qwen3_next", () => openHfGolden("qwen3_next")],
+  ["gguf/qwen3next", () => openGgufGolden("qwen3next-iq4_nl", "qwen3next-iq4_nl")],
   ["hf/qwen3_moe", () => openHfGolden("qwen3_moe")],
   ["hf/smallthinker_sigmoid", () => openHfGolden("smallthinker_sigmoid")],
   ["hf/llama4_text", () => openHfGolden("llama4_text")],
@@ -133,7 +134,8 @@ async function engineOf(source: Golden, limits: Limits): Promise<Engine> {
 function promptsOf({ tensors }: Golden): Int32Array[] {
   const bytes = tensors.get("input_ids")?.bytes
   const all = new Int32Array((bytes as Uint8Array).slice().buffer)
-  const [first, second] = [all.subarray(0, 32), all.subarray(32, 64)]
+  const first = all.subarray(0, 32)
+  const second = all.length > 32 ? all.subarray(32, 64) : first.toReversed()
   const joined = Int32Array.from([...first.subarray(0, 20), ...second.subarray(1, 20)])
   const lengths = [32, 17, 24, 9]
   return [

@@ -46,6 +46,21 @@ describe("memory plan", () => {
     expect(() => planMemory({ ...REQUEST, freeBytes: GiB })).toThrow(MemoryError)
   })
 
+  test("states of sequences come first, and are named where they are much of what is missing", () => {
+    const plan = planMemory({ ...REQUEST, freeBytes: 3 * GiB, stateBytes: GiB / 4 })
+    const more = planMemory({ ...REQUEST, freeBytes: 3 * GiB })
+    expect(more.kvCacheTokens - plan.kvCacheTokens).toBeGreaterThan(2048)
+    const error = (() => {
+      try {
+        planMemory({ ...REQUEST, freeBytes: 3 * GiB, stateBytes: GiB })
+      } catch (e) {
+        return e as MemoryError
+      }
+    })()
+    expect(error?.message).toContain("2.0 GiB of weights, 1.0 GiB of sequences' states, 448 MiB")
+    expect(error?.hint).toContain("--max-batch-size")
+  })
+
   test("more than the model's context is an error whatever memory there is", () => {
     expect(() => planMemory({ ...REQUEST, contextLength: 8193 })).toThrow(ConfigError)
     expect(() => planMemory({ ...REQUEST, contextLength: 4096, kvCacheTokens: 4000 })).toThrow(

@@ -52,8 +52,8 @@ describe("the five lines of KTransformers' README", () => {
     expect(generated.prefillSeconds).toBeGreaterThan(0)
   })
 
-  test("from a folder of safetensors", async () => {
-    const folder = golden("hf", "qwen3")
+  test.each(["qwen3", "qwen3_next"])("from a folder of safetensors: %s", async (name) => {
+    const folder = golden("hf", name)
     const reference = join(folder, "golden.safetensors")
     const config = await AutoConfig.fromPretrained(folder)
     using model = await AutoModelForCausalLM.fromConfig(config)
