@@ -1,7 +1,7 @@
 import { FormatError } from "../errors.ts"
 import type { ModelConfig } from "../models/config.ts"
 import { RMSNorm } from "../nn/layers.ts"
-import { type Module, namedModules } from "../nn/module.ts"
+import { type Module, namedModules, type RowGroups } from "../nn/module.ts"
 import { dtypeById, type DTypeInfo, F32 } from "../tensor/dtype.ts"
 import { byteLength } from "../tensor/tensor.ts"
 import { resolveWeights, type WeightRequest } from "../weights/load.ts"
@@ -97,6 +97,10 @@ function tensorsOf(
       `tensor "${first.name}": ${architecture} has no name for ${path}`,
     )
   if (transposed !== undefined) return [{ ...turned(request, weights), name, entries }]
+  if (request.grouped !== undefined) {
+    const { shape } = parameter
+    return [{ name, shape, sources: gathered(first, request.grouped), entries }]
+  }
   const whole = entries.map((entry): RowSource => ({
     kind: "stored",
     entry,
@@ -115,6 +119,17 @@ function weightIsOwn({ path, entries: [entry], parameter }: WeightRequest): bool
 /** Convolutions are stored with a dimension of one channel. */
 function squeezed(shape: readonly number[]): readonly number[] {
   return shape.length === 3 && shape[1] === 1 ? [shape[0] as number, shape[2] as number] : shape
+}
+
+/** A part's rows of a fused projection, group by group; the values of a bias are rows of one. */
+function gathered(entry: WeightEntry, { groups, size, start, count }: RowGroups): RowSource[] {
+  const rows = entry.shape.length === 1 ? { ...entry, shape: [entry.shape[0] as number, 1] } : entry
+  return Array.from({ length: groups }, (_, g) => ({
+    kind: "stored",
+    entry: rows,
+    first: g * size + start,
+    count,
+  }))
 }
 
 /** A stack that is laid out the other way, one expert at a time. */

@@ -1,21 +1,29 @@
 import { afterAll, describe, expect, test } from "bun:test"
-import { mkdtempSync, rmSync } from "node:fs"
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 
+import { convertFolder } from "../../src/convert/convert-folder.ts"
 import { FormatError } from "../../src/errors.ts"
+import { configFromGguf } from "../../src/models/config-gguf.ts"
+import { configFromFolder } from "../../src/models/config-hf.ts"
 import type { ModelConfig } from "../../src/models/config.ts"
 import { Backend } from "../../src/native/backend.ts"
 import { Linear } from "../../src/nn/layers.ts"
 import { namedModules } from "../../src/nn/module.ts"
+import { type GgufFile, openGguf } from "../../src/weights/gguf.ts"
 import {
   openSafetensors,
+  type SafetensorsFile,
   type TensorData,
   writeSafetensors,
 } from "../../src/weights/safetensors.ts"
 import type { Checkpoint, WeightEntry } from "../../src/weights/source.ts"
+import { relativeError } from "../ops/harness.ts"
+import { golden } from "../setup.ts"
 import { loadModel } from "./build.ts"
 import { openHfGolden } from "./goldens.ts"
+import { Sequences } from "./sequences.ts"
 
 const f32 = new Backend({ threads: 1, precision: "f32" })
 const folder = mkdtempSync(join(tmpdir(), "kt-internlm2-"))
@@ -86,6 +94,32 @@ function llamaShaped(tensors: Map<string, TensorData>): Map<string, TensorData> 
   return out
 }
 
+/** The checkpoint with small biases. */
+function biasedTensors(): Map<string, TensorData> {
+  const own = tensorsOf(weights)
+  for (let layer = 0; layer < config.num_hidden_layers; layer++) {
+    const bias = (n: number): TensorData => {
+      const values = Float32Array.from({ length: n }, (_, i) => Math.sin(i + layer / 2))
+      return { shape: [n], dtype: "F32", data: new Uint8Array(values.buffer) }
+    }
+    own.set(`model.layers.${layer}.attention.wqkv.bias`, bias((perGroup + 2) * groups * d))
+    own.set(`model.layers.${layer}.attention.wo.bias`, bias(config.hidden_size))
+  }
+  return own
+}
+
+async function logitsOf(
+  own: ModelConfig,
+  source: GgufFile | SafetensorsFile,
+): Promise<Float32Array> {
+  const { model, loaded } = await loadModel(own, source, { backend: f32 })
+  const ids = Int32Array.from({ length: 24 }, (_, i) => (i * 37) % own.vocab_size)
+  using sequences = new Sequences(model, f32, { count: 1, maxTokens: 24, promptLength: 24 })
+  const [logits] = sequences.step([{ sequence: 0, ids }])
+  loaded[Symbol.dispose]()
+  return logits as Float32Array
+}
+
 async function linears(
   own: ModelConfig,
   tensors: Map<string, TensorData>,
@@ -113,19 +147,24 @@ describe("internlm2", () => {
 
   test("biases too", async () => {
     const withBias: ModelConfig = { ...config, attention_bias: true, attention_output_bias: true }
-    const own = tensorsOf(weights)
-    for (let layer = 0; layer < config.num_hidden_layers; layer++) {
-      const rows = (perGroup + 2) * groups * d
-      const bias = (n: number): TensorData => {
-        const values = Float32Array.from({ length: n }, (_, i) => i + layer / 2)
-        return { shape: [n], dtype: "F32", data: new Uint8Array(values.buffer) }
-      }
-      own.set(`model.layers.${layer}.attention.wqkv.bias`, bias(rows))
-      own.set(`model.layers.${layer}.attention.wo.bias`, bias(config.hidden_size))
-    }
+    const own = biasedTensors()
     const fused = await linears(withBias, own)
     expect(fused).toEqual(await linears(withBias, llamaShaped(own)))
     expect(fused.has("model.layers.1.self_attn.k_proj.bias")).toBe(true)
+  })
+
+  test("a converted file has the parts, in GGUF's order of rows", async () => {
+    const json = JSON.parse(readFileSync(golden("hf", "internlm2", "config.json"), "utf8"))
+    writeFileSync(join(folder, "config.json"), JSON.stringify({ ...json, bias: true }))
+    writeSafetensors(join(folder, "model.safetensors"), Object.fromEntries(biasedTensors()))
+    const path = join(folder, "converted.gguf")
+    await convertFolder(folder, path, f32, { type: "f32" })
+    const source = openSafetensors(folder)
+    const gguf = openGguf(path)
+    const wanted = await logitsOf(configFromFolder(folder), source)
+    expect(relativeError(await logitsOf(configFromGguf(gguf), gguf), wanted)).toBeLessThan(1e-5)
+    source.close()
+    gguf.close()
   })
 
   test("a wqkv of another shape is named", async () => {
