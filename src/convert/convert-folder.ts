@@ -226,24 +226,17 @@ class TensorOutput implements Disposable {
       this.#emit(name, entry, out, first, source)
       return count
     }
-    // a vector's values are rows of one
-    const flat =
-      entry.shape.length === 1 ? { ...entry, shape: [entry.shape[0] as number, 1] } : entry
-    const total = entry.shape.length === 1 ? (entry.shape[0] as number) : count
-    const group = permutation?.size ?? total
-    const values: Uint8Array[] = []
-    for (let at = 0; at < total; at += group) {
+    const group = permutation?.size ?? count
+    for (let at = 0; at < count; at += group) {
       this.#rows.forEach(
-        flat,
+        entry,
         (piece) => {
           const rearranged = rearrange(piece, permutation?.order, map)
-          if (entry.shape.length === 1) values.push(rearranged.bytes().slice())
-          else this.#writer.write(name, out.of(rearranged, null, name, first + at))
+          this.#writer.write(name, out.of(rearranged, null, name, first + at))
         },
-        { first: source.first + at, count: Math.min(group, total - at) },
+        { first: source.first + at, count: Math.min(group, count - at) },
       )
     }
-    for (const bytes of values) this.#writer.write(name, bytes)
     return count
   }
 

@@ -99,16 +99,20 @@ function tensorsOf(
   if (transposed !== undefined) return [{ ...turned(request, weights), name, entries }]
   if (request.grouped !== undefined) {
     const { shape } = parameter
-    return [{ name, shape, sources: gathered(first, request.grouped), entries }]
+    return [{ name, shape, sources: gathered(asMatrix(first), request.grouped), entries }]
   }
-  const whole = entries.map((entry): RowSource => ({
-    kind: "stored",
-    entry,
-    first: 0,
-    count: entry.shape.slice(0, -1).reduce((a, b) => a * b, 1),
-  }))
+  const whole = entries.map((stored): RowSource => {
+    const entry = asMatrix(stored)
+    const count = entry.shape.slice(0, -1).reduce((a, b) => a * b, 1)
+    return { kind: "stored", entry, first: 0, count }
+  })
   const shape = entries.length > 1 ? parameter.shape : squeezed(first.shape)
   return [{ name, shape, sources: whole, entries }]
+}
+
+/** A vector's values as rows of one. */
+function asMatrix(entry: WeightEntry): WeightEntry {
+  return entry.shape.length === 1 ? { ...entry, shape: [entry.shape[0] as number, 1] } : entry
 }
 
 function weightIsOwn({ path, entries: [entry], parameter }: WeightRequest): boolean {
@@ -121,12 +125,11 @@ function squeezed(shape: readonly number[]): readonly number[] {
   return shape.length === 3 && shape[1] === 1 ? [shape[0] as number, shape[2] as number] : shape
 }
 
-/** A part's rows of a fused projection, group by group; the values of a bias are rows of one. */
+/** A part's rows of a fused projection, group by group. */
 function gathered(entry: WeightEntry, { groups, size, start, count }: RowGroups): RowSource[] {
-  const rows = entry.shape.length === 1 ? { ...entry, shape: [entry.shape[0] as number, 1] } : entry
   return Array.from({ length: groups }, (_, g) => ({
     kind: "stored",
-    entry: rows,
+    entry,
     first: g * size + start,
     count,
   }))

@@ -130,7 +130,8 @@ function llama3Factors(rope: RopeConfig): number[] {
   })
 }
 
-function ropeFields({ rope }: ModelConfig, out: FieldWriter): void {
+function ropeFields(config: ModelConfig, out: FieldWriter): void {
+  const { rope } = config
   out.u32("rope.dimension_count", rope.rotary_dim)
   out.f32("rope.freq_base", rope.theta)
   const { type, factor, attention_factor } = rope
@@ -141,9 +142,10 @@ function ropeFields({ rope }: ModelConfig, out: FieldWriter): void {
     out.text("rope.scaling.type", "yarn")
     out.f32("rope.scaling.factor", factor)
     out.u32("rope.scaling.original_context_length", rope.original_max_position_embeddings)
-    // the format's factor multiplies YaRN's own
+    // the format's factor multiplies YaRN's own, which latent attention's multiplier takes back
     const own = 1 + 0.1 * Math.log(factor)
-    if (Math.abs(attention_factor / own - 1) > 1e-6)
+    const implied = latentMultiplier(config) === undefined ? own : 1
+    if (Math.abs(attention_factor / implied - 1) > 1e-6)
       out.f32("rope.scaling.attn_factor", attention_factor / own)
     out.f32("rope.scaling.yarn_beta_fast", rope.beta_fast)
     out.f32("rope.scaling.yarn_beta_slow", rope.beta_slow)
@@ -187,7 +189,7 @@ function leadingDense({ mlp_only_layers, num_hidden_layers }: ModelConfig, out: 
 }
 
 function latent(config: ModelConfig, out: FieldWriter): void {
-  const { mla, rope, attention_scale } = config
+  const { mla } = config
   if (mla === undefined) return
   leadingDense(config, out)
   out.u32("attention.head_count_kv", 1)
@@ -201,12 +203,17 @@ function latent(config: ModelConfig, out: FieldWriter): void {
   // always there: llama.cpp would not load a file without it
   out.u32("expert_shared_count", config.n_shared_experts)
   if (config.routed_scaling_factor === 1) out.f32("expert_weights_scale", 1)
-  if (rope.type !== "yarn" || rope.factor <= 1) return
+  const multiplier = latentMultiplier(config)
+  if (multiplier !== undefined) out.f32("rope.scaling.yarn_log_multiplier", multiplier)
+}
+
+/** 0.1 mscale_all_dim, which the scale of latent attention under YaRN was made with. */
+function latentMultiplier({ mla, rope, attention_scale }: ModelConfig): number | undefined {
+  if (mla === undefined || rope.type !== "yarn" || rope.factor <= 1) return undefined
   const magnitude = Math.sqrt(
     attention_scale * Math.sqrt(mla.qk_nope_head_dim + mla.qk_rope_head_dim),
   )
-  if (magnitude - 1 > 1e-6)
-    out.f32("rope.scaling.yarn_log_multiplier", (magnitude - 1) / Math.log(rope.factor))
+  return magnitude - 1 > 1e-6 ? (magnitude - 1) / Math.log(rope.factor) : undefined
 }
 
 function deltaNet({ linear_attention: linear, layer_types }: ModelConfig, out: FieldWriter): void {
