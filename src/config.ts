@@ -31,6 +31,8 @@ export interface EngineConfig {
   /** Requests that may wait before new ones are refused. */
   readonly maxQueue: number
   readonly prefixCache: boolean
+  /** Experts that each token goes to, fewer than the model's own number; 0 = the model's. */
+  readonly expertsPerToken: number
   /** Fused operators; false selects the plain modules (the oracle). */
   readonly fuse: boolean
   /** Rearrange weights into the kernels' own layout at load. */
@@ -82,6 +84,8 @@ export const CONFIG_OPTIONS: readonly ConfigOption[] = [
     help: "requests that may wait before new ones get 429" },
   { key: "prefixCache", flag: "prefix-cache", aliases: [], type: "boolean", default: true,
     help: "reuse KV pages of common prompt prefixes" },
+  { key: "expertsPerToken", flag: "experts-per-token", aliases: [], type: "integer", min: 0, max: 65_536, default: 0,
+    help: "experts each token goes to, fewer than the model's own number (faster, less exact); 0 = the model's" },
   { key: "fuse", flag: "fuse", aliases: [], type: "boolean", default: true,
     help: "fused operators; --no-fuse runs the plain modules" },
   { key: "repack", flag: "repack", aliases: [], type: "boolean", default: true,

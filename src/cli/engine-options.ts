@@ -17,6 +17,7 @@ export const COMPUTE_KEYS: readonly EngineKey[] = [
   "kvDtype",
   "pageSize",
   "maxBatchTokens",
+  "expertsPerToken",
   "fuse",
   "repack",
 ]

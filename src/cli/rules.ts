@@ -13,7 +13,7 @@ export const explain = defineCommand({
   details: `Nothing is loaded but the model's headers. Each line is a module: its class, the operator that
 replaces it, and the rule (file and line) that says so.`,
   positionals: [MODEL_POSITIONAL],
-  engine: ["model", "modelPath", "rules", "operators", "fuse"],
+  engine: ["model", "modelPath", "rules", "operators", "expertsPerToken", "fuse"],
   flags: {
     all: { type: "boolean", help: "show modules that no rule matches too" },
     ...JSON_FLAG,

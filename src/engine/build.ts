@@ -6,7 +6,7 @@ import { applyInjection, type InjectionPlan, planInjection } from "../inject/inj
 import { parseRules, readRules } from "../inject/rules.ts"
 import { configFromGguf, withGgufLayout } from "../models/config-gguf.ts"
 import { configFromFolder } from "../models/config-hf.ts"
-import type { ModelConfig } from "../models/config.ts"
+import { type ModelConfig, withExpertsPerToken } from "../models/config.ts"
 import { type CausalLM, createModel } from "../models/registry.ts"
 import { operators } from "../operators/builtin.ts"
 import { loadUserOperators } from "../operators/user.ts"
@@ -27,7 +27,9 @@ export async function buildModel(options: EngineConfig): Promise<BuiltModel> {
   await loadUserOperators(options.operators)
   const weights = openWeights(options.model)
   try {
-    const config = modelConfig(options, weights)
+    const { expertsPerToken } = options
+    const own = modelConfig(options, weights)
+    const config = expertsPerToken > 0 ? withExpertsPerToken(own, expertsPerToken) : own
     const model = await createModel(config)
     const rules =
       options.rules === undefined

@@ -1,4 +1,4 @@
-import { FormatError } from "../errors.ts"
+import { ConfigError, FormatError } from "../errors.ts"
 import type { RopeConfig } from "./rope-config.ts"
 
 /** Model types that have a model file. */
@@ -167,6 +167,18 @@ export function cacheIndex(config: ModelConfig, layer: number): number {
 /** Positions of one chunk of a layer's attention, or 0 for no chunks. */
 export function layerChunk(config: ModelConfig, layer: number): number {
   return config.layer_types[layer] === "chunked_attention" ? (config.attention_chunk_size ?? 0) : 0
+}
+
+/** The configuration with fewer experts for each token than the model was made with. */
+export function withExpertsPerToken(config: ModelConfig, count: number): ModelConfig {
+  const { model_type, num_experts, num_experts_per_tok: own } = config
+  if (num_experts === 0)
+    throw new ConfigError(`--experts-per-token ${count}: this ${model_type} model has no experts`)
+  if (!Number.isInteger(count) || count < 1 || count > own)
+    throw new ConfigError(
+      `--experts-per-token ${count}: expected 1 to ${own} (num_experts_per_tok of the model)`,
+    )
+  return Object.freeze({ ...config, num_experts_per_tok: count })
 }
 
 /** The rope of a layer. */

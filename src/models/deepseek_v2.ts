@@ -91,7 +91,8 @@ function latent({ model_type, mla }: ModelConfig): MlaConfig {
 export class MoEGate extends Module {
   readonly numExperts: number
   readonly hiddenSize: number
-  readonly options: Omit<RouterOptions, "bias">
+  topK: number
+  readonly options: Omit<RouterOptions, "bias" | "topK">
   readonly hasBias: boolean
   /** [experts, hidden] of any weight type */
   weight!: Tensor
@@ -104,8 +105,8 @@ export class MoEGate extends Module {
     this.numExperts = config.num_experts
     this.hiddenSize = config.hidden_size
     this.hasBias = topk_method === "noaux_tc"
+    this.topK = config.num_experts_per_tok
     this.options = {
-      topK: config.num_experts_per_tok,
       score: config.scoring_func,
       normalize: config.norm_topk_prob,
       groups: n_group,
@@ -133,7 +134,8 @@ export class MoEGate extends Module {
   /** x [T, hidden] */
   forward(x: Tensor): Routing {
     const logits = linear(x, this.weight)
-    return routeExperts(logits, { ...this.options, bias: this.e_score_correction_bias })
+    const { options, topK, e_score_correction_bias: bias } = this
+    return routeExperts(logits, { ...options, topK, bias })
   }
 }
 

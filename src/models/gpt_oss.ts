@@ -27,7 +27,7 @@ export class GptOssAttention extends LlamaAttention {
 export class GptOssMLP extends Module {
   router
   experts
-  readonly topK: number
+  topK: number
 
   constructor(config: ModelConfig) {
     super()

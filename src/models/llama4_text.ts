@@ -67,7 +67,7 @@ export class Llama4TextMoe extends Module {
   router
   experts
   shared_expert
-  readonly topK: number
+  topK: number
 
   constructor(config: ModelConfig) {
     super()

@@ -39,7 +39,7 @@ export class MiniMaxM2SparseMoeBlock extends Module {
   experts
   /** [experts] F32 */
   e_score_correction_bias: Tensor | null = null
-  readonly topK: number
+  topK: number
   readonly score: "softmax" | "sigmoid"
   readonly hasBias: boolean
 

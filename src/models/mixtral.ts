@@ -14,7 +14,7 @@ export class MixtralAttention extends LlamaAttention {}
 export class MixtralSparseMoeBlock extends Module {
   gate
   experts
-  readonly topK: number
+  topK: number
 
   constructor(config: ModelConfig) {
     super()

@@ -16,7 +16,7 @@ export class Qwen3MoeMLP extends LlamaMLP {}
 export class Qwen3MoeSparseMoeBlock extends Module {
   gate
   experts
-  readonly topK: number
+  topK: number
   readonly normTopkProb: boolean
 
   constructor(config: ModelConfig) {

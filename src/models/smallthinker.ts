@@ -31,7 +31,7 @@ export class SmallThinkerAttention extends LlamaAttention {
 export class SmallThinkerMoeBlock extends Module implements EarlyRouter {
   primary_router
   experts
-  readonly topK: number
+  topK: number
   readonly score: "softmax" | "sigmoid"
   readonly isEarlyRouter: boolean
 

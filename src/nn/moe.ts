@@ -13,6 +13,21 @@ export function isEarlyRouter<T extends Module>(block: T): block is T & EarlyRou
   return "isEarlyRouter" in block && block.isEarlyRouter === true
 }
 
+/** A module that chooses experts; fewer than the model's own number may be asked for. */
+export interface ExpertRouter {
+  /** Experts of a token. */
+  topK: number
+}
+
+/** The router of a block of experts: the block itself, or a child of it. */
+export function expertRouter(block: Module): (Module & ExpertRouter) | undefined {
+  return [block, ...block.children().map(([, child]) => child)].find(isExpertRouter)
+}
+
+function isExpertRouter(module: Module): module is Module & ExpertRouter {
+  return "topK" in module && typeof module.topK === "number"
+}
+
 export interface ExpertsOptions {
   readonly numExperts: number
   readonly hiddenSize: number

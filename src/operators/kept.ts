@@ -1,5 +1,8 @@
 import { z } from "zod"
 
+import { ConfigError } from "../errors.ts"
+import type { Module } from "../nn/module.ts"
+import { expertRouter } from "../nn/moe.ts"
 import type { OperatorRegistry } from "./registry.ts"
 
 /**
@@ -49,7 +52,7 @@ const KEPT = [
   "KDeepseekRMSNormIPEXLLM",
   "KDeepseekV3RMSNormW8A8",
   "KQwen3MoeRMSNormW8A8",
-  // dense and sparse feed-forward blocks, routers
+  // dense feed-forward blocks
   "kDeepseekV3MLP",
   "KQwen2MoeMLP",
   "KSmallthinkerDenseMlpBlock",
@@ -57,6 +60,17 @@ const KEPT = [
   "KGlm4MoeMLP",
   "KDeepseekV3MLPW8A8A2V1",
   "KDeepseekV3MLPW8A8A2V2",
+  // whole models
+  "KDeepseekV2Model",
+  "KQwen2MoeModel",
+  "KLlamaModel",
+  "KLlama4Model",
+] as const
+
+/** Blocks of experts and their routers; KSparseMoeBlock is no name of KTransformers' and stands for those of any model. */
+const MOE = [
+  "KSparseMoeBlock",
+  "KLlama4Moe",
   "KQwen2MoeSparseMoeBlock",
   "KQwen2MoeSparseMoeBlockV2",
   "KQwen3MoeSparseMoeBlock",
@@ -69,17 +83,11 @@ const KEPT = [
   "KDeepseekV3MoEW8A8",
   "KMistralSparseMoEBlock",
   "KSmallthinkerMoeBlock",
-  "KLlama4Moe",
   "KGlm4MoeMoE",
   "KMoEGate",
   "KMoEGateQwen2Moe",
   "KMoEGateIPEXLLM",
   "KDeepseekV3GateA2",
-  // whole models
-  "KDeepseekV2Model",
-  "KQwen2MoeModel",
-  "KLlamaModel",
-  "KLlama4Model",
 ] as const
 
 /** Their kwargs, misspelt as upstream has them, and spelt right. */
@@ -102,18 +110,45 @@ const schema = z.object({
   generate_op: z.string().nullable().optional(),
 })
 
+const moeSchema = schema.extend({ num_experts_per_tok: z.number().int().min(1).optional() })
+
 export function registerKept(registry: OperatorRegistry): void {
   registry.register("default", { schema: z.object({}), create: (original) => original })
+  const notesOf = (name: string, { transfer_map: map }: { transfer_map?: unknown }): string[] => [
+    `${name}: the model's own module stands in`,
+    ...(map instanceof Object ? ["transfer_map: all layers are on one device"] : []),
+  ]
   for (const name of KEPT) {
     registry.register(name, {
       schema,
-      notes: (kwargs) => [
-        `${name}: the model's own module stands in`,
-        ...(kwargs.transfer_map instanceof Object
-          ? ["transfer_map: all layers are on one device"]
-          : []),
-      ],
+      notes: (kwargs) => notesOf(name, kwargs),
       create: (original) => original,
     })
   }
+  for (const name of MOE) {
+    registry.register(name, {
+      schema: moeSchema,
+      notes: (kwargs) => (name === "KSparseMoeBlock" ? [] : notesOf(name, kwargs)),
+      create: (original, { num_experts_per_tok: count }, { path }) => {
+        if (count !== undefined) chooseFewer(original, count, path)
+        return original
+      },
+    })
+  }
+}
+
+/** Lets a block's router choose `count` experts for each token and not the model's own number. */
+function chooseFewer(block: Module, count: number, path: string): void {
+  const router = expertRouter(block)
+  if (router === undefined) {
+    throw new ConfigError(`num_experts_per_tok ${count}: ${path} has no experts to choose from`, {
+      hint: "match the class of the blocks that have experts",
+    })
+  }
+  if (count > router.topK) {
+    throw new ConfigError(
+      `num_experts_per_tok ${count}: expected 1 to ${router.topK}, as many as ${path} chooses by itself`,
+    )
+  }
+  router.topK = count
 }

@@ -9,6 +9,7 @@ import { kt, temporaryFolder } from "./kt.ts"
 const folder = temporaryFolder()
 const at = (name: string): string => join(folder.path, name)
 const MODEL = golden("gguf", "llama-f16.gguf")
+const MOE = golden("gguf", "qwen2moe-q5_1.gguf")
 let taken: Bun.Server<undefined>
 
 beforeAll(() => {
@@ -36,6 +37,7 @@ beforeAll(() => {
   writeFileSync(at("broken.yaml"), "server: [1,\n")
   writeFileSync(at("latin1.txt"), Buffer.from([0x66, 0xfc, 0x72]))
   writeFileSync(at("short.txt"), "too short")
+  writeFileSync(at("long.txt"), "long enough for a few windows of eight tokens each")
   writeFileSync(at("keys"), "# none\n")
   mkdirSync(at("empty"))
   mkdirSync(at("locked"))
@@ -100,6 +102,16 @@ const rows: Row[] = [
     "range of an engine option",
     () => ["run", MODEL, "-p", "x", "--page-size", "12"],
     /--page-size 12: must be a multiple of 8/,
+  ],
+  [
+    "experts of a model without any",
+    () => ["logits", MODEL, "--ids", at("ids.json"), "--experts-per-token", "2", ...out()],
+    /--experts-per-token 2: this llama model has no experts/,
+  ],
+  [
+    "more experts than the model chooses",
+    () => ["perplexity", MOE, "--file", at("long.txt"), "--ctx", "8", "--experts-per-token", "4"],
+    /--experts-per-token 4: expected 1 to 2 \(num_experts_per_tok of the model\)/,
   ],
   [
     "range of a sampling flag",
