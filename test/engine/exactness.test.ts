@@ -1,5 +1,7 @@
 import { describe, expect, test } from "bun:test"
 
+import fc from "fast-check"
+
 import { EngineCore, type StepOutput, type StepRunner } from "../../src/engine/core.ts"
 import { kvLayers, stateLayers, stateSlots } from "../../src/engine/kv-layers.ts"
 import { ModelRunner, type RunnableModel } from "../../src/engine/model-runner.ts"
@@ -14,7 +16,7 @@ import type { ForwardBatch } from "../../src/nn/forward-batch.ts"
 import { F32 } from "../../src/tensor/dtype.ts"
 import type { Tensor } from "../../src/tensor/tensor.ts"
 import { loadModel } from "../models/build.ts"
-import { type Golden, openGgufGolden, openHfGolden } from "../models/goldens.ts"
+import { type Golden, HF_GOLDENS, openGgufGolden, openHfGolden } from "../models/goldens.ts"
 import { relativeError } from "../ops/harness.ts"
 import { GREEDY } from "./fake-runner.ts"
 
@@ -80,8 +82,8 @@ class Recorder implements RunnableModel, StepRunner {
 }
 
 interface Engine extends Disposable {
-  /** Logits of every new token of each prompt, joined. */
-  run(prompts: readonly Int32Array[]): Float32Array[]
+  /** Logits of every new token of each prompt, joined; prompt i comes before step arrivals[i]. */
+  run(prompts: readonly Int32Array[], arrivals?: readonly number[]): Float32Array[]
   readonly core: EngineCore
 }
 
@@ -112,12 +114,16 @@ async function engineOf(source: Golden, limits: Limits): Promise<Engine> {
   let nextId = 0
   return {
     core,
-    run(prompts) {
+    run(prompts, arrivals = []) {
       const ids = prompts.map(() => nextId++)
-      for (const [i, prompt] of prompts.entries())
-        core.add(ids[i] as number, prompt, { ...GREEDY, maxTokens: NEW_TOKENS })
-      while (core.hasWork)
+      const last = Math.max(0, ...arrivals)
+      for (let step = 0; step <= last || core.hasWork; step++) {
+        for (const [i, prompt] of prompts.entries()) {
+          if ((arrivals[i] ?? 0) === step)
+            core.add(ids[i] as number, prompt, { ...GREEDY, maxTokens: NEW_TOKENS })
+        }
         for (const event of core.step()) if (event.finish === "error") throw new Error(event.error)
+      }
       return ids.map((id, i) => {
         const out: number[] = []
         const { length } = prompts[i] as Int32Array
@@ -201,5 +207,57 @@ describe.each(MODELS)("%s: the same logits", (_name, open) => {
       }
       expect(preemptions).toBeGreaterThan(1)
     }
+  })
+})
+
+describe("random schedules", () => {
+  const limits: fc.Arbitrary<Limits> = fc.record({
+    threads: fc.constantFrom(1, 2),
+    maxBatchSize: fc.integer({ min: 1, max: 8 }),
+    maxBatchTokens: fc.constantFrom(1, 3, 7, 16, 40, 512),
+    pages: fc.integer({ min: 7, max: 30 }),
+    prefixCache: fc.boolean(),
+    fuse: fc.boolean(),
+  })
+  /** A part of one of two texts, so that beginnings are often shared, and when it comes. */
+  const requests = fc.array(
+    fc.record({
+      text: fc.nat(1),
+      start: fc.constantFrom(0, 0, 0, 5),
+      length: fc.integer({ min: 1, max: 27 }),
+      arrival: fc.nat(30),
+    }),
+    { minLength: 1, maxLength: 10 },
+  )
+
+  test.each(HF_GOLDENS.map((name) => [name] as const))("%s", async (name) => {
+    const source = openHfGolden(name)
+    const texts = [promptsOf(source)[0], promptsOf(source)[4]] as [Int32Array, Int32Array]
+    const known = new Map<string, Float32Array>()
+    using plain = await engineOf(source, {})
+    const alone = (prompt: Int32Array): Float32Array => {
+      const key = prompt.join()
+      const logits = known.get(key) ?? (plain.run([prompt])[0] as Float32Array)
+      known.set(key, logits)
+      return logits
+    }
+    await fc.assert(
+      fc.asyncProperty(limits, requests, async (own, all) => {
+        const prompts = all.map(({ text, start, length }) =>
+          (texts[text] as Int32Array).slice(start, start + length),
+        )
+        using engine = await engineOf(source, own)
+        const got = engine.run(
+          prompts,
+          all.map(({ arrival }) => arrival),
+        )
+        for (const [i, prompt] of prompts.entries()) {
+          const error = relativeError(got[i] as Float32Array, alone(prompt))
+          expect(error, `request ${i}`).toBeLessThan(TOLERANCE)
+        }
+      }),
+      { numRuns: 8 },
+    )
+    source.weights.close()
   })
 })
