@@ -28,6 +28,11 @@ const MODELS: readonly (readonly [string, () => Golden])[] = [
   ["hf/smallthinker_sigmoid", () => openHfGolden("smallthinker_sigmoid")],
   ["hf/llama4_text", () => openHfGolden("llama4_text")],
   ["hf/gpt_oss", () => openHfGolden("gpt_oss")],
+  ["hf/deepseek_v2", () => openHfGolden("deepseek_v2")],
+  ["hf/deepseek_v2_lite", () => openHfGolden("deepseek_v2_lite")],
+  ["hf/deepseek_v3", () => openHfGolden("deepseek_v3")],
+  ["hf/kimi_k2", () => openHfGolden("kimi_k2")],
+  ["hf/moonlight", () => openHfGolden("moonlight")],
 ]
 
 /** The same sums in another order. */
