@@ -14,7 +14,7 @@ import {
   type ModelConfig,
 } from "./config.ts"
 import { type DecoderLayer, LlamaForCausalLM, LlamaMLP, LlamaModel } from "./llama.ts"
-import { Qwen3MoeSparseMoeBlock } from "./qwen3_moe.ts"
+import { Qwen2MoeSparseMoeBlock } from "./qwen2_moe.ts"
 
 export class Qwen3NextMLP extends LlamaMLP {}
 
@@ -225,22 +225,11 @@ function groupedChannels(sizes: LinearAttentionConfig): Int32Array {
   return Int32Array.from(order)
 }
 
-/** Routed experts, and one that sees every token, times the sigmoid of its gate. */
-export class Qwen3NextSparseMoeBlock extends Qwen3MoeSparseMoeBlock {
-  shared_expert
-  shared_expert_gate
-
+/** Qwen2-MoE's block: routed experts, and one that sees every token, times the sigmoid of its gate. */
+export class Qwen3NextSparseMoeBlock extends Qwen2MoeSparseMoeBlock {
   constructor(config: ModelConfig) {
     super(config)
-    const { hidden_size, shared_expert_intermediate_size: width } = config
-    this.shared_expert = new Qwen3NextMLP(config, width)
-    this.shared_expert_gate = new Linear(hidden_size, 1)
-  }
-
-  override forward(x: Tensor, batch: ForwardBatch): Tensor {
-    const shared = this.shared_expert.forward(x, batch)
-    const gated = sigmoidMul(shared, this.shared_expert_gate.forward(x), shared)
-    return add(super.forward(x, batch), gated, gated)
+    this.shared_expert = new Qwen3NextMLP(config, config.shared_expert_intermediate_size)
   }
 }
 
