@@ -325,6 +325,108 @@ describe("planning", () => {
     }
   })
 
+  test("KTransformers' names for Mixtral, Qwen2-MoE and GLM-4.5 find their modules", async () => {
+    const cuda = `kwargs: { generate_device: "cuda", prefill_device: "cuda" }`
+    const modeling = "ktransformers.models.modeling"
+    const ops = "ktransformers.operators"
+    const experts = `{ prefill_device: "cuda", prefill_op: "KExpertsTorch", generate_op: "KExpertsCPU", out_device: "cuda" }`
+    const expected = async (
+      model: string,
+      text: string,
+      places: Readonly<Record<string, string | undefined>>,
+    ): Promise<void> => {
+      const result = await plan(text, model)
+      for (const [path, operator] of Object.entries(places))
+        expect(operatorAt(result, path), path).toBe(operator as string)
+      expect(result.warnings.filter((line) => line.includes("matches no module"))).toEqual([])
+    }
+    await expected(
+      "hf/mixtral",
+      `
+- match: { class: ${modeling}_mixtral.MixtralRotaryEmbedding }
+  replace: { class: ${ops}.RoPE.RotaryEmbedding, ${cuda} }
+- match: { name: "^model\\\\.layers\\\\..*$", class: torch.nn.Linear }
+  replace: { class: ${ops}.linear.KTransformersLinear, ${cuda} }
+- match: { name: "block_sparse_moe$", class: ${modeling}_mixtral.MixtralSparseMoeBlock }
+  replace: { class: ${ops}.experts.KMistralSparseMoEBlock }
+- match: { name: "block_sparse_moe\\\\.experts$" }
+  replace: { class: ${ops}.experts.KTransformersExperts, kwargs: ${experts} }
+  recursive: False
+- match: { class: ${modeling}_mixtral.MixtralRMSNorm }
+  replace: { class: default, ${cuda} }
+`,
+      {
+        "model.rotary_emb": "RotaryEmbedding",
+        "model.layers.0.self_attn.q_proj": "KTransformersLinear",
+        "model.layers.1.block_sparse_moe": "KMistralSparseMoEBlock",
+        "model.layers.1.block_sparse_moe.gate": "KTransformersLinear",
+        "model.layers.1.block_sparse_moe.experts": "KTransformersExperts",
+        "model.norm": "default",
+      },
+    )
+    await expected(
+      "hf/qwen2_moe",
+      `
+- match: { name: "^model\\\\.layers\\\\.(?!.*mlp\\\\.shared_expert_gate).*$", class: torch.nn.Linear }
+  replace: { class: ${ops}.linear.KTransformersLinear, ${cuda} }
+- match: { name: "\\\\.mlp$", class: ${modeling}_qwen2_moe.Qwen2MoeSparseMoeBlock }
+  replace: { class: ${ops}.experts.KQwen2MoeSparseMoeBlockV2, ${cuda} }
+- match: { name: "\\\\.mlp\\\\.experts$" }
+  replace: { class: ${ops}.experts.KTransformersExpertsV2, kwargs: ${experts} }
+  recursive: False
+- match: { name: "self_attn$" }
+  replace: { class: ${ops}.balance_serve_attention.KQwen2MoeAttention, ${cuda} }
+- match: { name: "^model$" }
+  replace: { class: ${ops}.models.KQwen2MoeModel, kwargs: { per_layer_prefill_intput_threshold: 0 } }
+- match: { class: ${modeling}_qwen2_moe.Qwen2MoeRMSNorm }
+  replace: { class: ${ops}.layernorm.KQwen2MoeRMSNorm, ${cuda} }
+- match: { class: ${modeling}_qwen2_moe.Qwen2MoeMLP }
+  replace: { class: ${ops}.mlp.KQwen2MoeMLP, ${cuda} }
+`,
+      {
+        model: "KQwen2MoeModel",
+        "model.layers.0.mlp": "KQwen2MoeSparseMoeBlockV2",
+        "model.layers.0.mlp.shared_expert": "KQwen2MoeMLP",
+        "model.layers.0.mlp.shared_expert.up_proj": "KTransformersLinear",
+        "model.layers.0.mlp.shared_expert_gate": undefined,
+        "model.layers.0.mlp.experts": "KTransformersExperts",
+        "model.layers.1.mlp": "KQwen2MoeMLP",
+        "model.layers.1.self_attn": "KQwen2MoeAttention",
+        "model.norm": "KQwen2MoeRMSNorm",
+      },
+    )
+    await expected(
+      "hf/glm4_moe",
+      `
+- match: { class: ${modeling}_glm4_moe.Glm4MoeRotaryEmbedding }
+  replace: { class: ${ops}.RoPE.KGlm4MoeRotaryEmbedding, ${cuda} }
+- match: { name: "\\\\.mlp$", class: ${modeling}_glm4_moe.Glm4MoeMoE }
+  replace: { class: ${ops}.experts.KGlm4MoeMoE, ${cuda} }
+- match: { class: ${modeling}_glm4_moe.Glm4MoeTopkRouter }
+  replace: { class: ${ops}.gate.KMoEGate, ${cuda} }
+- match: { name: "\\\\.mlp\\\\.experts$" }
+  replace: { class: ${ops}.experts.KGlm4Experts, kwargs: { prefill_op: None, generate_op: "KExpertsCPU" } }
+  recursive: False
+- match: { name: "self_attn$" }
+  replace: { class: ${ops}.balance_serve_attention.KGlm4MoeAttention, ${cuda} }
+- match: { class: ${modeling}_glm4_moe.Glm4MoeRMSNorm }
+  replace: { class: ${ops}.layernorm.KGlm4MoeRMSNorm, ${cuda} }
+- match: { class: ${modeling}_glm4_moe.Glm4MoeMLP }
+  replace: { class: ${ops}.mlp.KGlm4MoeMLP, ${cuda} }
+`,
+      {
+        "model.rotary_emb": "KGlm4MoeRotaryEmbedding",
+        "model.layers.0.mlp": "KGlm4MoeMLP",
+        "model.layers.1.mlp": "KGlm4MoeMoE",
+        "model.layers.1.mlp.gate": "KMoEGate",
+        "model.layers.1.mlp.experts": "KTransformersExperts",
+        "model.layers.1.mlp.shared_experts": "KGlm4MoeMLP",
+        "model.layers.0.self_attn": "KGlm4MoeAttention",
+        "model.layers.0.self_attn.q_norm": "KGlm4MoeRMSNorm",
+      },
+    )
+  })
+
   test("explain lists every module with what becomes of it", async () => {
     const model = await modelOf(LLAMA)
     const result = planInjection(model, parseRules(README_RULE, "test.yaml"), operators)
