@@ -111,7 +111,28 @@ pub const Cores = struct {
     logical: u32,
 };
 
-/// Cores available to this process: its affinity mask, physical cores told from hyper-threads by sysfs, both cut to the
+pub const Affinity = if (builtin.os.tag == .linux) std.os.linux.cpu_set_t else [1]usize;
+
+pub fn threadAffinity() ?Affinity {
+    if (builtin.os.tag != .linux) return null;
+    return std.posix.sched_getaffinity(0) catch null;
+}
+
+/// A forbidden mask costs speed only.
+pub fn setThreadAffinity(mask: Affinity) void {
+    if (builtin.os.tag != .linux) return;
+    std.os.linux.sched_setaffinity(0, &mask) catch {};
+}
+
+var process_affinity: Affinity = undefined;
+var affinity_once = std.once(readProcessAffinity);
+
+/// The main thread's mask, not the caller's: a pinned caller would find its own core only.
+fn readProcessAffinity() void {
+    process_affinity = std.posix.sched_getaffinity(std.os.linux.getpid()) catch std.mem.zeroes(Affinity);
+}
+
+/// Cores available to this process: its affinity mask as it was before any thread was pinned, physical cores told from hyper-threads by sysfs, both cut to the
 /// cgroup's CPU quota. The caller frees `order`.
 pub fn cores(gpa: std.mem.Allocator) !Cores {
     if (builtin.os.tag != .linux) {
@@ -120,7 +141,9 @@ pub fn cores(gpa: std.mem.Allocator) !Cores {
         for (order, 0..) |*cpu, i| cpu.* = @intCast(i);
         return .{ .order = order, .physical = count, .logical = count };
     }
-    const affinity = try std.posix.sched_getaffinity(0);
+    affinity_once.call();
+    const affinity = process_affinity;
+    if (std.mem.allEqual(usize, &affinity, 0)) return error.NoAffinity;
     var first: std.ArrayList(u32) = .empty;
     defer first.deinit(gpa);
     var second: std.ArrayList(u32) = .empty;

@@ -6,6 +6,7 @@
 //! speed, never a whole time slice a region.
 const std = @import("std");
 const builtin = @import("builtin");
+const cpuid = @import("cpuid.zig");
 
 /// Phases of one region: each has a claim counter and a count of finished chunks.
 pub const max_phases = 16;
@@ -105,6 +106,8 @@ pub const Pool = struct {
     counters: [max_phases]Counter,
     done: [max_phases]Counter,
     stopping: bool,
+    /// Cores of the creating thread before it was pinned.
+    before_pin: ?cpuid.Affinity = null,
 
     pub fn create(gpa: std.mem.Allocator, num_threads: u32, spin_us: u32, pin: ?[]const u32) !*Pool {
         std.debug.assert(num_threads >= 1);
@@ -127,7 +130,10 @@ pub const Pool = struct {
             .stopping = false,
         };
         errdefer gpa.free(self.threads);
-        if (pin) |order| pinSelf(order[0]);
+        if (pin) |order| {
+            self.before_pin = cpuid.threadAffinity();
+            pinSelf(order[0]);
+        }
         for (self.threads, 1..) |*thread, index| {
             const cpu: ?u32 = if (pin) |order| order[index % order.len] else null;
             thread.* = std.Thread.spawn(.{ .stack_size = 1 << 20 }, worker, .{ self, @as(u32, @intCast(index)), cpu }) catch |err| {
@@ -138,8 +144,10 @@ pub const Pool = struct {
         return self;
     }
 
+    /// Called by the thread that created the pool, which gets back the cores it had.
     pub fn destroy(self: *Pool, gpa: std.mem.Allocator) void {
         self.stop(self.threads.len);
+        if (self.before_pin) |mask| cpuid.setThreadAffinity(mask);
         gpa.free(self.threads);
         gpa.destroy(self);
     }
@@ -252,10 +260,10 @@ pub const Pool = struct {
 
 fn pinSelf(cpu: u32) void {
     if (builtin.os.tag != .linux) return;
-    var set = std.mem.zeroes(std.os.linux.cpu_set_t);
+    var set = std.mem.zeroes(cpuid.Affinity);
     const word = @bitSizeOf(usize);
     set[cpu / word] |= @as(usize, 1) << @intCast(cpu % word);
-    std.os.linux.sched_setaffinity(0, &set) catch {}; // a forbidden pin costs speed only
+    cpuid.setThreadAffinity(set);
 }
 
 const Sum = struct {
@@ -299,4 +307,18 @@ test "every chunk is claimed once, barriers hold, over many regions and parked w
             }
         }
     }
+}
+
+test "a pinned pool gives its creator the cores back, and hides none from the next" {
+    if (builtin.os.tag != .linux) return error.SkipZigTest;
+    const gpa = std.testing.allocator;
+    const found = try cpuid.cores(gpa);
+    defer gpa.free(found.order);
+    const before = cpuid.threadAffinity().?;
+    const pool = try Pool.create(gpa, 1, 100, found.order);
+    const pinned = try cpuid.cores(gpa);
+    defer gpa.free(pinned.order);
+    try std.testing.expectEqualSlices(u32, found.order, pinned.order);
+    pool.destroy(gpa);
+    try std.testing.expectEqual(before, cpuid.threadAffinity().?);
 }

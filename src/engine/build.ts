@@ -1,9 +1,7 @@
 import { dirname } from "node:path"
 
-import defaultRules from "../../rules/default-cpu.yaml" with { type: "text" }
 import type { EngineConfig } from "../config.ts"
 import { applyInjection, type InjectionPlan, planInjection } from "../inject/inject.ts"
-import { parseRules, readRules } from "../inject/rules.ts"
 import { configFromGguf, withGgufLayout } from "../models/config-gguf.ts"
 import { configFromFolder } from "../models/config-hf.ts"
 import { type ModelConfig, withExpertsPerToken } from "../models/config.ts"
@@ -13,6 +11,7 @@ import { loadUserOperators } from "../operators/user.ts"
 import type { GgufFile } from "../weights/gguf.ts"
 import { openWeights } from "../weights/open.ts"
 import type { SafetensorsFile } from "../weights/safetensors.ts"
+import { loadRules } from "./rule-files.ts"
 
 /** A model tree after injection, and the checkpoint that holds its weights; nothing is loaded yet. */
 export interface BuiltModel {
@@ -22,20 +21,20 @@ export interface BuiltModel {
   readonly plan: InjectionPlan
 }
 
-/** Opens the checkpoint, builds the model's modules and replaces what the rules say. Close `weights` after use. */
-export async function buildModel(options: EngineConfig): Promise<BuiltModel> {
+/**
+ * Opens the checkpoint, builds the model's modules and replaces what the rules say. Close `weights` after use.
+ *
+ * @param given The model's configuration where the caller has read it, with a Hugging Face layout or the file's own
+ */
+export async function buildModel(options: EngineConfig, given?: ModelConfig): Promise<BuiltModel> {
   await loadUserOperators(options.operators)
   const weights = openWeights(options.model)
   try {
     const { expertsPerToken } = options
-    const own = modelConfig(options, weights)
+    const own = modelConfig(options, weights, given)
     const config = expertsPerToken > 0 ? withExpertsPerToken(own, expertsPerToken) : own
     const model = await createModel(config)
-    const rules =
-      options.rules === undefined
-        ? parseRules(defaultRules, "rules/default-cpu.yaml")
-        : readRules(options.rules)
-    const plan = planInjection(model, rules, operators, { fuse: options.fuse })
+    const plan = planInjection(model, loadRules(options.rules), operators, { fuse: options.fuse })
     applyInjection(model, plan, (original, entry) =>
       operators.create(entry.operator, original, entry.kwargs, { path: entry.path, root: model }),
     )
@@ -47,8 +46,14 @@ export async function buildModel(options: EngineConfig): Promise<BuiltModel> {
 }
 
 /** From the folder that was named, else from the checkpoint itself. */
-function modelConfig(options: EngineConfig, weights: GgufFile | SafetensorsFile): ModelConfig {
+function modelConfig(
+  options: EngineConfig,
+  weights: GgufFile | SafetensorsFile,
+  given: ModelConfig | undefined,
+): ModelConfig {
   const { modelPath } = options
+  // rows of q and k, norms and tied heads are as the GGUF has them, not as the folder says
+  if (given !== undefined) return weights.kind === "gguf" ? withGgufLayout(given, weights) : given
   if (weights.kind === "gguf") {
     return modelPath === undefined
       ? configFromGguf(weights)

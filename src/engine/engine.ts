@@ -4,6 +4,7 @@ import { kvBytesPerPage, KVPool } from "../kvcache/pool.ts"
 import { stateBytesPerSlot, StatePool } from "../kvcache/state-pool.ts"
 import { StateSlots } from "../kvcache/state-slots.ts"
 import { maxContextLength, type ModelConfig } from "../models/config.ts"
+import type { CausalLM } from "../models/registry.ts"
 import { Backend, queryCpu } from "../native/backend.ts"
 import { packWeight } from "../ops/index.ts"
 import { type DTypeInfo, F16, F32 } from "../tensor/dtype.ts"
@@ -27,11 +28,19 @@ export interface EngineHooks {
 /** A loaded model that serves sequences of token ids, step by step, on the calling thread. */
 export class Engine implements Disposable {
   readonly info: EngineInfo
+  /** The module tree with its operators. */
+  readonly model: CausalLM
   readonly #core: EngineCore
   readonly #resources: DisposableStack
 
-  private constructor(info: EngineInfo, core: EngineCore, resources: DisposableStack) {
+  private constructor(
+    info: EngineInfo,
+    model: CausalLM,
+    core: EngineCore,
+    resources: DisposableStack,
+  ) {
     this.info = info
+    this.model = model
     this.#core = core
     this.#resources = resources
   }
@@ -39,13 +48,18 @@ export class Engine implements Disposable {
   /**
    * Build, inject, plan memory, load, warm up.
    *
+   * @param given As for `buildModel`
    * @throws ConfigError, FormatError or MemoryError, before weights are loaded wherever that can be told
    */
-  static async create(config: EngineConfig, hooks: EngineHooks = {}): Promise<Engine> {
+  static async create(
+    config: EngineConfig,
+    hooks: EngineHooks = {},
+    given?: ModelConfig,
+  ): Promise<Engine> {
     const start = performance.now()
     using resources = new DisposableStack()
     hooks.onProgress?.("model", 0, 1)
-    const built = await buildModel(config)
+    const built = await buildModel(config, given)
     resources.defer(() => built.weights.close())
     for (const warning of built.plan.warnings) hooks.onLog?.("warning", warning)
     const dtype = kvType(config)
@@ -90,7 +104,7 @@ export class Engine implements Disposable {
       ropeKey,
     })
     const info = describe(config, built, memory, backend, performance.now() - start)
-    return new Engine(info, core, resources.move())
+    return new Engine(info, built.model, core, resources.move())
   }
 
   get hasWork(): boolean {

@@ -1,5 +1,5 @@
 import type { ModelConfig } from "../models/config.ts"
-import type { RopeConfig } from "../models/rope-config.ts"
+import type { RopeConfig } from "../nn/rope.ts"
 import type { RopeKey } from "./sequence.ts"
 
 /** The rope choice of a model per length, as part of what makes two KV pages equal; undefined if it makes none. */

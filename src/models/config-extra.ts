@@ -1,9 +1,9 @@
 import { z } from "zod"
 
 import { FormatError } from "../errors.ts"
+import { ROPE_TYPES } from "../nn/rope.ts"
 import type { GgufFile } from "../weights/gguf.ts"
 import { checkedConfig, isMoeLayer, LAYER_TYPES, type ModelConfig } from "./config.ts"
-import { ROPE_TYPES } from "./rope-config.ts"
 
 /** Holds, as JSON, what a model's configuration is beyond the keys that the format has. */
 export const EXTRA_KEY = "kt.config"

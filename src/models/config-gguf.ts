@@ -1,4 +1,5 @@
 import { FormatError } from "../errors.ts"
+import { ROPE_TYPES, type RopeConfig, type RopeType } from "../nn/rope.ts"
 import { F32 } from "../tensor/dtype.ts"
 import type { GgufFile } from "../weights/gguf.ts"
 import { withExtraConfig } from "./config-extra.ts"
@@ -14,7 +15,7 @@ import {
   patternLayerTypes,
 } from "./config.ts"
 import { latentScale } from "./latent-scale.ts"
-import { ROPE_TYPES, type RopeConfig, ropeConfig, type RopeType } from "./rope-config.ts"
+import { ropeConfig } from "./rope-config.ts"
 
 /** What an architecture is beyond its keys. */
 interface Traits {

@@ -4,6 +4,7 @@ import { join } from "node:path"
 import { z } from "zod"
 
 import { FormatError } from "../errors.ts"
+import { ROPE_TYPES, type RopeConfig, type RopeType } from "../nn/rope.ts"
 import {
   type Activation,
   ACTIVATIONS,
@@ -20,7 +21,7 @@ import {
   TOPK_METHODS,
 } from "./config.ts"
 import { latentScale } from "./latent-scale.ts"
-import { ROPE_TYPES, type RopeConfig, ropeConfig, type RopeType } from "./rope-config.ts"
+import { ropeConfig } from "./rope-config.ts"
 
 /**
  * A config.json is some kilobytes; longrope factors and label maps make the largest reach a few

@@ -1,7 +1,7 @@
 import { FormatError } from "../errors.ts"
+import type { RopeConfig } from "../nn/rope.ts"
 import type { GgufField } from "../weights/gguf-writer.ts"
 import { isMoeLayer, type ModelConfig } from "./config.ts"
-import type { RopeConfig } from "./rope-config.ts"
 
 type Fields = Map<string, GgufField>
 

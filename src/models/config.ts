@@ -1,5 +1,5 @@
 import { ConfigError, FormatError } from "../errors.ts"
-import type { RopeConfig } from "./rope-config.ts"
+import type { RopeConfig } from "../nn/rope.ts"
 
 /** Model types that have a model file. */
 export const MODEL_TYPES = [

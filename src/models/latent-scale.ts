@@ -1,5 +1,6 @@
+import type { RopeConfig } from "../nn/rope.ts"
 import type { MlaConfig } from "./config.ts"
-import { type RopeConfig, yarnMscale } from "./rope-config.ts"
+import { yarnMscale } from "./rope-config.ts"
 
 /**
  * What multiplies q · k of latent attention: 1 / sqrt(head dimension), and the square of YaRN's magnitude at

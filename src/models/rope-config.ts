@@ -1,49 +1,5 @@
 import { FormatError } from "../errors.ts"
-
-export const ROPE_TYPES = ["default", "linear", "dynamic", "yarn", "llama3", "longrope"] as const
-export type RopeType = (typeof ROPE_TYPES)[number]
-
-/** Everything that rotary position embedding needs, defaults filled in. */
-export interface RopeConfig {
-  readonly type: RopeType
-  /** Base of the frequencies: theta^(-2i / rotary_dim). */
-  readonly theta: number
-  /** Leading dimensions of each head that rotate; even. */
-  readonly rotary_dim: number
-  /**
-   * true: pairs (2i, 2i + 1); false: halves (i, i + rotary_dim / 2). A matter of how the checkpoint
-   * orders the rows of q and k: GGUF's architecture llama has them permuted for pairs.
-   */
-  readonly interleaved: boolean
-  /** Scale of the context; 1 = none. */
-  readonly factor: number
-  /**
-   * Context before scaling: bounds of yarn and llama3, switch of longrope, start of dynamic NTK's
-   * growth.
-   */
-  readonly original_max_position_embeddings: number
-  /** Multiplies cos and sin. */
-  readonly attention_factor: number
-  /**
-   * yarn: rotations over the original context above which a dimension is left alone, below which
-   * interpolated.
-   */
-  readonly beta_fast: number
-  readonly beta_slow: number
-  /** yarn: whether the bounds are rounded to whole dimensions. */
-  readonly truncate: boolean
-  /** llama3: wavelengths above original / low are scaled, below original / high left alone. */
-  readonly low_freq_factor: number
-  readonly high_freq_factor: number
-  /**
-   * longrope: divisors of the frequencies up to and beyond the original context; rotary_dim / 2
-   * each.
-   */
-  readonly short_factor: readonly number[] | undefined
-  readonly long_factor: readonly number[] | undefined
-  /** Divisors of the frequencies that a GGUF brings along (`rope_freqs.weight`); rotary_dim / 2. */
-  readonly freq_factors: readonly number[] | undefined
-}
+import type { RopeConfig, RopeType } from "../nn/rope.ts"
 
 /** What files say about the rope, in one shape; undefined = not said. */
 export interface RopeSpec {

@@ -4,22 +4,48 @@ import { Tensor } from "../tensor/tensor.ts"
 import type { ForwardBatch } from "./forward-batch.ts"
 import { Module, registerModules } from "./module.ts"
 
-/** Parameters of one rotary embedding; models/rope-config.ts reads them from a model's files and describes each. */
-export interface RotaryOptions {
-  readonly type: "default" | "linear" | "dynamic" | "yarn" | "llama3" | "longrope"
+export const ROPE_TYPES = ["default", "linear", "dynamic", "yarn", "llama3", "longrope"] as const
+export type RopeType = (typeof ROPE_TYPES)[number]
+
+/** Everything that rotary position embedding needs, defaults filled in. */
+export interface RopeConfig {
+  readonly type: RopeType
+  /** Base of the frequencies: theta^(-2i / rotary_dim). */
   readonly theta: number
+  /** Leading dimensions of each head that rotate; even. */
   readonly rotary_dim: number
+  /**
+   * true: pairs (2i, 2i + 1); false: halves (i, i + rotary_dim / 2). A matter of how the checkpoint
+   * orders the rows of q and k: GGUF's architecture llama has them permuted for pairs.
+   */
   readonly interleaved: boolean
+  /** Scale of the context; 1 = none. */
   readonly factor: number
+  /**
+   * Context before scaling: bounds of yarn and llama3, switch of longrope, start of dynamic NTK's
+   * growth.
+   */
   readonly original_max_position_embeddings: number
+  /** Multiplies cos and sin. */
   readonly attention_factor: number
+  /**
+   * yarn: rotations over the original context above which a dimension is left alone, below which
+   * interpolated.
+   */
   readonly beta_fast: number
   readonly beta_slow: number
+  /** yarn: whether the bounds are rounded to whole dimensions. */
   readonly truncate: boolean
+  /** llama3: wavelengths above original / low are scaled, below original / high left alone. */
   readonly low_freq_factor: number
   readonly high_freq_factor: number
+  /**
+   * longrope: divisors of the frequencies up to and beyond the original context; rotary_dim / 2
+   * each.
+   */
   readonly short_factor: readonly number[] | undefined
   readonly long_factor: readonly number[] | undefined
+  /** Divisors of the frequencies that a GGUF brings along (`rope_freqs.weight`); rotary_dim / 2. */
   readonly freq_factors: readonly number[] | undefined
 }
 
@@ -33,12 +59,12 @@ export interface PositionEmbeddings {
 
 /** Angles of rotary position embedding, with the scalings of the context that Transformers knows. */
 export class RotaryEmbedding extends Module {
-  readonly options: RotaryOptions
+  readonly options: RopeConfig
   /** [1, n] F32, where the frequencies do not depend on the length */
   #frequencies: Tensor | undefined
   readonly #byLength = new Map<number, Float32Array>()
 
-  constructor(options: RotaryOptions) {
+  constructor(options: RopeConfig) {
     super()
     this.options = options
   }
@@ -83,19 +109,19 @@ export class RotaryEmbedding extends Module {
 const MAX_LENGTHS = 256
 
 /** Whether the frequencies follow the length of the sequence. */
-export function isLengthDependent(options: RotaryOptions): boolean {
+export function isLengthDependent(options: RopeConfig): boolean {
   return options.type === "dynamic" || options.type === "longrope"
 }
 
 /** Lengths with the same frequencies have the same class. */
-function lengthClass(options: RotaryOptions, length: number): number {
+function lengthClass(options: RopeConfig, length: number): number {
   const original = options.original_max_position_embeddings
   if (options.type === "dynamic") return Math.max(length, original)
   return length > original ? original + 1 : original
 }
 
 /** Radians per position of each rotating pair, for a sequence of `length` tokens; computed in float64. */
-export function inverseFrequencies(options: RotaryOptions, length: number): Float32Array {
+export function inverseFrequencies(options: RopeConfig, length: number): Float32Array {
   const { rotary_dim: dim, theta, factor, freq_factors: divisors } = options
   const plain = (base: number): number[] =>
     Array.from({ length: dim / 2 }, (_, i) => base ** ((-2 * i) / dim))
@@ -122,14 +148,14 @@ export function inverseFrequencies(options: RotaryOptions, length: number): Floa
 }
 
 /** NTK-aware scaling whose base grows with the length (Transformers' `_compute_dynamic_ntk_parameters`). */
-function dynamicBase(options: RotaryOptions, length: number): number {
+function dynamicBase(options: RopeConfig, length: number): number {
   const { rotary_dim: dim, theta, factor, original_max_position_embeddings: original } = options
   const stretched = (factor * Math.max(length, original)) / original - (factor - 1)
   return theta * stretched ** (dim / (dim - 2))
 }
 
 /** NTK by parts (YaRN, arXiv 2309.00071, section 3.2): fast dimensions stay, slow ones are interpolated. */
-function yarnFrequencies(options: RotaryOptions, plain: readonly number[]): number[] {
+function yarnFrequencies(options: RopeConfig, plain: readonly number[]): number[] {
   const { rotary_dim: dim, theta, factor, original_max_position_embeddings: original } = options
   const dimension = (rotations: number): number =>
     (dim * Math.log(original / (rotations * 2 * Math.PI))) / (2 * Math.log(theta))
@@ -149,7 +175,7 @@ function yarnFrequencies(options: RotaryOptions, plain: readonly number[]): numb
 }
 
 /** Llama 3.1: long wavelengths are divided, short ones kept, a smooth band between. */
-function llama3Frequency(options: RotaryOptions, f: number): number {
+function llama3Frequency(options: RopeConfig, f: number): number {
   const { factor, low_freq_factor: low, high_freq_factor: high } = options
   const { original_max_position_embeddings: original } = options
   const wavelength = (2 * Math.PI) / f

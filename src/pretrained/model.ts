@@ -1,19 +1,10 @@
-import defaultRules from "../../rules/default-cpu.yaml" with { type: "text" }
 import { type EngineConfig, engineConfig } from "../config.ts"
+import { Engine } from "../engine/engine.ts"
 import { ConfigError, KtError } from "../errors.ts"
-import { applyInjection, planInjection } from "../inject/inject.ts"
-import { parseRules, readRules } from "../inject/rules.ts"
-import { withGgufLayout } from "../models/config-gguf.ts"
 import type { ModelConfig } from "../models/config.ts"
 import { type CausalLM, createModel } from "../models/registry.ts"
-import { Backend } from "../native/backend.ts"
-import { operators } from "../operators/builtin.ts"
-import { packWeight } from "../ops/index.ts"
 import type { Tokenizer } from "../tokenizer/tokenizer.ts"
-import { loadWeights } from "../weights/load.ts"
-import { openWeights } from "../weights/open.ts"
 import type { GenerateParams } from "../worker/protocol.ts"
-import { Session } from "./session.ts"
 
 /** Options of `generate`, in Transformers' terms. */
 export interface GenerateOptions {
@@ -51,8 +42,7 @@ export class PretrainedModel implements Disposable {
   root: CausalLM
   /** What planning and loading had to say. */
   warnings: readonly string[] = []
-  #session: Session | undefined
-  #resources: DisposableStack | undefined
+  #engine: Engine | undefined
   #nextId = 0
   #turn: Promise<unknown> = Promise.resolve()
 
@@ -72,31 +62,29 @@ export class PretrainedModel implements Disposable {
     config: ModelConfig,
     options: LoadOptions = {},
   ): Promise<void> {
-    if (this.#session !== undefined) throw new KtError("the model is loaded already")
+    if (this.#engine !== undefined) throw new KtError("the model is loaded already")
     const { onProgress, ...values } = options
-    const { threads, precision, fuse, repack, ...limits } = engineConfig({ ...values, model: path })
-    const set =
-      rules === undefined ? parseRules(defaultRules, "rules/default-cpu.yaml") : readRules(rules)
-    using resources = new DisposableStack()
-    const weights = resources.adopt(openWeights(path), (open) => open.close())
-    // rows of q and k, norms and tied heads are as the GGUF has them, not as the folder says
-    const root = await createModel(
-      weights.kind === "gguf" ? withGgufLayout(config, weights) : config,
+    const settings = engineConfig({
+      ...values,
+      ...(rules === undefined ? {} : { rules }),
+      model: path,
+      // one sequence at a time, so nothing is shared
+      maxBatchSize: 1,
+      prefixCache: false,
+    })
+    const warnings: string[] = []
+    this.#engine = await Engine.create(
+      settings,
+      {
+        onProgress: (stage, done, total) => {
+          if (stage === "weights") onProgress?.(done, total)
+        },
+        onLog: (_, message) => void warnings.push(message),
+      },
+      config,
     )
-    const plan = planInjection(root, set, operators, { fuse })
-    applyInjection(root, plan, (original, entry) =>
-      operators.create(entry.operator, original, entry.kwargs, { path: entry.path, root }),
-    )
-    const backend = resources.use(new Backend({ threads, precision }))
-    const pack = repack && precision === "fast" ? { pack: packWeight } : {}
-    const progress = onProgress === undefined ? {} : { onProgress }
-    const notes: string[] = []
-    const onNote = (note: string): void => void notes.push(note)
-    resources.use(loadWeights(root, weights, { backend, ...pack, ...progress, onNote }))
-    this.#session = resources.use(new Session(root, backend, limits))
-    this.#resources = resources.move()
-    this.root = root
-    this.warnings = [...plan.warnings, ...notes]
+    this.root = this.#engine.model
+    this.warnings = warnings
   }
 
   /** Ids of a prompt followed by those that the model adds, the one that ends the text included. */
@@ -108,17 +96,17 @@ export class PretrainedModel implements Disposable {
   }
 
   async #generate(ids: ArrayLike<number>, options: GenerateOptions): Promise<Int32Array> {
-    const core = this.#session?.core
-    if (core === undefined) {
+    const engine = this.#engine
+    if (engine === undefined) {
       throw new KtError("the model has no weights yet", { hint: "call optimizeAndLoadGguf first" })
     }
     const out = Array.from(ids)
     const id = this.#nextId++
-    core.add(id, Int32Array.from(ids), generateParams(this.config, options))
+    engine.add(id, Int32Array.from(ids), generateParams(this.config, options))
     let finished = false
     try {
       while (!finished) {
-        for (const event of core.step()) {
+        for (const event of engine.step()) {
           if (event.id !== id) continue
           if (event.finish === "error") throw new KtError(event.error ?? "the step failed")
           finished ||= event.finish !== undefined
@@ -130,15 +118,14 @@ export class PretrainedModel implements Disposable {
         await new Promise(setImmediate)
       }
     } finally {
-      if (!finished) core.abort(id)
+      if (!finished) engine.abort(id)
     }
     return Int32Array.from(out)
   }
 
   [Symbol.dispose](): void {
-    this.#resources?.dispose()
-    this.#session = undefined
-    this.#resources = undefined
+    this.#engine?.[Symbol.dispose]()
+    this.#engine = undefined
   }
 }
 

@@ -1,7 +1,8 @@
 import { expect, test } from "bun:test"
 
 import { ropeKeyOf } from "../../src/engine/rope-key.ts"
-import { type RopeConfig, ropeConfig, type RopeType } from "../../src/models/rope-config.ts"
+import { ropeConfig } from "../../src/models/rope-config.ts"
+import type { RopeConfig, RopeType } from "../../src/nn/rope.ts"
 
 const rope = (type: RopeType): RopeConfig =>
   ropeConfig("config.json", "rope", {

@@ -1,8 +1,8 @@
 import { describe, expect, test } from "bun:test"
 
-import { inverseFrequencies, type RotaryOptions } from "../../src/nn/rope.ts"
+import { inverseFrequencies, type RopeConfig } from "../../src/nn/rope.ts"
 
-const BASE: RotaryOptions = {
+const BASE: RopeConfig = {
   type: "default",
   theta: 10_000,
   rotary_dim: 64,
@@ -20,11 +20,11 @@ const BASE: RotaryOptions = {
   freq_factors: undefined,
 }
 
-function frequencies(options: Partial<RotaryOptions>, length = 0): number[] {
+function frequencies(options: Partial<RopeConfig>, length = 0): number[] {
   return [...inverseFrequencies({ ...BASE, ...options }, length)]
 }
 
-function ratios(options: Partial<RotaryOptions>, length = 0): number[] {
+function ratios(options: Partial<RopeConfig>, length = 0): number[] {
   const plain = frequencies({})
   return frequencies(options, length).map((f, i) => f / (plain[i] as number))
 }
