@@ -10,22 +10,9 @@ const invalid = c.KT_ERR_INVALID_ARG;
 /// Values of one claimed piece: searches cost microseconds a block, so that small pieces balance the threads.
 const piece_values = 16384;
 
-/// Block of a type that rows can be written in: also of types that no other kernel reads.
+/// Block of a type that rows can be written in; Q8_K is for activations only.
 fn outBlock(dtype: u32) ?check.Block {
-    return switch (dtype) {
-        c.KT_F32, c.KT_F16, c.KT_BF16 => check.blockOf(dtype),
-        c.KT_Q4_0, c.KT_Q4_1, c.KT_Q5_0, c.KT_Q5_1, c.KT_Q8_0 => check.blockOf(dtype),
-        c.KT_Q2_K, c.KT_Q3_K, c.KT_Q4_K, c.KT_Q5_K, c.KT_Q6_K => check.blockOf(dtype),
-        20 => .{ .values = 32, .bytes = 18 }, // IQ4_NL
-        23 => .{ .values = 256, .bytes = 136 }, // IQ4_XS
-        34 => .{ .values = 256, .bytes = 54 }, // TQ1_0
-        35 => .{ .values = 256, .bytes = 66 }, // TQ2_0
-        39 => .{ .values = 32, .bytes = 17 }, // MXFP4
-        40 => .{ .values = 64, .bytes = 36 }, // NVFP4
-        41 => .{ .values = 128, .bytes = 18 }, // Q1_0
-        42 => .{ .values = 64, .bytes = 18 }, // Q2_0
-        else => null,
-    };
+    return if (check.isWeightType(dtype) and dtype != c.KT_Q8_K) check.blockOf(dtype) else null;
 }
 
 const no_row = std.math.maxInt(usize);

@@ -162,8 +162,7 @@ KT_API kt_status_t kt_packed_bytes(kt_ctx_t *ctx, const kt_tensor_t *w, int64_t 
 KT_API kt_status_t kt_pack_weight(kt_ctx_t *ctx, const kt_tensor_t *w, const kt_tensor_t *out);
 
 /* out = src in out's type, with little squared error, each column's weighed by importance [n] f32 >= 0 or all alike (NULL).
- * src, out [rows, n]. out: any weight type of kt.h, and by GGML's numbers IQ4_NL 20, IQ4_XS 23, TQ1_0 34, TQ2_0 35, MXFP4 39,
- * NVFP4 40, Q1_0 41, Q2_0 42. KT_ERR_INVALID_ARG where a value of src is not finite. */
+ * src, out [rows, n]; out: any weight type but Q8_K. KT_ERR_INVALID_ARG where a value of src is not finite. */
 KT_API kt_status_t kt_quantize(kt_ctx_t *ctx, const kt_tensor_t *src, const kt_tensor_t *importance, const kt_tensor_t *out);
 
 /* ---- elementwise ---- */

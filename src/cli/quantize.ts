@@ -69,6 +69,10 @@ llama-imatrix's files, GGUF or .dat. The output appears under its name when it i
         ...optional("embeddingType", flags["embedding-type"]),
         ...(split === undefined ? {} : { splitMaxBytes: parseSize("--split-max-size", split) }),
       }
+      if (options.fileType.low === true && imatrix === undefined)
+        logger("quantize").warn(
+          `${options.fileType.name} without --imatrix loses much of the model`,
+        )
       if (flags["dry-run"]) return await showPlan(checkedPlan(gguf, options), flags.json)
       using backend = new Backend({ threads: flags.threads })
       using bar = progressBar("quantising", formatBytes)

@@ -37,7 +37,7 @@ export interface FileType {
   readonly id: number
   readonly base: string
   readonly kinds?: Readonly<Partial<Record<Kind, Choice>>>
-  /** Below three bits: every part of attention counts, and an importance matrix is needed. */
+  /** Below three bits: every part of attention counts, and so does an importance matrix. */
   readonly low?: true
 }
 

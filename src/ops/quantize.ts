@@ -7,7 +7,7 @@ import { backendOf, descOf, expectShape } from "./dispatch.ts"
  *
  * @param src [rows, n] F32
  * @param importance [n] F32 of at least 0, or null: all columns count alike
- * @param out [rows, n] of a weight type, or of IQ4_NL, IQ4_XS, TQ1_0, TQ2_0, MXFP4, NVFP4, Q1_0, Q2_0
+ * @param out [rows, n] of any weight type but Q8_K
  * @throws NativeError where n is no multiple of the block, or a value is not finite
  */
 export function quantize(src: Tensor, importance: Tensor | null, out: Tensor): Tensor {

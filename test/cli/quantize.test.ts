@@ -146,6 +146,19 @@ describe("kt quantize", () => {
     for (let e = 0; e < EXPERTS; e++) expect(expert(modern, e)).not.toEqual(expert(plain, e))
   })
 
+  test("below three bits, with a warning unless there is an importance matrix", async () => {
+    const args = ["quantize", at("in.gguf"), at("low.gguf"), "IQ2_XXS"]
+    const plain = await kt(args)
+    expect(plain.status).toBe(0)
+    expect(plain.err).toContain("IQ2_XXS without --imatrix")
+    const types = [...openGguf(at("low.gguf"), readWhole).names()].map(
+      (name) => openGguf(at("low.gguf"), readWhole).get(name)?.dtype.name,
+    )
+    expect(types).toEqual(["Q5_K", "F32", "IQ2_XXS", "IQ2_XXS"])
+    legacyImatrix(at("i.dat"))
+    expect((await kt([...args, "--imatrix", at("i.dat")])).err).toBe("")
+  })
+
   test("a split, and what would be done", async () => {
     const args = ["quantize", at("in.gguf"), at("parts.gguf"), "F16"]
     const { out, status } = await kt([...args, "--split-max-size", "10K", "--json"])

@@ -13,6 +13,7 @@ import { describeBackends, randomArray } from "./harness.ts"
 const IDS: Readonly<Record<string, number>> = {
   ...{ f16: 1, bf16: 30, q4_0: 2, q4_1: 3, q5_0: 6, q5_1: 7, q8_0: 8 },
   ...{ q2_k: 10, q3_k: 11, q4_k: 12, q5_k: 13, q6_k: 14, iq4_nl: 20, iq4_xs: 23 },
+  ...{ iq2_xxs: 16, iq2_xs: 17, iq3_xxs: 18, iq1_s: 19, iq3_s: 21, iq2_s: 22, iq1_m: 29 },
   ...{ tq1_0: 34, tq2_0: 35, mxfp4: 39, nvfp4: 40, q1_0: 41, q2_0: 42 },
 }
 /** Formats whose reference searches nothing: the bytes are the same wherever no rounding is a tie. */
@@ -24,6 +25,8 @@ interface Vectors {
   readonly src: Float32Array
   readonly quant: Uint8Array
   readonly dequant: Float32Array
+  /** Column weights that the reference was given. */
+  readonly imatrix: Float32Array | undefined
 }
 
 const VECTORS: readonly Vectors[] = Object.entries(IDS).map(([name, id]) => {
@@ -34,6 +37,7 @@ const VECTORS: readonly Vectors[] = Object.entries(IDS).map(([name, id]) => {
     src: file.get("src")!.f32(),
     quant: file.get("quant")!.bytes,
     dequant: file.get("dequant")!.f32(),
+    imatrix: file.get("imatrix")?.f32(),
   }
 })
 
@@ -77,14 +81,16 @@ test("the decoders of this test read the reference's bytes", () => {
 })
 
 describeBackends("quantize", (backend) => {
-  for (const { name, dtype, src, quant, dequant } of VECTORS) {
+  for (const { name, dtype, src, quant, dequant, imatrix } of VECTORS) {
     test(`${name}: each row's error is at most 1.02 times the reference's`, () => {
-      const { bytes, values } = roundTrip(backend, dtype, src, 512)
+      const { bytes, values } = roundTrip(backend, dtype, src, 512, imatrix)
       for (let row = 0; row < 6; row++) {
         const slice = <T extends Float32Array>(a: T): Float32Array =>
           a.subarray(row * 512, (row + 1) * 512)
-        const ours = squaredError(slice(src), slice(Float32Array.from(values as number[])))
-        const theirs = squaredError(slice(src), slice(dequant))
+        const weight = (i: number): number => imatrix?.[i] ?? 1
+        const own = slice(Float32Array.from(values as number[]))
+        const ours = squaredError(slice(src), own, weight)
+        const theirs = squaredError(slice(src), slice(dequant), weight)
         // the lone outlier of row 3 hangs on how the scale happens to round to F16
         const rounding = row === 3 ? 3e4 * 2 ** -11 : 0
         expect(Math.sqrt(ours)).toBeLessThanOrEqual(1.02 * Math.sqrt(theirs) + rounding)
