@@ -482,14 +482,16 @@ export function configFromFolder(folder: string): ModelConfig {
  */
 export function configFromJson(file: string, json: unknown, eos?: readonly number[]): ModelConfig {
   const outer = parsed(file, "", json, z.record(z.string(), z.unknown()))
-  const outerType = String(outer["model_type"])
-  const textType = Object.hasOwn(VISION_MODELS, outerType) ? VISION_MODELS[outerType] : undefined
-  const text = textType === undefined ? outer : languageModel(file, outer, textType)
-  const type = text["model_type"]
-  const modelType = MODEL_TYPES.find((known) => known === type)
+  const outerType = knownType(outer["model_type"])
+  const text = outerType === undefined ? (languageModel(file, outer) ?? outer) : outer
+  const modelType = outerType ?? knownType(text["model_type"])
   if (modelType === undefined) {
     const known = MODEL_TYPES.join(", ")
-    throw new FormatError(file, `model_type: ${shown(type)} is unknown; known are ${known}`)
+    const key = text === outer ? "model_type" : "text_config.model_type"
+    throw new FormatError(
+      file,
+      `${key}: ${shown(text["model_type"])} is unknown; known are ${known}`,
+    )
   }
   if (!isReadable(text["quantization_config"], modelType)) {
     throw new FormatError(
@@ -570,23 +572,34 @@ function isReadable(quantization: unknown, modelType: ModelType): boolean {
   return modelType === "gpt_oss" && method.success
 }
 
-/** Model types of checkpoints with a vision part, and of the language model in them. */
-const VISION_MODELS: Readonly<Record<string, ModelType>> = {
+/** Language models whose type a checkpoint with other parts leaves out, or calls by a name of its own. */
+const TEXT_TYPES: Readonly<Record<string, ModelType>> = {
   gemma3: "gemma3_text",
   llama4: "llama4_text",
+  qwen3_vl_text: "qwen3",
 }
 
-/** The text part of a checkpoint with a vision part; ids and tying may stand outside it. */
+function knownType(type: unknown): ModelType | undefined {
+  return MODEL_TYPES.find((known) => known === type)
+}
+
+/** The text part of a checkpoint that also sees or hears, if this is one; ids and tying may stand outside it. */
 function languageModel(
   file: string,
   outer: Readonly<Record<string, unknown>>,
-  textType: ModelType,
-): Record<string, unknown> {
-  const { bos_token_id, eos_token_id, tie_word_embeddings, quantization_config, text_config } =
-    outer
-  const inner = parsed(file, "text_config", text_config, z.record(z.string(), z.unknown()))
+): Record<string, unknown> | undefined {
+  const { bos_token_id, eos_token_id, tie_word_embeddings, quantization_config } = outer
+  const hasText = Object.hasOwn(TEXT_TYPES, String(outer["model_type"]))
+  const key =
+    ["text_config", "llm_config"].find((name) => outer[name] !== undefined) ??
+    (hasText ? "text_config" : undefined)
+  if (key === undefined) return undefined
+  const inner = parsed(file, key, outer[key], z.record(z.string(), z.unknown()))
+  const types = [outer["model_type"], inner["model_type"]].map(String)
+  const alias = types.find((type) => Object.hasOwn(TEXT_TYPES, type))
+  const model_type = alias === undefined ? inner["model_type"] : TEXT_TYPES[alias]
   const shared = { bos_token_id, eos_token_id, tie_word_embeddings, quantization_config }
-  return { ...withoutUndefined(shared), ...withoutUndefined(inner), model_type: textType }
+  return { ...withoutUndefined(shared), ...withoutUndefined(inner), model_type }
 }
 
 /** Keys under the names that this file knows; a key that is an alias of two takes its value for both. */

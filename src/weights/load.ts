@@ -55,8 +55,6 @@ const MAX_LISTED = 12
 /** Vectors start on cache lines. */
 const VECTOR_ALIGN = 16
 
-/** Vision towers and what joins them to the language model. */
-const VISION = /^(model\.)?(vision_tower|vision_model|visual|multi_modal_projector|mm)\./
 const TRANSPOSABLE: ReadonlySet<DTypeInfo> = new Set([F32, F16, BF16])
 const NOT_WEIGHTS: ReadonlySet<DTypeInfo> = new Set([I8, I16, I32, I64, F64])
 
@@ -71,7 +69,8 @@ export function loadWeights(
   options: LoadOptions,
 ): LoadedWeights {
   const requests = resolveAll(root, weights)
-  const vision = [...weights.names()].filter((name) => VISION.test(name)).length
+  const { isOther } = checkpointNames(weights)
+  const vision = [...weights.names()].filter(isOther).length
   if (vision > 0)
     options.onNote?.(
       `${vision} tensors of the vision part are passed over: the text model runs alone`,
@@ -150,7 +149,8 @@ function resolveAll(root: Module, weights: GgufFile | SafetensorsFile): Request[
     }
   }
   for (const name of weights.names()) {
-    if (!used.has(name) && !isTolerated(name, layers, used)) problems.push(`unused ${name}`)
+    if (used.has(name) || names.isOther(name) || isTolerated(name, layers, used)) continue
+    problems.push(`unused ${name}`)
   }
   if (problems.length > 0) {
     const listed = problems.slice(0, MAX_LISTED).join("; ")
@@ -266,7 +266,6 @@ function isTolerated(name: string, layers: number, used: ReadonlySet<string>): b
     /^(?:model\.(?:language_model\.)?layers|language_model\.model\.layers|blk)\.(\d+)\./.exec(name)
   if (layer !== null && Number(layer[1]) >= layers) return true
   if (/^mtp\./.test(name)) return true
-  if (VISION.test(name)) return true
   // a tied head stored once more
   return (
     /(^|\.)lm_head\.weight$/.test(name) && [...used].some((n) => n.endsWith("embed_tokens.weight"))

@@ -321,6 +321,8 @@ export interface CheckpointNames {
   stored(path: string): string | undefined
   /** Stored name of one expert of the stack `path`, for checkpoints that keep experts apart. */
   storedExpert(path: string, expert: number): string | undefined
+  /** Whether a tensor belongs to a part that is no language model: eyes, ears and what joins them to it. */
+  isOther(name: string): boolean
 }
 
 /**
@@ -340,6 +342,7 @@ export function checkpointNames(weights: GgufFile | SafetensorsFile): Checkpoint
   return {
     stored: (path) => ggufName(architecture, path),
     storedExpert: (path, expert) => ggufName(architecture, oneExpert(path, expert)),
+    isOther: (name) => /^(v|a|mm)\./.test(name),
   }
 }
 
@@ -370,16 +373,35 @@ function internlm2Name(path: string): string {
   return name === undefined ? path : `${prefix}${name}${suffix}`
 }
 
+/** Vision towers and what joins them to the language model, in checkpoints without a prefix for the latter. */
+const VISION =
+  /^(model\.)?(vision_tower|vision_model|visual|multi_modal_projector|mm_projector|mm|mlp1)\./
+
+interface Place {
+  /** Where the language model has the tensor that it calls `path`. */
+  readonly place: (path: string) => string
+  /** Whether a tensor belongs to another part of the checkpoint. */
+  readonly isOther: (name: string) => boolean
+}
+
 /** Multimodal checkpoints keep their language model under a prefix, in one of two places. */
+const PLACES: readonly Place[] = [
+  { place: (path) => path, isOther: (name) => VISION.test(name) },
+  {
+    place: (path) => `language_model.${path}`,
+    isOther: (name) => !/^(language_model|lm_head)\./.test(name),
+  },
+  {
+    place: (path) => path.replace(/^model\./, "model.language_model."),
+    isOther: (name) => !/^(model\.language_model|lm_head|mtp)\./.test(name),
+  },
+]
+
 function safetensorsNames(weights: SafetensorsFile): CheckpointNames {
-  let stored = (path: string): string => path
-  if (weights.get("model.tok_embeddings.weight") !== undefined) stored = internlm2Name
-  else if (weights.get("model.embed_tokens.weight") === undefined) {
-    if (weights.get("language_model.model.embed_tokens.weight") !== undefined) {
-      stored = (path) => `language_model.${path}`
-    } else if (weights.get("model.language_model.embed_tokens.weight") !== undefined) {
-      stored = (path) => path.replace(/^model\./, "model.language_model.")
-    }
-  }
-  return { stored, storedExpert: (path, expert) => stored(oneExpert(path, expert)) }
+  const has = (name: string): boolean => weights.get(name) !== undefined
+  const holds = (path: string): Place | undefined => PLACES.find(({ place }) => has(place(path)))
+  const own = holds("model.tok_embeddings.weight")
+  const { place, isOther } = own ?? holds("model.embed_tokens.weight") ?? (PLACES[0] as Place)
+  const stored = (path: string): string => place(own === undefined ? path : internlm2Name(path))
+  return { stored, storedExpert: (path, expert) => stored(oneExpert(path, expert)), isOther }
 }

@@ -374,6 +374,10 @@ describe("config.json", () => {
     [{ model_type: "qwen3_moe", num_experts: null }, "num_experts: null, expected a number"],
     [{ eos_token_id: -1 }, "eos_token_id: -1 ("],
     [{ model_type: "gemma3" }, "text_config: missing ("],
+    [
+      { model_type: "some_vl", text_config: { model_type: "rwkv" } },
+      'text_config.model_type: "rwkv" is unknown; known are llama, ',
+    ],
   ])("refuses %j", (change, message) => {
     expect(failure(() => fromJson(change))).toContain(message)
   })
