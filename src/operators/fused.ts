@@ -16,6 +16,7 @@ import {
   type Routing,
 } from "../ops/index.ts"
 import type { Tensor } from "../tensor/tensor.ts"
+import { KFusedLatentAttention, latentParts } from "./fused-latent.ts"
 import type { OperatorContext, OperatorRegistry } from "./registry.ts"
 
 /** Self-attention in two launches beside the attention itself: norm to stored K and V, output and residual. */
@@ -186,6 +187,8 @@ export class KFusedDecoderLayer extends Module {
     const postAttention = pre === undefined ? undefined : this.post_attention_layernorm
     if (self_attn instanceof KFusedAttention) {
       self_attn.addTo(x, input_layernorm, postAttention, positions, batch)
+    } else if (self_attn instanceof KFusedLatentAttention && postAttention === undefined) {
+      self_attn.addTo(x, input_layernorm, positions, batch)
     } else {
       const y = self_attn.forward(input_layernorm.forward(x), positions, batch)
       add(x, postAttention?.forward(y) ?? y, x)
@@ -380,8 +383,12 @@ export function registerFused(registry: OperatorRegistry): void {
     schema,
     fused: true,
     declines: (original) =>
-      attentionParts(original) === undefined ? "no attention of a kind that it fuses" : undefined,
+      (attentionParts(original) ?? latentParts(original)) === undefined
+        ? "no attention of a kind that it fuses"
+        : undefined,
     create: (original) => {
+      const latent = latentParts(original)
+      if (latent !== undefined) return new KFusedLatentAttention(latent)
       const parts = attentionParts(original)
       return parts === undefined ? original : new KFusedAttention(parts)
     },
