@@ -360,6 +360,10 @@ function scoring(keys: Keys, traits: Traits): "softmax" | "sigmoid" {
 }
 
 function latentAttention(keys: Keys, gguf: GgufFile): MlaConfig {
+  // Mistral Large 3 shares the architecture and scales queries by their positions
+  const temperature = keys.float("attention.temperature_scale")
+  if (temperature !== undefined)
+    keys.unknown("attention.temperature_scale", temperature, ["none or 0"])
   const rope = keys.size("rope.dimension_count", 65_536)
   // files of before the split hold a head's own sizes under the common keys
   const key = keys.size("attention.key_length_mla", 65_536, () =>

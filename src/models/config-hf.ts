@@ -123,6 +123,7 @@ const HfConfig = z.object({
   attn_scale: z.number().nonnegative().nullish(),
   floor_scale: positive.nullish(),
   // DeepSeek
+  rope_interleave: z.boolean().nullish(),
   q_lora_rank: size.nullish(),
   kv_lora_rank: size.nullish(),
   qk_nope_head_dim: size.nullish(),
@@ -722,7 +723,7 @@ function ropes(
       type,
       theta: rope?.rope_theta ?? theta,
       rotary_dim: c.rotary_dim ?? Math.floor(headDim * partial),
-      interleaved: traits.interleaved ?? false,
+      interleaved: traits.interleaved === true && c.rope_interleave !== false,
       max_position_embeddings: c.max_position_embeddings,
       original_max_position_embeddings: original,
       // Where both contexts are known, longrope's factor is their ratio and no other.

@@ -148,6 +148,11 @@ describe("config.json of DeepSeek models", () => {
     expect(other.rope.attention_factor).toBeCloseTo(ratio, 9)
   })
 
+  test("checkpoints whose halves rotate", () => {
+    expect(fromJson({ ...V3, rope_interleave: false }).rope.interleaved).toBe(false)
+    expect(fromJson({ ...V3, rope_interleave: true }).rope.interleaved).toBe(true)
+  })
+
   test("impossible values are named", () => {
     const { kv_lora_rank: _k, ...rankless } = V3
     expect(failure(() => fromJson(rankless))).toContain("kv_lora_rank: missing")
@@ -249,6 +254,11 @@ describe("GGUF metadata of deepseek2", () => {
       norm_topk_prob: true,
       routed_scaling_factor: 2.5,
     })
+  })
+
+  test("a model of the same architecture that this one is not", () => {
+    const file = gguf({ "attention.temperature_scale": f32(0.1) }, [])
+    expect(failure(() => configFromGguf(file))).toContain("attention.temperature_scale: 0.1")
   })
 
   test("layers that predict further tokens are not counted", () => {
