@@ -5,6 +5,7 @@
 const FAMILIES = [
   "DeepseekV2",
   "DeepseekV3",
+  "Ernie4_5_Moe",
   "Gemma3",
   "Glm4Moe",
   "GptOss",

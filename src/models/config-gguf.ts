@@ -89,6 +89,7 @@ const TRAITS: Readonly<Record<string, Traits>> = {
   },
   qwen2moe: { modelType: "qwen2_moe", moe: true, rawWeights: true, gatedExpert: true },
   glm4moe: { modelType: "glm4_moe", qkNorm: "file", moe: true, sigmoid: true },
+  "ernie4_5-moe": { modelType: "ernie4_5_moe", interleaved: true, moe: true },
   "minimax-m2": { modelType: "minimax_m2", qkNorm: "file", moe: true, sigmoid: true },
   qwen3next: {
     modelType: "qwen3_next",
@@ -235,7 +236,9 @@ export function standardConfigFromGguf(gguf: GgufFile): ModelConfig {
     scoring_func: score,
     ...routing(keys, gguf, traits, layers, numExperts),
     moe_enable_early_router: traits.modelType === "smallthinker",
-    decoder_sparse_step: traits.chunked ? keys.size("interleave_moe_layer_step", 4096) : 1,
+    decoder_sparse_step: keys.size("interleave_moe_layer_step", 4096, () =>
+      traits.chunked ? keys.missing("interleave_moe_layer_step") : 1,
+    ),
     mlp_only_layers: denseLayers(keys, layers, has),
     bos_token_id: keys.tokenId("bos"),
     eos_token_id: [

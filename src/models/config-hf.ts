@@ -143,6 +143,11 @@ const HfConfig = z.object({
   qk_norm_type: z.literal("per_layer").nullish(),
   attn_type_list: z.array(z.literal(1)).max(4096).nullish(),
   shared_intermediate_size: z.literal(0).nullish(),
+  // ERNIE 4.5; -1: the last layer
+  use_bias: z.literal(false).nullish(),
+  moe_layer_start_index: z.int().nonnegative().nullish(),
+  moe_layer_end_index: z.int().min(-1).nullish(),
+  moe_layer_interval: layerCount.nullish(),
   // gpt-oss: the kernels have its activation with these constants
   swiglu_alpha: z.literal(1.702).nullish(),
   swiglu_limit: z.literal(7).nullish(),
@@ -456,6 +461,30 @@ const TRAITS: Readonly<Record<ModelType, Traits>> = {
       use_qk_norm: true,
       use_routing_bias: true,
       scoring_func: "sigmoid",
+      topk_method: "noaux_tc",
+      norm_topk_prob: true,
+    },
+  },
+  ernie4_5_moe: {
+    attentionBias: "none",
+    moe: true,
+    sliding: "none",
+    interleaved: true,
+    aliases: {
+      num_experts: "moe_num_experts",
+      num_experts_per_tok: "moe_k",
+      n_shared_experts: "moe_num_shared_experts",
+    },
+    defaults: {
+      num_key_value_heads: 4,
+      rms_norm_eps: 1e-5,
+      rope_theta: 500_000,
+      tie_word_embeddings: true,
+      moe_num_experts: 64,
+      moe_k: 6,
+      moe_num_shared_experts: 2,
+      moe_intermediate_size: 1536,
+      moe_layer_start_index: 1,
       topk_method: "noaux_tc",
       norm_topk_prob: true,
     },
@@ -856,13 +885,24 @@ function sparseLayers(c: HfConfig): Pick<ModelConfig, "decoder_sparse_step" | "m
           (i) => i >= dense && i % (step ?? 1) === 0,
         )
       : undefined
-  const sparse = moe_layers ?? flags?.flatMap((flag, i) => (flag ? [i] : [])) ?? late
+  const sparse =
+    moe_layers ?? flags?.flatMap((flag, i) => (flag ? [i] : [])) ?? late ?? spannedLayers(c)
   if (sparse === undefined) {
     const { decoder_sparse_step, mlp_only_layers } = c
     return { decoder_sparse_step: decoder_sparse_step ?? 1, mlp_only_layers: mlp_only_layers ?? [] }
   }
   const all = Array.from({ length: layers }, (_, i) => i)
   return { decoder_sparse_step: 1, mlp_only_layers: all.filter((i) => !sparse.includes(i)) }
+}
+
+/** ERNIE's: every n-th layer from a first to a last one. */
+function spannedLayers(c: HfConfig): number[] | undefined {
+  const { moe_layer_start_index: first, moe_layer_end_index: end, moe_layer_interval } = c
+  if (typeof first !== "number") return undefined
+  const last = end === undefined || end === null || end === -1 ? c.num_hidden_layers - 1 : end
+  return Array.from({ length: c.num_hidden_layers }, (_, i) => i).filter(
+    (i) => i >= first && i <= last && (i + 1) % (moe_layer_interval ?? 1) === 0,
+  )
 }
 
 function eosIds(file: string, json: unknown): readonly number[] | undefined {

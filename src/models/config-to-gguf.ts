@@ -47,6 +47,16 @@ const FAMILIES: Readonly<Record<string, Family>> = {
   qwen3_next: { architecture: "qwen3next", more: deltaNet },
   glm4_moe: { architecture: "glm4moe", more: leadingDense },
   minimax_m2: { architecture: "minimax-m2" },
+  ernie4_5_moe: {
+    architecture: "ernie4_5-moe",
+    interleaved: true,
+    more: (config, fields) => {
+      leadingDense(config, fields)
+      fields.u32("interleave_moe_layer_step", config.decoder_sparse_step)
+      const width = config.n_shared_experts * config.moe_intermediate_size
+      if (width > 0) fields.u32("expert_shared_feed_forward_length", width)
+    },
+  },
   smallthinker: { architecture: "smallthinker" },
   llama4_text: {
     architecture: "llama4",

@@ -23,6 +23,7 @@ export const MODEL_TYPES = [
   "qwen2_moe",
   "glm4_moe",
   "minimax_m2",
+  "ernie4_5_moe",
 ] as const
 export type ModelType = (typeof MODEL_TYPES)[number]
 

@@ -96,6 +96,10 @@ const MODELS: Readonly<Record<string, ModelEntry>> = {
     architecture: "MiniMaxM2ForCausalLM",
     load: async () => (await import("./minimax_m2.ts")).MiniMaxM2ForCausalLM,
   },
+  ernie4_5_moe: {
+    architecture: "Ernie4_5_MoeForCausalLM",
+    load: async () => (await import("./ernie4_5_moe.ts")).Ernie4_5_MoeForCausalLM,
+  },
 }
 
 /** Every model type with a model file. */

@@ -265,7 +265,7 @@ function isTolerated(name: string, layers: number, used: ReadonlySet<string>): b
   const layer =
     /^(?:model\.(?:language_model\.)?layers|language_model\.model\.layers|blk)\.(\d+)\./.exec(name)
   if (layer !== null && Number(layer[1]) >= layers) return true
-  if (/^mtp\./.test(name)) return true
+  if (/^(mtp\.|model\.mtp_)/.test(name)) return true
   // a tied head stored once more
   return (
     /(^|\.)lm_head\.weight$/.test(name) && [...used].some((n) => n.endsWith("embed_tokens.weight"))

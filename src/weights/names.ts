@@ -111,6 +111,13 @@ const TABLES: Readonly<Record<string, NameTable>> = {
     experts: "mlp.experts",
     expert: GATED_PROJECTIONS,
   },
+  "ernie4_5-moe": {
+    root: ROOT,
+    layer: { ...NORMS, ...ATTENTION, ...MLP, "mlp.gate": "ffn_gate_inp", ...SHARED_EXPERTS },
+    values: { "mlp.moe_statics.e_score_correction_bias": "exp_probs_b.bias" },
+    experts: "mlp.experts",
+    expert: GATED_PROJECTIONS,
+  },
   "minimax-m2": {
     root: ROOT,
     layer: { ...NORMS, ...ATTENTION, ...QK_NORM, "block_sparse_moe.gate": "ffn_gate_inp" },

@@ -13,6 +13,7 @@ import {
   type PlanOptions,
 } from "../../src/inject/inject.ts"
 import { parseRules, readRules, type RuleSet } from "../../src/inject/rules.ts"
+import { configFromJson } from "../../src/models/config-hf.ts"
 import { isLinearLayer, isMoeLayer } from "../../src/models/config.ts"
 import { createModel } from "../../src/models/registry.ts"
 import { Linear } from "../../src/nn/layers.ts"
@@ -20,11 +21,13 @@ import { Module, ModuleList, namedModules } from "../../src/nn/module.ts"
 import { operators } from "../../src/operators/builtin.ts"
 import { OperatorRegistry } from "../../src/operators/registry.ts"
 import { buildModel, defaultRules } from "../models/build.ts"
+import { ERNIE } from "../models/ernie.ts"
 import { openAllGoldens } from "../models/goldens.ts"
 import { ROOT } from "../setup.ts"
 
 const goldens = openAllGoldens()
 const configs = new Map(goldens.map(({ name, config }) => [name, config]))
+configs.set("ernie4_5_moe", configFromJson("config.json", ERNIE))
 const LLAMA = "hf/llama"
 const MOE = "hf/qwen3_moe"
 
@@ -515,6 +518,7 @@ describe("the files in rules/", () => {
     "qwen2-moe.yaml": "hf/qwen2_moe",
     "glm4-moe.yaml": "hf/glm4_moe",
     "minimax-m2.yaml": "hf/minimax_m2",
+    "ernie4-5-moe.yaml": "ernie4_5_moe",
     "qwen3-next.yaml": "hf/qwen3_next",
     "deepseek-v2.yaml": "hf/deepseek_v2",
     "deepseek-v3.yaml": "hf/deepseek_v3",
