@@ -86,7 +86,7 @@ interface Summary {
   readonly architecture: string | null
   readonly quantization: string
   readonly files: readonly string[]
-  readonly tensor_count: number
+  readonly tensorCount: number
   readonly parameters: number
   readonly bytes: number
 }
@@ -104,7 +104,7 @@ function summary(weights: GgufFile | SafetensorsFile): Summary {
     architecture: weights.kind === "gguf" ? weights.architecture : modelType(weights.path),
     quantization: mainType(weights),
     files: weights.files,
-    tensor_count: count,
+    tensorCount: count,
     parameters,
     bytes: weights.totalBytes,
   }
@@ -123,7 +123,7 @@ function modelType(path: string): string | null {
 function headline(about: Summary): string {
   const files = about.files.length === 1 ? "" : ` in ${about.files.length} files`
   const architecture = about.architecture === null ? "" : `${about.architecture}, `
-  return `${about.path}: ${about.format}, ${architecture}${about.quantization}, ${about.tensor_count} tensors, ${formatCount(about.parameters)} parameters, ${formatBytes(about.bytes)}${files}\n`
+  return `${about.path}: ${about.format}, ${architecture}${about.quantization}, ${about.tensorCount} tensors, ${formatCount(about.parameters)} parameters, ${formatBytes(about.bytes)}${files}\n`
 }
 
 function metadataOf(weights: GgufFile | SafetensorsFile): Metadata {

@@ -118,7 +118,13 @@ async function metadata(
   fields.set("general.quantization_version", { type: "u32", value: 2 })
   const { model_type, vocab_size, eos_token_id, bos_token_id } = config
   if (existsSync(join(folder, "tokenizer.json"))) {
-    const tokens = await tokenizerFields(folder, model_type, vocab_size, eos_token_id, pre)
+    const tokens = await tokenizerFields(
+      folder,
+      model_type,
+      vocab_size,
+      { bos: bos_token_id, eos: eos_token_id },
+      pre,
+    )
     for (const [key, field] of tokens) fields.set(key, field)
     return fields
   }

@@ -34,18 +34,28 @@ const PREFERRED: Readonly<Record<string, readonly string[]>> = {
   phi3: ["dbrx"],
 }
 
-/** Texts on which two ways of cutting words that differ at all are likely to differ. */
+/**
+ * Texts on which two ways of cutting words that differ at all are likely to differ. All are in Unicode's composed form:
+ * GGUF has no field for a normalizer, and no program normalizes what it reads.
+ */
 const PROBES: readonly string[] = [
   "Hello, world! It's 12345678 o'clock, I'LL say; we've DONE'em 3.14159.\n\n  indented\n\t\ttabs \r\n end   ",
   "naïve Ünïcödé façade — “quotes” … 日本語の文章、中文字符和标点。한국어 텍스트 кириллица ελληνικά עברית العربية हिन्दी ไทย",
   "for (let i=0;i<10;i++){ foo_bar(i) /* x */ } // http://example.com/a?b=1&c=2#d CamelCaseWord XMLHttpRequest",
-  " leading space\u00a0nbsp 🚀👩‍👩‍👧 e\u0301 ½ ² Ⅷ $99.99 50% a.b.c x'y 'S 'T\n \n\n \n   \u3042\u3044 0001 1,000,000 ________ ====",
+  " leading space\u00a0nbsp 🚀👩‍👩‍👧 ½ ² Ⅷ $99.99 50% a.b.c x'y 'S 'T\n \n\n \n   \u3042\u3044 0001 1,000,000 ________ ====",
 ]
+
+/** Ids that the model's configuration names. */
+export interface SpecialIds {
+  readonly bos?: number | undefined
+  readonly eos: readonly number[]
+}
 
 /**
  * `tokenizer.*` of a GGUF from the tokenizer.json of a Hugging Face folder and the files beside it.
  *
  * @param rows of the embedding: as many tokens are written
+ * @param ids where the tokenizer's own files name none, and further ids that end a text
  * @param pre name of the pre-tokenizer, where it is not to be found out by comparing results
  * @throws FormatError where the vocabulary's kind has no counterpart in GGUF, or none of the known ways of cutting words
  *   gives the tokenizer's own ids
@@ -54,12 +64,12 @@ export async function tokenizerFields(
   folder: string,
   modelType: string,
   rows: number,
-  eosIds: readonly number[],
+  ids: SpecialIds,
   pre?: string,
 ): Promise<Map<string, GgufField>> {
   const file = join(folder, "tokenizer.json")
+  const tokenizer = await Tokenizer.fromPretrained(folder) // says what is wrong with the files
   const json = JSON.parse(readFileSync(file, "utf8")) as TokenizerJson
-  const tokenizer = await Tokenizer.fromPretrained(folder)
   if (json.model.type !== "BPE" && json.model.merges === undefined)
     throw new FormatError(
       file,
@@ -68,7 +78,7 @@ export async function tokenizerFields(
   const isMetaspace = json.model.byte_fallback === true
   const fields = new Map<string, GgufField>()
   vocabularyFields(fields, file, json, rows, isMetaspace)
-  specialFields(fields, tokenizer, eosIds)
+  specialFields(fields, tokenizer, ids)
   if (isMetaspace) {
     fields.set(`${KEY}model`, { type: "string", value: "llama" })
     fields.set(`${KEY}pre`, { type: "string", value: "default" })
@@ -183,17 +193,18 @@ function mergeScores(
 function specialFields(
   fields: Map<string, GgufField>,
   tokenizer: Tokenizer,
-  eosIds: readonly number[],
+  given: SpecialIds,
 ): void {
-  const { bosId, padId } = tokenizer
-  const eosId = tokenizer.eosId ?? eosIds[0]
+  const { padId } = tokenizer
+  const bosId = tokenizer.bosId ?? given.bos
+  const eosId = tokenizer.eosId ?? given.eos[0]
   const id = (name: string, value: number | undefined): void => {
     if (value !== undefined) fields.set(`${KEY}${name}_token_id`, { type: "u32", value })
   }
   id("bos", bosId)
   id("eos", eosId)
   // further ids that end a text, where generation_config.json names them
-  const [eot, eom] = eosIds.filter((other) => other !== eosId)
+  const [eot, eom] = given.eos.filter((other) => other !== eosId)
   id("eot", eot)
   id("eom", eom)
   id("padding", padId)

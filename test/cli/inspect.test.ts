@@ -10,7 +10,7 @@ const folder = temporaryFolder()
 afterAll(() => folder[Symbol.dispose]())
 
 interface Inspected {
-  readonly tensor_count: number
+  readonly tensorCount: number
   readonly files: readonly string[]
   readonly architecture: string | null
   readonly metadata: Readonly<Record<string, unknown>>
@@ -31,7 +31,7 @@ describe("kt inspect", () => {
     expect(all.architecture).toBe("gemma3")
     expect(all.metadata["gemma3.block_count"]).toBe(6)
     expect(all.metadata["tokenizer.ggml.tokens"]).toMatchObject({ length: 352 })
-    expect(all.tensors).toHaveLength(all.tensor_count)
+    expect(all.tensors).toHaveLength(all.tensorCount)
     const norm = all.tensors.find(({ name }) => name === "blk.0.attn_norm.weight")
     expect(norm).toMatchObject({ type: "F32", shape: [64], bytes: 256 })
     const full = await inspected(file, "--full", "--filter", "ggml.tokens$")
@@ -52,7 +52,7 @@ describe("kt inspect", () => {
     expect(sharded.metadata).toBeUndefined()
     const vocabulary = join(folder.path, "vocab.gguf")
     writeGguf(vocabulary, { "general.architecture": "llama", "tokenizer.ggml.model": "llama" })
-    expect((await inspected(vocabulary)).tensor_count).toBe(0)
+    expect((await inspected(vocabulary)).tensorCount).toBe(0)
   })
 
   test("a bad expression is a wrong command line", async () => {

@@ -56,7 +56,7 @@ describe("tokenizer.json as GGUF metadata", () => {
         eos_token: name(metadata.get(`${KEY}eos_token_id`)),
         chat_template: "{{ messages }}",
       })
-      const fields = await tokenizerFields(path, modelType, tokens.length + 3, [])
+      const fields = await tokenizerFields(path, modelType, tokens.length + 3, { eos: [] })
       const value = (key: string): unknown => fields.get(KEY + key)?.value
       expect(value("model")).toBe("gpt2")
       expect(value("pre")).toBe(pre)
@@ -132,7 +132,7 @@ describe("tokenizer.json as GGUF metadata", () => {
       eos_token: { content: "</s>" },
       add_bos_token: true,
     })
-    const fields = await tokenizerFields(path, "llama", tokens.length, [2, 5])
+    const fields = await tokenizerFields(path, "llama", tokens.length, { eos: [2, 5] })
     const value = (key: string): unknown => fields.get(KEY + key)?.value
     expect(value("model")).toBe("llama")
     expect(value("tokens")).toEqual(tokens)
@@ -147,7 +147,7 @@ describe("tokenizer.json as GGUF metadata", () => {
     const path = (name: string, changed: object): string =>
       tokenizerFolder(name, { ...json, ...changed }, {})
     const fields = (where: string, rows = 400, pre?: string): Promise<unknown> =>
-      tokenizerFields(where, "llama", rows, [], pre)
+      tokenizerFields(where, "llama", rows, { eos: [] }, pre)
     const unigram = { model: { type: "Unigram", unk_id: 0, vocab: [["<unk>", 0]] } }
     expect(fields(path("unigram", unigram))).rejects.toThrow(/model\.type: "Unigram" cannot/)
     expect(fields(path("small", {}), 10)).rejects.toThrow(/the embedding has 10 rows/)
