@@ -18,7 +18,7 @@ await runScript(async () => {
       hint: `one of ${Object.keys(TARGETS).join(", ")}`,
     })
   }
-  await setUp({ model: false, zig: true })
+  await setUp({ model: false, zig: true, kernels: false })
   const { outfile, bytes } = await compile(ROOT, target, values.outfile)
   process.stderr.write(`${outfile}: ${(bytes / 1e6).toFixed(0)} MB for ${target}\n`)
   return 0

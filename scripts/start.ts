@@ -16,7 +16,7 @@ function isPositional(arg: string | undefined): boolean {
 
 await runScript(async () => {
   const asksHelp = args.includes("--help") || args.includes("-h")
-  await setUp({ model: !hasModel && !asksHelp, zig: false })
+  await setUp({ model: !hasModel && !asksHelp, zig: false, kernels: !asksHelp })
   // a process of its own: this one started before the dependencies were there
   const server = Bun.spawn(
     [process.execPath, join(ROOT, "src", "cli", "main.ts"), "serve", ...args],

@@ -9,7 +9,7 @@ export interface EngineConfig {
   readonly model: string
   /** Folder with config.json and tokenizer, when `model` holds weights only. */
   readonly modelPath: string | undefined
-  /** YAML rule file; undefined chooses `rules/default-cpu.yaml`. */
+  /** YAML rule file, or the name of one of rules/; undefined chooses `rules/default-cpu.yaml`. */
   readonly rules: string | undefined
   /** TypeScript files that register operators of the user's own. */
   readonly operators: readonly string[]

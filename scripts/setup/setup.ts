@@ -16,6 +16,8 @@ export interface SetupOptions {
   readonly model: boolean
   /** Need Zig even when the library is built: the tests compile. */
   readonly zig: boolean
+  /** Build this machine's kernels. Default: yes. */
+  readonly kernels?: boolean
 }
 
 /**
@@ -26,7 +28,8 @@ export async function setUp(options: SetupOptions): Promise<void> {
   checkBun()
   await runStep("dependencies", (report) => ensureDependencies(ROOT, report))
   let zig: string | undefined
-  if (options.zig || !kernelsAreBuilt(ROOT)) {
+  const { kernels = true } = options
+  if (options.zig || (kernels && !kernelsAreBuilt(ROOT))) {
     await runStep(`Zig ${ZIG_VERSION}`, async (report) => {
       const result = await ensureZig(ROOT, report)
       zig = result.path
@@ -35,9 +38,11 @@ export async function setUp(options: SetupOptions): Promise<void> {
     // what runs later (tests, build scripts) takes the same compiler
     if (zig !== undefined) process.env["KT_ZIG"] = zig
   }
-  await runStep("kernels", (report) =>
-    ensureKernels(ROOT, async () => zig ?? (await ensureZig(ROOT, report)).path, report),
-  )
+  if (kernels) {
+    await runStep("kernels", (report) =>
+      ensureKernels(ROOT, async () => zig ?? (await ensureZig(ROOT, report)).path, report),
+    )
+  }
   if (options.model) await runStep("model", (report) => ensureModel(report))
 }
 

@@ -4,6 +4,7 @@ import { type FileHandle, open, readFile, rename, rm, stat, writeFile } from "no
 import { basename, dirname } from "node:path"
 
 import { FormatError, KtError } from "../errors.ts"
+import { isAlive } from "./files.ts"
 import { reasonOf } from "./kt-config.ts"
 import { formatBytes } from "./output.ts"
 
@@ -54,10 +55,15 @@ const SHA256 = /^[0-9a-f]{64}$/
  * its name only when it is whole and on the disk.
  */
 export async function download(request: DownloadRequest): Promise<Downloaded> {
-  const { path, onNote, retries = 5 } = request
   const present = await alreadyThere(request)
   if (present !== undefined) return present
-  makeFolder(dirname(path))
+  makeFolder(dirname(request.path))
+  await using _ = await lock(request.path)
+  return withRetries(request)
+}
+
+async function withRetries(request: DownloadRequest): Promise<Downloaded> {
+  const { path, onNote, retries = 5 } = request
   for (let attempt = 0; ; attempt++) {
     const result = await attemptDownload(request)
     if (result !== INTERRUPTED) return result
@@ -68,6 +74,27 @@ export async function download(request: DownloadRequest): Promise<Downloaded> {
     }
     onNote?.(`${basename(path)}: interrupted, continuing (${attempt + 1} of ${retries})`)
     await Bun.sleep(Math.min(100 * 2 ** attempt, 10_000))
+  }
+}
+
+/** One process at a time writes a file; what a killed one left behind does not count. */
+async function lock(path: string): Promise<AsyncDisposable> {
+  const file = `${path}.lock`
+  for (;;) {
+    try {
+      await writeFile(file, `${process.pid}`, { flag: "wx" })
+      return { [Symbol.asyncDispose]: () => rm(file, { force: true }) }
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== "EEXIST")
+        throw new KtError(`${file}: cannot be written (${reasonOf(error)})`)
+    }
+    const holder = Number(await readFile(file, "utf8").catch(() => ""))
+    if (holder !== process.pid && isAlive(holder)) {
+      throw new KtError(`${path}: process ${holder} is fetching it already`, {
+        hint: "wait until it is done, then the same command finds the file",
+      })
+    }
+    await rm(file, { force: true })
   }
 }
 

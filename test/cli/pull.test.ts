@@ -93,6 +93,28 @@ describe("kt pull", () => {
     expect(existsSync(`${path}.partial.json`)).toBe(false)
   })
 
+  test("a second process does not write what another is fetching", async () => {
+    using home = temporaryFolder()
+    await using hub = await startFakeHub({ files: [gguf("m.gguf")] })
+    const folder = join(home.path, "models/org/model")
+    mkdirSync(folder, { recursive: true })
+    const other = Bun.spawn(["sleep", "30"])
+    try {
+      writeFileSync(join(folder, "m.gguf.lock"), `${other.pid}`)
+      const env = { KT_HOME: home.path, HF_ENDPOINT: hub.url }
+      const refused = await kt(["pull", "org/model"], { env })
+      expect(refused.status).not.toBe(0)
+      expect(refused.err).toContain(`process ${other.pid} is fetching it already`)
+      other.kill()
+      await other.exited
+      // the lock of a process that is gone does not count
+      expect(await kt(["pull", "org/model"], { env })).toMatchObject({ status: 0 })
+      expect(readdirSync(folder)).toEqual(["m.gguf"])
+    } finally {
+      other.kill()
+    }
+  })
+
   test("a wrong checksum: one sentence, and nothing is left under the model's name", async () => {
     using home = temporaryFolder()
     await using hub = await startFakeHub({ files: [gguf("m.gguf", { behaviour: ["corrupt"] })] })

@@ -1,0 +1,155 @@
+/**
+ * What the server costs: one stream of generated tokens from the engine on the calling thread, and the same through
+ * /v1/completions of a server in a process of its own, in turns.
+ *
+ * `bun bench/server.bench.ts MODEL [--threads N] [--tokens N] [--rounds N] [--json FILE]`
+ */
+import { join } from "node:path"
+import { parseArgs } from "node:util"
+
+import { engineConfig } from "../src/config.ts"
+import { Engine } from "../src/engine/engine.ts"
+import { report } from "./report.ts"
+
+const { values: flags, positionals } = parseArgs({
+  allowPositionals: true,
+  options: {
+    threads: { type: "string", default: "0" },
+    tokens: { type: "string", default: "256" },
+    rounds: { type: "string", default: "9" },
+    json: { type: "string" },
+  },
+})
+const [model] = positionals
+if (model === undefined) throw new Error("which model? bun bench/server.bench.ts MODEL")
+const tokens = Number(flags.tokens)
+const rounds = Number(flags.rounds)
+
+/** The same prompt ids on both sides; nothing ends the text before its length. */
+const PROMPT = Int32Array.from({ length: 16 }, (_, i) => 1000 + 37 * i)
+const config = engineConfig({ model, threads: Number(flags.threads), prefixCache: false })
+
+/** Tokens per second after the first token. */
+function direct(engine: Engine): number {
+  engine.add(1, PROMPT, {
+    maxTokens: tokens,
+    stopTokens: [],
+    temperature: 0,
+    topK: 0,
+    topP: 1,
+    minP: 0,
+    repetitionPenalty: 1,
+    presencePenalty: 0,
+    frequencyPenalty: 0,
+  })
+  let first = 0
+  let count = 0
+  while (engine.hasWork) {
+    for (const { token } of engine.step()) {
+      if (token < 0) continue
+      if (count++ === 0) first = performance.now()
+    }
+  }
+  return ((count - 1) / (performance.now() - first)) * 1000
+}
+
+/** The same by what a client sees: from the first chunk of text to the last. */
+async function served(url: string): Promise<number> {
+  const response = await fetch(`${url}/v1/completions`, {
+    method: "POST",
+    headers: { "content-type": "application/json" },
+    body: JSON.stringify({
+      model: (await models(url))[0],
+      prompt: [...PROMPT],
+      max_tokens: tokens,
+      temperature: 0,
+      stream: true,
+      stream_options: { include_usage: true },
+    }),
+  })
+  if (!response.ok || response.body === null) throw new Error(await response.text())
+  let first = 0
+  let last = 0
+  let text = ""
+  const decoder = new TextDecoder()
+  for await (const chunk of response.body) {
+    last = performance.now()
+    if (first === 0) first = last
+    text += decoder.decode(chunk, { stream: true })
+  }
+  const count = Number(/"completion_tokens":(\d+)/.exec(text)?.[1])
+  return ((count - 1) / (last - first)) * 1000
+}
+
+async function models(url: string): Promise<string[]> {
+  const { data } = (await (await fetch(`${url}/v1/models`)).json()) as { data: { id: string }[] }
+  return data.map(({ id }) => id)
+}
+
+async function startServer(): Promise<{ url: string; stop: () => Promise<unknown> }> {
+  const main = join(import.meta.dir, "..", "src", "cli", "main.ts")
+  const server = Bun.spawn(
+    [
+      process.execPath,
+      main,
+      "serve",
+      model as string,
+      "--port",
+      "0",
+      "--threads",
+      flags.threads,
+      "--no-prefix-cache",
+    ],
+    { stdout: "pipe", stderr: "ignore" },
+  )
+  let out = ""
+  for await (const chunk of server.stdout) {
+    out += new TextDecoder().decode(chunk)
+    const url = /http:\/\/[\d.:]+/.exec(out)?.[0]
+    if (url !== undefined && (await isReady(url))) {
+      return {
+        url,
+        stop: () => {
+          server.kill()
+          return server.exited
+        },
+      }
+    }
+  }
+  throw new Error(`the server did not start:\n${out}`)
+}
+
+async function isReady(url: string): Promise<boolean> {
+  return fetch(`${url}/health`).then(
+    ({ ok }) => ok,
+    () => false,
+  )
+}
+
+const median = (values: readonly number[]): number =>
+  values.toSorted((a, b) => a - b)[values.length >> 1] as number
+
+using engine = await Engine.create(config)
+const server = await startServer()
+const rows: { direct: number; served: number }[] = []
+try {
+  direct(engine)
+  await served(server.url)
+  for (let i = 0; i < rounds; i++)
+    rows.push({ direct: direct(engine), served: await served(server.url) })
+} finally {
+  await server.stop()
+}
+const { threads, isa } = engine.info
+report(
+  [
+    {
+      rounds,
+      "engine tok/s": median(rows.map((row) => row.direct)).toFixed(1),
+      "server tok/s": median(rows.map((row) => row.served)).toFixed(1),
+      "server / engine": median(rows.map((row) => row.served / row.direct)).toFixed(3),
+    },
+  ],
+  flags.json,
+  { threads, isa, tokens },
+)
