@@ -3,10 +3,12 @@ import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 
+import { convertFolder } from "../../src/convert/convert-folder.ts"
 import { configFromFolder } from "../../src/models/config-hf.ts"
 import { Backend } from "../../src/native/backend.ts"
 import { dequantize } from "../../src/ops/index.ts"
 import { Tensor } from "../../src/tensor/tensor.ts"
+import { openGguf } from "../../src/weights/gguf.ts"
 import { hfName } from "../../src/weights/names.ts"
 import {
   openSafetensors,
@@ -134,4 +136,21 @@ test("a gpt-oss folder with MXFP4 experts computes what its GGUF does", async ()
   sequences[Symbol.dispose]()
   loaded[Symbol.dispose]()
   for (const open of [weights, source.weights]) open.close()
+})
+
+test("converted back to GGUF, the experts' blocks are the same bytes", async () => {
+  const { weights: source } = openGgufGolden("gpt-oss-mxfp4", "gpt-oss-mxfp4")
+  const path = join(folder, "back.gguf")
+  await convertFolder(folder, path, backend, { type: "f32" })
+  const back = openGguf(path)
+  let stacks = 0
+  for (const name of source.names()) {
+    if (source.get(name)?.dtype.name !== "MXFP4") continue
+    stacks++
+    expect(back.get(name)?.dtype.name).toBe("MXFP4")
+    expect(back.get(name)?.shape).toEqual(source.get(name)!.shape)
+    expect(back.bytes(name)).toEqual(source.bytes(name))
+  }
+  expect(stacks).toBe(6)
+  for (const open of [back, source]) open.close()
 })
