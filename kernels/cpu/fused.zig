@@ -110,6 +110,8 @@ const Qkv = struct {
     v_dim: usize,
     q_norm: ?mm.Norm,
     k_norm: ?mm.Norm,
+    /// The norms are over all heads of a token together.
+    whole_norms: bool,
     rope: ?check.Rows,
     interleaved: u32,
     slots: [*]const i32,
@@ -134,11 +136,23 @@ const Qkv = struct {
             self.input.ctx.isa.matmul.?(&job, @intCast(r.row0), @intCast(r.row1), @intCast(r.token0), @intCast(r.token1), scratch);
         }
         member.barrier();
+        if (self.whole_norms) {
+            while (member.claim(3, 2 * self.input.tokens)) |item| self.normToken(item / 2, item % 2);
+            member.barrier();
+        }
         const per_token = self.heads + 2 * self.kv_heads;
         const count = self.input.tokens * per_token;
         while (member.claim(2, (count + heads_per_claim - 1) / heads_per_claim)) |chunk| {
             for (chunk * heads_per_claim..@min(count, (chunk + 1) * heads_per_claim)) |item| self.finishHead(item / per_token, item % per_token);
         }
+    }
+
+    /// q (0) or k (1) of a token, all heads together.
+    fn normToken(self: *const Qkv, token: usize, which: usize) void {
+        const n = (if (which == 0) self.q_norm else self.k_norm) orelse return;
+        const row = self.outs[which] + token * self.out_strides[which];
+        const size = self.k_dim * if (which == 0) self.heads else self.kv_heads;
+        self.input.ctx.isa.rms_norm_row.?(row, n.weight, n.eps, n.offset, row, @intCast(size));
     }
 
     fn finishHead(self: *const Qkv, token: usize, index: usize) void {
@@ -162,10 +176,16 @@ const Qkv = struct {
 
     fn normAndRope(self: *const Qkv, row: [*]f32, norm: ?mm.Norm, token: usize) void {
         const table = self.input.ctx.isa;
-        if (norm) |n| table.rms_norm_row.?(row, n.weight, n.eps, n.offset, row, @intCast(self.k_dim));
+        if (!self.whole_norms) if (norm) |n| table.rms_norm_row.?(row, n.weight, n.eps, n.offset, row, @intCast(self.k_dim));
         if (self.rope) |rope| table.rope_row.?(row, rope.f32Row(token), @divExact(rope.n, 2), self.interleaved);
     }
 };
+
+/// Whether a norm's weights are for all heads together and not for each.
+fn isWhole(norm: Arg, k_dim: i64) bool {
+    const tensor = norm orelse return false;
+    return tensor.shape[0] != k_dim;
+}
 
 fn cacheRow(cache: *const check.Tensor, slot: i32, head: usize) *anyopaque {
     const page_size: i64 = cache.shape[2];
@@ -218,6 +238,9 @@ export fn kt_qkv_rope_store(handle: Handle, args: ?*const c.kt_qkv_args_t) c.kt_
     }
     if (a.unit_qk_norm > 1 or (a.unit_qk_norm == 1 and (a.q_norm != null or a.k_norm != null)))
         return status.invalid("unit_qk_norm is {d}, expected 0, or 1 without q_norm and k_norm", .{a.unit_qk_norm});
+    const whole_norms = isWhole(a.q_norm, k_dim) or isWhole(a.k_norm, k_dim);
+    const q_size = if (whole_norms) tq.shape[1] * k_dim else k_dim;
+    const k_size = if (whole_norms) kv_heads * k_dim else k_dim;
     const unit_norm: mm.Norm = .{ .weight = null, .eps = a.qk_eps, .offset = 0 };
     const norm = normOf("norm_weight", a.norm_weight, a.eps, a.norm_offset, tx.shape[1]) catch return invalid;
     const input = mm.Input.init(ctx, check.rows("x", tx) orelse return invalid, norm, &.{ wq, wk, wv });
@@ -246,8 +269,9 @@ export fn kt_qkv_rope_store(handle: Handle, args: ?*const c.kt_qkv_args_t) c.kt_
         .kv_heads = @intCast(kv_heads),
         .k_dim = @intCast(k_dim),
         .v_dim = @intCast(v_dim),
-        .q_norm = if (a.unit_qk_norm != 0) unit_norm else normOf("q_norm", a.q_norm, a.qk_eps, a.qk_norm_offset, k_dim) catch return invalid,
-        .k_norm = if (a.unit_qk_norm != 0) unit_norm else normOf("k_norm", a.k_norm, a.qk_eps, a.qk_norm_offset, k_dim) catch return invalid,
+        .q_norm = if (a.unit_qk_norm != 0) unit_norm else normOf("q_norm", a.q_norm, a.qk_eps, a.qk_norm_offset, q_size) catch return invalid,
+        .k_norm = if (a.unit_qk_norm != 0) unit_norm else normOf("k_norm", a.k_norm, a.qk_eps, a.qk_norm_offset, k_size) catch return invalid,
+        .whole_norms = whole_norms,
         .rope = rope,
         .interleaved = a.interleaved,
         .slots = slot_values,

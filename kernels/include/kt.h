@@ -303,7 +303,7 @@ typedef struct kt_qkv_args {
   const kt_tensor_t *norm_weight;  /* [hidden] or NULL: no norm */
   const kt_tensor_t *wq, *wk, *wv; /* [heads*k_dim, hidden], [kv_heads*k_dim, hidden], [kv_heads*v_dim, hidden] */
   const kt_tensor_t *bq, *bk, *bv; /* or NULL */
-  const kt_tensor_t *q_norm, *k_norm; /* [k_dim] per head before rope, or NULL */
+  const kt_tensor_t *q_norm, *k_norm; /* before rope: [k_dim] per head, or [heads*k_dim] and [kv_heads*k_dim] over all heads; or NULL */
   const kt_tensor_t *rope_table;   /* [tokens, 2n] or NULL */
   const kt_tensor_t *slot_mapping; /* [tokens] */
   const kt_tensor_t *k_cache, *v_cache;

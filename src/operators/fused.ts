@@ -253,8 +253,6 @@ function attentionParts(module: Module): AttentionParts | undefined {
       ? { q_norm, k_norm }
       : { q_norm: undefined, k_norm: undefined }
   if (norms.q_norm === undefined && (q_norm ?? k_norm) !== undefined) return undefined
-  // a norm over all heads together is none of a head's
-  if (norms.q_norm !== undefined && norms.q_norm.dim !== attn.headDim) return undefined
   const both = child.get("qk_norm")
   if (both !== undefined && !(both instanceof L2Norm)) return undefined
   const common = { o_proj, ...norms, qk_norm: both, attn, usesRope: usesRope(module) }

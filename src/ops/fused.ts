@@ -47,7 +47,7 @@ export interface QkvOperands {
   readonly bq: Tensor | null
   readonly bk: Tensor | null
   readonly bv: Tensor | null
-  /** [k_dim], per head before rope, or null */
+  /** Before rope: [k_dim] per head, or [heads * k_dim] and [kv_heads * k_dim] over all heads together, or null */
   readonly qNorm: Tensor | null
   readonly kNorm: Tensor | null
   /** q and k are normed per head with weights of one; qNorm and kNorm are null. */

@@ -553,10 +553,7 @@ describe("the files in rules/", () => {
     const { model, plan: result } = await buildModel(config)
     expect(result.warnings).toEqual([])
     const classes = new Map([...namedModules(model)].map(([path, m]) => [path, m.classNames()[0]]))
-    const attention =
-      config.mla === undefined
-        ? /^(KFusedAttention|MiniMaxM2Attention)$/
-        : /^KFusedLatentAttention$/
+    const attention = config.mla === undefined ? /^KFusedAttention$/ : /^KFusedLatentAttention$/
     for (let i = 0; i < config.num_hidden_layers; i++) {
       expect(classes.get(`model.layers.${i}`)).toBe("KFusedDecoderLayer")
       if (config.model_type === "qwen3_next") {

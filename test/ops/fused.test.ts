@@ -200,6 +200,69 @@ describeBackends("fused", (backend) => {
     for (const tensor of [kWant, vWant, kCache, vCache]) tensor[Symbol.dispose]()
   })
 
+  test("qkvRopeStore norms q and k over all heads together", () => {
+    const [heads, kvHeads, dim, n] = [4, 2, 16, 64]
+    const wq = randomWeight(backend, F32, [heads * dim, n], 1)
+    const wk = randomWeight(backend, F32, [kvHeads * dim, n], 2)
+    const wv = randomWeight(backend, F32, [kvHeads * dim, n], 3)
+    const qNorm = Tensor.from(backend, randomArray(heads * dim, 4), [heads * dim], {
+      persistent: true,
+    })
+    const kNorm = Tensor.from(backend, randomArray(kvHeads * dim, 5), [kvHeads * dim], {
+      persistent: true,
+    })
+    const cache = (): Tensor => Tensor.allocate(backend, F32, [1, kvHeads, 8, dim])
+    for (const tokens of [1, 7]) {
+      const x = Tensor.from(backend, randomArray(tokens * n, 6), [tokens, n])
+      const positions = Tensor.from(
+        backend,
+        Int32Array.from({ length: tokens }, (_, t) => t + 2),
+      )
+      const inverse = Tensor.from(backend, Float32Array.of(1, 0.1, 0.01, 0.001), [1, 4])
+      const table = ropeTable(positions, inverse, 1)
+      const slotMapping = Tensor.from(
+        backend,
+        Int32Array.from({ length: tokens }, (_, t) => t),
+      )
+      const [kWant, vWant, kCache, vCache] = [cache(), cache(), cache(), cache()]
+      const q = rmsNorm(linear(x, wq), qNorm, 1e-5).unflatten(-1, [heads, dim])
+      const k = rmsNorm(linear(x, wk), kNorm, 1e-5).unflatten(-1, [kvHeads, dim])
+      const v = linear(x, wv).unflatten(-1, [kvHeads, dim])
+      rope(q, table, false)
+      rope(k, table, false)
+      storeKv(k, v, slotMapping, kWant, vWant)
+      const operands = {
+        x,
+        normWeight: null,
+        eps: 0,
+        normOffset: 0,
+        wq,
+        wk,
+        wv,
+        bq: null,
+        bk: null,
+        bv: null,
+        qNorm,
+        kNorm,
+        qkEps: 1e-5,
+        qkNormOffset: 0,
+        ropeTable: table,
+        interleaved: false,
+        slotMapping,
+        kCache,
+        vCache,
+        numHeads: heads,
+      }
+      expectClose(qkvRopeStore(operands).toFloat32Array(), q.toFloat32Array(), 1e-6)
+      expectClose(kCache.toFloat32Array(), kWant.toFloat32Array(), 1e-6)
+      expectClose(vCache.toFloat32Array(), vWant.toFloat32Array(), 1e-6)
+      const short = Tensor.from(backend, randomArray(dim, 7))
+      expect(() => qkvRopeStore({ ...operands, kNorm: short })).toThrow("k_norm")
+      for (const tensor of [kWant, vWant, kCache, vCache]) tensor[Symbol.dispose]()
+      backend.resetStep()
+    }
+  })
+
   test("a slot outside the cache is refused", () => {
     const w = randomWeight(backend, F32, [16, 32], 1)
     const [kCache, vCache] = [
