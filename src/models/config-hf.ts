@@ -176,9 +176,9 @@ interface Traits {
   /**
    * Layers that slide where `layer_types` does not say: those from `max_window_layers` on, each,
    * all but every n-th; `layout`: SmallThinker's list; `chunked`: Llama 4's, in chunks, where there
-   * is a rope.
+   * is a rope; `nope`: those without one.
    */
-  readonly sliding: "none" | "upper" | "all" | "pattern" | "layout" | "chunked"
+  readonly sliding: "none" | "upper" | "all" | "pattern" | "layout" | "chunked" | "nope"
   /** Latent attention. */
   readonly mla?: true
   /** Where `hidden_act` does not tell it. */
@@ -381,7 +381,7 @@ const TRAITS: Readonly<Record<ModelType, Traits>> = {
   kimi_k2: { ...DEEPSEEK, defaults: DEEPSEEK_V3_DEFAULTS },
   smollm3: {
     attentionBias: "config",
-    sliding: "all",
+    sliding: "nope",
     slidingIsOptIn: true,
     defaults: {
       num_key_value_heads: 4,
@@ -664,6 +664,9 @@ function layerTypes(c: HfConfig, traits: Traits, window: number | undefined): re
   }
   if (window === undefined || traits.sliding === "none")
     return Array<LayerType>(layers).fill("full_attention")
+  if (traits.sliding === "nope") {
+    return ropeLayers(c).map((rotates) => (rotates ? "full_attention" : "sliding_attention"))
+  }
   if (traits.sliding === "pattern")
     return patternLayerTypes(layers, c.sliding_window_pattern ?? c._sliding_window_pattern ?? 6)
   const first = traits.sliding === "upper" ? (c.max_window_layers ?? 28) : 0

@@ -533,6 +533,10 @@ describe("smollm3 and internlm2", () => {
     const config = fromJson(json)
     expect(config.rope_layers).toEqual([true, true, true, false])
     expect(config).toMatchObject({ num_key_value_heads: 4, tie_word_embeddings: true })
+    const sliding = { use_sliding_window: true, sliding_window: 16 }
+    expect(layers(fromJson({ ...json, ...sliding })).map(([window]) => window)).toEqual([
+      0, 0, 0, 16,
+    ])
     const file = configFromGguf(gguf("smollm3", { expert_count: 0 }))
     expect(file.rope_layers).toEqual([true, true, true, false])
     expect(file.rope.interleaved).toBe(true)
