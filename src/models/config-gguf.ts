@@ -3,8 +3,9 @@ import { ROPE_TYPES, type RopeConfig, type RopeType } from "../nn/rope.ts"
 import { F32 } from "../tensor/dtype.ts"
 import type { GgufFile } from "../weights/gguf.ts"
 import { withExtraConfig } from "./config-extra.ts"
+import { Keys } from "./config-gguf-keys.ts"
+import { TRAITS, type Traits } from "./config-gguf-traits.ts"
 import {
-  type Activation,
   checkedConfig,
   defaultHeadDim,
   type LayerType,
@@ -16,97 +17,6 @@ import {
 } from "./config.ts"
 import { latentScale } from "./latent-scale.ts"
 import { ropeConfig } from "./rope-config.ts"
-
-/** What an architecture is beyond its keys. */
-interface Traits {
-  readonly modelType: ModelType
-  /** The converter permutes q and k rows so that the rope turns adjacent pairs. */
-  readonly interleaved?: true
-  /** "file": where the file has them. */
-  readonly qkNorm?: true | "file"
-  readonly gemma?: true
-  readonly moe?: true
-  /** What the architecture is where the file has experts. */
-  readonly withExperts?: Traits
-  /** The experts' weights are not normalised where the file does not say. */
-  readonly rawWeights?: true
-  /** An expert that every token sees, times the sigmoid of its gate. */
-  readonly gatedExpert?: true
-  /** The router takes sigmoids where the file does not say. */
-  readonly sigmoid?: true
-  /** Latent attention, and DeepSeek's routers. */
-  readonly mla?: true
-  readonly act?: Activation
-  /** YaRN's bounds are not rounded. */
-  readonly exactYarn?: true
-  /** Which layers slide where the file has a window and no pattern; default: all. */
-  readonly slides?: (layer: number) => boolean
-  /** Layers without rope; SmallThinker's only where the file has a window, Llama 4's unless it says 0. */
-  readonly nope?: (layer: number) => boolean
-  /** Layers are chunked and not sliding, by sizes that no file holds. */
-  readonly chunked?: {
-    readonly size: number
-    readonly temperature: { scale: number; floor: number }
-  }
-  /** Most layers are gated delta nets. */
-  readonly deltaNet?: true
-}
-
-/** Converters write Mixtral as a llama with experts. */
-const MIXTRAL: Traits = { modelType: "mixtral", interleaved: true, moe: true }
-
-/** Keyed by `general.architecture`. Mistral models are written as llama. */
-const TRAITS: Readonly<Record<string, Traits>> = {
-  llama: { modelType: "llama", interleaved: true, withExperts: MIXTRAL },
-  qwen2: { modelType: "qwen2" },
-  qwen3: { modelType: "qwen3", qkNorm: true },
-  smollm3: { modelType: "smollm3", interleaved: true, nope: (layer) => layer % 4 === 3 },
-  internlm2: { modelType: "internlm2", interleaved: true },
-  gemma3: { modelType: "gemma3_text", qkNorm: true, gemma: true },
-  phi3: { modelType: "phi3" },
-  qwen3moe: { modelType: "qwen3_moe", qkNorm: true, moe: true },
-  smallthinker: {
-    modelType: "smallthinker",
-    moe: true,
-    act: "relu",
-    slides: (layer) => layer % 4 !== 0,
-    nope: (layer) => layer % 4 === 0,
-  },
-  llama4: {
-    modelType: "llama4_text",
-    interleaved: true,
-    moe: true,
-    rawWeights: true,
-    nope: (layer) => layer % 4 === 3,
-    chunked: { size: 8192, temperature: { scale: 0.1, floor: 8192 } },
-  },
-  "gpt-oss": {
-    modelType: "gpt_oss",
-    moe: true,
-    act: "swiglu_oai",
-    exactYarn: true,
-    slides: (layer) => layer % 2 === 0,
-  },
-  qwen2moe: { modelType: "qwen2_moe", moe: true, rawWeights: true, gatedExpert: true },
-  glm4moe: { modelType: "glm4_moe", qkNorm: "file", moe: true, sigmoid: true },
-  "ernie4_5-moe": { modelType: "ernie4_5_moe", interleaved: true, moe: true },
-  "minimax-m2": { modelType: "minimax_m2", qkNorm: "file", moe: true, sigmoid: true },
-  qwen3next: {
-    modelType: "qwen3_next",
-    qkNorm: true,
-    moe: true,
-    gatedExpert: true,
-    deltaNet: true,
-  },
-  // a sigmoid router makes it deepseek_v3, which Kimi K2 and Moonlight are as well
-  deepseek2: {
-    modelType: "deepseek_v2",
-    interleaved: true,
-    moe: true,
-    rawWeights: true,
-    mla: true,
-  },
-}
 
 /** Maverick, which has so many experts, is the Llama 4 without q/k norms; files do not say. */
 const LLAMA4_PLAIN_EXPERTS = 128
@@ -510,101 +420,4 @@ function floats(gguf: GgufFile, name: string): number[] | undefined {
     )
   }
   return Array.from(new Float32Array(new Uint8Array(gguf.bytes(name)).buffer))
-}
-
-/**
- * Typed reading of an architecture's keys; a value of the wrong kind is an error that names key and
- * value.
- */
-class Keys {
-  readonly #gguf: GgufFile
-
-  constructor(gguf: GgufFile) {
-    this.#gguf = gguf
-  }
-
-  /** A positive integer; where it is absent, `otherwise` or an error. */
-  size(key: string, max?: number, otherwise: () => number = () => this.missing(key)): number {
-    const n = this.count(key, max) ?? otherwise()
-    return n > 0 ? n : this.#wrong(key, n, "a positive integer")
-  }
-
-  /** A non-negative integer; a list (one value per layer) must hold the same value throughout. */
-  count(key: string, max = 16_777_216): number | undefined {
-    const value = this.#scalar(key)
-    if (value === undefined) return undefined
-    const n = typeof value === "bigint" ? Number(value) : value
-    if (typeof n !== "number" || !Number.isInteger(n) || n < 0 || n > max)
-      this.#wrong(key, value, `an integer up to ${max}`)
-    else return n
-  }
-
-  float(key: string): number | undefined {
-    const value = this.#scalar(key)
-    if (value === undefined) return undefined
-    const n = typeof value === "bigint" ? Number(value) : value
-    if (typeof n !== "number" || !Number.isFinite(n) || n < 0)
-      this.#wrong(key, value, "a finite number of at least 0")
-    // Zero is how files say "none".
-    else return n === 0 ? undefined : n
-  }
-
-  text(key: string): string | undefined {
-    const value = this.#scalar(key)
-    return value === undefined || typeof value === "string"
-      ? value
-      : this.#wrong(key, value, "a string")
-  }
-
-  flag(key: string): boolean | undefined {
-    const value = this.#scalar(key)
-    return value === undefined || typeof value === "boolean"
-      ? value
-      : this.#wrong(key, value, "a boolean")
-  }
-
-  /** A list of booleans; undefined where the key is absent or a single value. */
-  flags(key: string): readonly boolean[] | undefined {
-    const value = this.#gguf.metadata.get(this.#full(key))
-    if (!Array.isArray(value)) return undefined
-    return value.map((v) => (typeof v === "boolean" ? v : this.#wrong(key, v, "booleans")))
-  }
-
-  tokenId(kind: "bos" | "eos" | "eot" | "eom"): number | undefined {
-    const key = `tokenizer.ggml.${kind}_token_id`
-    const value = this.#gguf.metadata.get(key)
-    if (value === undefined) return undefined
-    if (typeof value === "number" && Number.isInteger(value) && value >= 0) return value
-    throw new FormatError(this.#gguf.path, `${key}: ${String(value)}, expected a token id`)
-  }
-
-  unknown(key: string, value: unknown, known: readonly string[]): never {
-    this.#wrong(key, value, `one of ${known.join(", ")}`)
-  }
-
-  missing(key: string): never {
-    throw new FormatError(this.#gguf.path, `${this.#full(key)}: missing`)
-  }
-
-  #full(key: string): string {
-    return `${this.#gguf.architecture}.${key}`
-  }
-
-  #scalar(key: string): number | bigint | boolean | string | undefined {
-    const value = this.#gguf.metadata.get(this.#full(key))
-    if (typeof value !== "object") return value
-    const [first] = value
-    for (const item of value) {
-      if (item !== first)
-        this.#wrong(key, `${String(first)} and ${String(item)}`, "the same value for every layer")
-    }
-    return first
-  }
-
-  #wrong(key: string, value: unknown, expected: string): never {
-    throw new FormatError(
-      this.#gguf.path,
-      `${this.#full(key)}: ${String(value)}, expected ${expected}`,
-    )
-  }
 }
