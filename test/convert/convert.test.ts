@@ -5,9 +5,11 @@ import { join } from "node:path"
 
 import { convertFolder } from "../../src/convert/convert-folder.ts"
 import { configFromGguf } from "../../src/models/config-gguf.ts"
-import type { ModelConfig } from "../../src/models/config.ts"
+import { ggufFamily } from "../../src/models/config-to-gguf.ts"
+import { MODEL_TYPES, type ModelConfig } from "../../src/models/config.ts"
 import { Backend } from "../../src/native/backend.ts"
 import { type GgufFile, openGguf } from "../../src/weights/gguf.ts"
+import { GGUF_ARCHITECTURES } from "../../src/weights/names.ts"
 import type { SafetensorsFile } from "../../src/weights/safetensors.ts"
 import { loadModel } from "../models/build.ts"
 import { HF_GOLDENS, openHfGolden } from "../models/goldens.ts"
@@ -40,6 +42,16 @@ async function logitsOf(
     loaded[Symbol.dispose]()
   }
 }
+
+test("every model type has its entry, and no other", () => {
+  for (const type of MODEL_TYPES) {
+    const { architecture } = ggufFamily("config.json", type)
+    expect(GGUF_ARCHITECTURES).toContain(architecture)
+  }
+  expect(() => ggufFamily("config.json", "unknown")).toThrow(
+    /model_type: unknown cannot be written/,
+  )
+})
 
 describe("a converted folder computes what the folder does", () => {
   for (const name of HF_GOLDENS) {
