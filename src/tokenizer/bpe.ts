@@ -1,5 +1,6 @@
 import { ID_SPAN, Merger, type PairTable } from "./merge.ts"
 import { BYTE_TO_CHAR, byteToken, type TextModel, type Vocabulary } from "./vocabulary.ts"
+import { WordCache } from "./word-cache.ts"
 
 /** Cuts one text into words that are encoded independently. */
 export type Splitter = (text: string, first: boolean) => readonly string[]
@@ -63,10 +64,6 @@ class MergeTable implements PairTable {
   }
 }
 
-/** Words are remembered up to these bounds; the memory is dropped whole when it is full. */
-const CACHE_WORDS = 50_000
-const CACHE_WORD_LENGTH = 64
-
 const utf8 = new TextEncoder()
 
 /** Byte-pair encoding with a rank list, as in GPT-2 (bytes) and in converted SentencePiece models (code points). */
@@ -79,7 +76,7 @@ export class BpeModel implements TextModel {
   readonly #strangers = new Map<string, number>()
   readonly #strangerTexts: string[] = []
   readonly #byteIds = new Int32Array(256)
-  readonly #cache = new Map<string, readonly number[]>()
+  readonly #cache = new WordCache()
   #bytes = new Uint8Array(1024)
   #symbols = new Int32Array(1024)
 
@@ -116,10 +113,7 @@ export class BpeModel implements TextModel {
 
   #word(word: string): readonly number[] {
     const ids = this.#encodeWord(word)
-    if (word.length <= CACHE_WORD_LENGTH) {
-      if (this.#cache.size >= CACHE_WORDS) this.#cache.clear()
-      this.#cache.set(word, ids)
-    }
+    this.#cache.set(word, ids)
     return ids
   }
 

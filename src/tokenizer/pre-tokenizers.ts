@@ -43,6 +43,10 @@ const ASCII_MARK_WORD = "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+"
 const DEEPSEEK_WORD = "[^\\r\\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+"
 const DEEPSEEK3 = `${ASCII_MARK_WORD}|${DEEPSEEK_WORD}| ?[\\p{P}\\p{S}]+[\\r\\n]*|${LINES}`
 const HAN_KANA = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
+/** Scripts written without spaces: Han, kana, Thai, Lao, Khmer, Burmese, Hangul. */
+const ASIAN =
+  "[\u4e00-\u9fff\u3400-\u4dbf\uf900-\ufaff\u3040-\u309f\u30a0-\u30ff\uff65-\uff9f\u2f00-\u2fdf" +
+  "\u0e40-\u0e7f\u0e80-\u0eff\u1780-\u17ff\u1000-\u109f\uaa60-\uaa7f\ua9e0-\ua9ff\uac00-\ud7af\u1100-\u11ff]+"
 const CJK = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
 
 /** Letters with case of the scripts that DeepSeek LLM's tokenizer.json lists one by one. */
@@ -119,6 +123,17 @@ const FAMILIES: readonly (readonly [PreTokenizer, string])[] = [
     "deepseek-llm",
   ],
   [{ patterns: ["[\\r\\n]", "\\s?\\p{L}+", "\\s?\\p{P}+", CJK, "\\p{N}"] }, "deepseek-coder"],
+  [
+    {
+      patterns: [
+        // groups of three from the right
+        "\\p{N}{1,3}(?=(?:\\p{N}{3})*(?!\\p{N}))",
+        ASIAN,
+        DEEPSEEK3,
+      ],
+    },
+    "afmoe",
+  ],
   [deepseek3, "deepseek-v3 hunyuan-dense joyai-llm hy_v4"],
   [{ patterns: ["[\\p{P}\\$\\+<=>\\^~\\|`]+", GPT2, "[0-9][0-9][0-9]"] }, "falcon"],
   [bloom, "poro-chat bloom gpt3-finnish"],

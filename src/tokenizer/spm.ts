@@ -1,5 +1,6 @@
 import { ID_SPAN, Merger, type PairTable } from "./merge.ts"
 import { byteToken, type TextModel, type Vocabulary } from "./vocabulary.ts"
+import { WordCache } from "./word-cache.ts"
 
 export interface SpmOptions {
   readonly vocabulary: Vocabulary
@@ -7,16 +8,25 @@ export interface SpmOptions {
   readonly scores: ArrayLike<number>
   /** Each text between special tokens gets a space in front. */
   readonly addSpacePrefix: boolean
+  /** Applied to the text before that. */
+  readonly normalize: (text: string) => string
   readonly unknownId: number | undefined
 }
 
 /** Remembered pairs; the memory is dropped whole when it is full. */
 const CACHE_PAIRS = 500_000
-/** Remembered words, likewise. */
-const CACHE_WORDS = 50_000
-const CACHE_WORD_LENGTH = 64
 const SPACE = "\u2581"
 const WORDS = /\u2581+[^\u2581]*|[^\u2581]+/g
+
+/** No token has a space after something else, so none crosses the beginning of a word. */
+export function cutsAtSpaces(texts: readonly string[]): boolean {
+  return !texts.some((text) => text.lastIndexOf(SPACE) > 0 && /[^\u2581]\u2581/.test(text))
+}
+
+/** Cuts before each run of U+2581. */
+export function spacedWords(spelled: string): readonly string[] {
+  return spelled.match(WORDS) ?? []
+}
 
 const utf8 = new TextEncoder()
 
@@ -33,17 +43,14 @@ export class SpmModel implements TextModel, PairTable {
   readonly #strangers = new Map<string, number>()
   readonly #strangerTexts: string[] = []
   readonly #pairs = new Map<number, number>()
-  readonly #cache = new Map<string, readonly number[]>()
-  /** No token has a space after something else, so no merge crosses the beginning of a word. */
+  readonly #cache = new WordCache()
   readonly #cutsAtSpaces: boolean
   #symbols = new Int32Array(1024)
 
   constructor(options: SpmOptions) {
     this.#options = options
     const { size, texts } = options.vocabulary
-    this.#cutsAtSpaces = !texts.some(
-      (text) => text.lastIndexOf(SPACE) > 0 && /[^\u2581]\u2581/.test(text),
-    )
+    this.#cutsAtSpaces = cutsAtSpaces(texts)
     const distinct = Float64Array.from(
       new Set(Array.from({ length: size }, (_, id) => options.scores[id] ?? 0)),
     )
@@ -54,8 +61,9 @@ export class SpmModel implements TextModel, PairTable {
   }
 
   encode(text: string, out: number[]): void {
-    const spelled = (this.#options.addSpacePrefix ? SPACE : "") + text.replaceAll(" ", SPACE)
-    const words = this.#cutsAtSpaces ? (spelled.match(WORDS) ?? []) : [spelled]
+    const { addSpacePrefix, normalize } = this.#options
+    const spelled = (addSpacePrefix ? SPACE : "") + normalize(text).replaceAll(" ", SPACE)
+    const words = this.#cutsAtSpaces ? spacedWords(spelled) : [spelled]
     for (const word of words) {
       const ids = this.#cache.get(word) ?? this.#word(word)
       for (let i = 0; i < ids.length; i++) out.push(ids[i]!)
@@ -74,10 +82,7 @@ export class SpmModel implements TextModel, PairTable {
       if (id < vocabulary.size) ids.push(id)
       else this.#spell(this.#strangerTexts[id - vocabulary.size]!, ids)
     }
-    if (word.length <= CACHE_WORD_LENGTH) {
-      if (this.#cache.size >= CACHE_WORDS) this.#cache.clear()
-      this.#cache.set(word, ids)
-    }
+    this.#cache.set(word, ids)
     return ids
   }
 

@@ -3,6 +3,7 @@ import type { GgufMetadata } from "../weights/metadata.ts"
 import { partsFromGguf } from "./from-gguf.ts"
 import { partsFromPretrained } from "./from-pretrained.ts"
 import type { TokenizerParts } from "./parts.ts"
+import { unescapeToken } from "./rwkv.ts"
 import { SpecialTokens } from "./special-tokens.ts"
 import { byteOfToken, CHAR_TO_BYTE, TokenKind, type Vocabulary } from "./vocabulary.ts"
 
@@ -27,6 +28,8 @@ export class Tokenizer {
   readonly bosId: number | undefined
   readonly eosId: number | undefined
   readonly padId: number | undefined
+  /** Stands for text that the vocabulary cannot spell. */
+  readonly unknownId: number | undefined
   /** Ids after which generation stops. */
   readonly eogIds: readonly number[]
   /** By name; the plain one is "default". */
@@ -45,6 +48,7 @@ export class Tokenizer {
     this.bosId = parts.bosId
     this.eosId = parts.eosId
     this.padId = parts.padId
+    this.unknownId = parts.unknownId
     this.eogIds = parts.eogIds
     this.chatTemplates = parts.chatTemplates
     this.stripsLeadingSpace = parts.stripsLeadingSpace
@@ -158,6 +162,12 @@ export class Tokenizer {
         const byte = byteOfToken(text)
         return byte >= 0 ? Uint8Array.of(byte) : utf8.encode(text.replaceAll("\u2581", " "))
       }
+      case "plain": {
+        const byte = byteOfToken(text)
+        return byte >= 0 ? Uint8Array.of(byte) : utf8.encode(text)
+      }
+      case "escaped":
+        return unescapeToken(text)
       case "word-piece":
         return utf8.encode(text.startsWith("##") ? text.slice(2) : ` ${text}`)
     }

@@ -16,6 +16,10 @@ export type Spelling =
   | "metaspace"
   /** BERT's: `##` continues a word, everything else begins one */
   | "word-piece"
+  /** as it stands, `<0xNN>` for single bytes */
+  | "plain"
+  /** RWKV's: `\\t`, `\\n`, `\\r` and `\\xNN` */
+  | "escaped"
 
 /** Texts of all tokens and the way back. Ids without a token have an empty text. */
 export class Vocabulary {

@@ -230,7 +230,13 @@ describe("bad input", () => {
 
   const table: readonly [key: string, value: GgufValue | undefined, message: string][] = [
     ["model", undefined, "m.gguf: tokenizer.ggml.model is missing"],
-    ["model", "bert", 'm.gguf: tokenizer.ggml.model is "bert", a tokenizer that is not supported'],
+    [
+      "model",
+      "hybriddna",
+      'm.gguf: tokenizer.ggml.model is "hybriddna", a tokenizer that is not supported',
+    ],
+    ["model", "none", 'm.gguf: tokenizer.ggml.model is "none": the file has no vocabulary'],
+    ["model", "plamo2", "m.gguf: tokenizer.ggml.scores is missing"],
     ["pre", "nonsense", 'm.gguf: tokenizer.ggml.pre is "nonsense", an unknown pre-tokenizer'],
     ["tokens", undefined, "m.gguf: tokenizer.ggml.tokens is missing"],
     [
