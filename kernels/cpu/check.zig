@@ -41,6 +41,9 @@ pub fn blockOf(dtype: u32) ?Block {
         c.KT_NVFP4 => .{ .values = 64, .bytes = 36 },
         c.KT_Q1_0 => .{ .values = 128, .bytes = 18 },
         c.KT_Q2_0 => .{ .values = 64, .bytes = 18 },
+        c.KT_F8_E4M3 => .{ .values = 128, .bytes = 132 },
+        c.KT_I4_BF16 => .{ .values = 32, .bytes = 18 },
+        c.KT_I4_ZERO => .{ .values = 32, .bytes = 19 },
         else => null,
     };
 }

@@ -51,7 +51,7 @@ pub const Weight = struct {
             .rows = @intCast(t.shape[t.ndim - 2]),
             .cols = @intCast(t.shape[t.ndim - 1]),
             .packed_rows = is_packed,
-            .quantized = check.blockOf(t.dtype).?.values > 1,
+            .quantized = check.blockOf(t.dtype).?.values > 1 and t.dtype != c.KT_F8_E4M3,
         };
     }
 

@@ -68,6 +68,10 @@ typedef int32_t kt_status_t;
 #define KT_NVFP4 40
 #define KT_Q1_0 41
 #define KT_Q2_0 42
+/* What safetensors' quantised weights become; no file holds these. */
+#define KT_F8_E4M3 1001 /* scale in f32 and 128 E4M3 values */
+#define KT_I4_BF16 1002 /* scale in bf16 and 32 signed 4-bit values */
+#define KT_I4_ZERO 1003 /* scale in f16, zero point and 32 4-bit values */
 
 /* Tensor flags. */
 #define KT_TENSOR_PACKED 1 /* data is in kt_pack_weight's layout for this context's ISA level */

@@ -39,6 +39,12 @@ typedef struct { kt_half d; uint16_t scales_h; uint8_t scales_l[4]; uint8_t qs[1
 typedef struct { uint8_t e; uint8_t qs[16]; } kt_block_mxfp4;
 /* 4 sub-blocks of 16: value = E4M3(d) / 2 * table[code], low nibbles first */
 typedef struct { uint8_t d[4]; uint8_t qs[32]; } kt_block_nvfp4;
+/* value = d * E4M3(q); d has no alignment */
+typedef struct { uint8_t d[4]; uint8_t q[128]; } kt_block_f8_e4m3;
+/* value = bf16(d) * (q - 8), q as Q4_0's */
+typedef struct { uint16_t d; uint8_t qs[16]; } kt_block_i4_bf16;
+/* value = f16(d) * (q - zero), zero 0 .. 16, q as Q4_0's */
+typedef struct { uint8_t d[2]; uint8_t zero; uint8_t qs[16]; } kt_block_i4_zero;
 /* value = bit ? d : -d */
 typedef struct { kt_half d; uint8_t qs[16]; } kt_block_q1_0;
 /* value = d * (q - 1), q 2 bits in order */
@@ -77,6 +83,9 @@ KT_STATIC_ASSERT(sizeof(kt_block_iq4_nl) == 18, "iq4_nl");
 KT_STATIC_ASSERT(sizeof(kt_block_iq4_xs) == 136, "iq4_xs");
 KT_STATIC_ASSERT(sizeof(kt_block_mxfp4) == 17, "mxfp4");
 KT_STATIC_ASSERT(sizeof(kt_block_nvfp4) == 36, "nvfp4");
+KT_STATIC_ASSERT(sizeof(kt_block_f8_e4m3) == 132, "f8_e4m3");
+KT_STATIC_ASSERT(sizeof(kt_block_i4_bf16) == 18, "i4_bf16");
+KT_STATIC_ASSERT(sizeof(kt_block_i4_zero) == 19, "i4_zero");
 KT_STATIC_ASSERT(sizeof(kt_block_q1_0) == 18, "q1_0");
 KT_STATIC_ASSERT(sizeof(kt_block_q2_0) == 18, "q2_0");
 KT_STATIC_ASSERT(sizeof(kt_block_tq1_0) == 54, "tq1_0");

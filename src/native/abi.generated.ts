@@ -104,6 +104,9 @@ export const KT_MXFP4 = 39
 export const KT_NVFP4 = 40
 export const KT_Q1_0 = 41
 export const KT_Q2_0 = 42
+export const KT_F8_E4M3 = 1001
+export const KT_I4_BF16 = 1002
+export const KT_I4_ZERO = 1003
 export const KT_TENSOR_PACKED = 1
 export const KT_ISA_AUTO = 0
 export const KT_ISA_SCALAR = 1
@@ -133,4 +136,4 @@ export const KT_MEASURE_READ = 0
 export const KT_MEASURE_INT_DOT = 1
 export const KT_MEASURE_FMA = 2
 
-export const KT_ABI_HASH = 0xf1e106cd93b6d20n
+export const KT_ABI_HASH = 0x5a11656de868f05en

@@ -46,6 +46,11 @@ export const NVFP4 = type(40, "NVFP4", 64, 36)
 export const Q1_0 = type(41, "Q1_0", 128, 18)
 export const Q2_0 = type(42, "Q2_0", 64, 18)
 
+/** What quantised weights of safetensors become; no GGUF holds them. */
+export const F8_E4M3 = type(1001, "F8_E4M3", 128, 132)
+export const I4_BF16 = type(1002, "I4_BF16", 32, 18)
+export const I4_ZERO = type(1003, "I4_ZERO", 32, 19)
+
 /** Types that GGUF files may hold but that no kernel reads yet: known by name, so that errors can say so. */
 const UNSUPPORTED: readonly DTypeInfo[] = [type(9, "Q8_1", 32, 36)]
 
@@ -88,7 +93,7 @@ export const DTYPES: readonly DTypeInfo[] = [
 ]
 
 const byId = new Map<number, DTypeInfo>([...DTYPES, ...UNSUPPORTED].map((t) => [t.id, t]))
-const computable = new Set(DTYPES.map((t) => t.id))
+const computable = new Set([...DTYPES, F8_E4M3, I4_BF16, I4_ZERO].map((t) => t.id))
 
 /** The type with this GGML number, or undefined. */
 export function dtypeById(id: number): DTypeInfo | undefined {

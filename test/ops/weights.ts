@@ -36,6 +36,12 @@ const SCALES: Record<string, (block: Uint8Array, noise: number) => void> = {
     new DataView(block.buffer, block.byteOffset).setFloat32(0, 0.001 + 0.0005 * noise, true),
   MXFP4: (block, noise) => void (block[0] = 123 + Math.round(noise)),
   NVFP4: (block, noise) => block.fill(32 + Math.round(4 * noise), 0, 4),
+  I4_BF16: (block, noise) =>
+    block.set(new Uint8Array(new Float32Array([0.02 + 0.01 * noise]).buffer).subarray(2)),
+  I4_ZERO: (block, noise) => {
+    block.set(new Uint8Array(new Float16Array([0.02 + 0.01 * noise]).buffer))
+    block[2] = (block[2] as number) % 17
+  },
   IQ1_M: (block, noise) => {
     const half = new Uint16Array(new Float16Array([0.02 + 0.01 * noise]).buffer)[0] as number
     for (let i = 0; i < 4; i++) {
@@ -46,6 +52,8 @@ const SCALES: Record<string, (block: Uint8Array, noise: number) => void> = {
 }
 
 export const QUANTIZED = [
+  dtypes.I4_BF16,
+  dtypes.I4_ZERO,
   dtypes.Q4_0,
   dtypes.Q4_1,
   dtypes.Q5_0,

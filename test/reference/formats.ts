@@ -27,6 +27,12 @@ function ue4m3(code: number): number {
   return exponent === 0 ? mantissa * 2 ** -9 : (1 + mantissa / 8) * 2 ** (exponent - 7)
 }
 
+function e4m3(code: number): number {
+  const exponent = code >> 3
+  const mantissa = code & 7
+  return exponent === 0 ? mantissa * 2 ** -9 : (1 + mantissa / 8) * 2 ** (exponent - 7)
+}
+
 /** By GGML's number. */
 const DECODERS: Readonly<Record<number, Decoder>> = {
   20: (b, out) => {
@@ -61,6 +67,20 @@ const DECODERS: Readonly<Record<number, Decoder>> = {
       const sub = i >> 4
       out.push(ue4m3(b.getUint8(sub)) * FP4[nibble(b, 4 + sub * 8, 8, i % 16)]!)
     }
+  },
+  1001: (b, out) => {
+    for (let i = 0; i < 128; i++) {
+      const code = b.getUint8(4 + i)
+      const size = (code & 127) === 127 ? Number.NaN : (code & 127) === 0 ? 0 : e4m3(code & 127)
+      out.push(b.getFloat32(0, true) * (code > 127 ? -size : size))
+    }
+  },
+  1002: (b, out) => {
+    const d = new Float32Array(Uint32Array.of(b.getUint16(0, true) << 16).buffer)[0]!
+    for (let i = 0; i < 32; i++) out.push(d * (nibble(b, 2, 16, i) - 8))
+  },
+  1003: (b, out) => {
+    for (let i = 0; i < 32; i++) out.push(half(b, 0) * (nibble(b, 3, 16, i) - b.getUint8(2)))
   },
   41: (b, out) => {
     for (let i = 0; i < 128; i++)
