@@ -4,7 +4,7 @@ import { join } from "node:path"
 import { UsageError } from "../errors.ts"
 import type { GgufFile } from "../weights/gguf.ts"
 import type { GgufValue } from "../weights/metadata.ts"
-import { openWeights } from "../weights/open.ts"
+import { openStored } from "../weights/open.ts"
 import type { SafetensorsFile } from "../weights/safetensors.ts"
 import type { WeightEntry } from "../weights/source.ts"
 import { JSON_FLAG } from "./args/common.ts"
@@ -37,7 +37,7 @@ and "tensors"; arrays longer than 16 stand there as {"length":…,"first":[…]}
   ],
   async run({ args, flags }) {
     const matches = matcher(flags.filter)
-    const weights = openWeights(args[0] as string)
+    const weights = openStored(args[0] as string)
     try {
       const tensors = [...weights.names()]
         .filter(matches)

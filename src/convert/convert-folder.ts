@@ -12,6 +12,7 @@ import { type DTypeInfo, F32 } from "../tensor/dtype.ts"
 import { byteLength, Tensor } from "../tensor/tensor.ts"
 import { type GgufField, type GgufTensorPlan, GgufWriter } from "../weights/gguf-writer.ts"
 import type { GgufFile } from "../weights/gguf.ts"
+import { withQuantization } from "../weights/quantized.ts"
 import { openSafetensors, type SafetensorsFile } from "../weights/safetensors.ts"
 import type { WeightEntry } from "../weights/source.ts"
 import { type FileType, fileType } from "./file-types.ts"
@@ -50,7 +51,7 @@ export async function convertFolder(
   options: ConvertOptions = {},
 ): Promise<Converted> {
   const config = configFromFolder(folder)
-  const weights = openSafetensors(folder)
+  const weights = withQuantization(openSafetensors(folder))
   try {
     const family = ggufFamily(join(folder, "config.json"), config.model_type)
     const { architecture } = family

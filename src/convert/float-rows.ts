@@ -23,6 +23,7 @@ export function isReadable(dtype: DTypeInfo): boolean {
 export class FloatRows implements Disposable {
   readonly #backend: Backend
   #buffer: Tensor | undefined
+  #whole: { readonly entry: WeightEntry; readonly tensor: Tensor } | undefined
 
   constructor(backend: Backend) {
     this.#backend = backend
@@ -55,6 +56,7 @@ export class FloatRows implements Disposable {
 
   [Symbol.dispose](): void {
     this.#buffer?.[Symbol.dispose]()
+    this.#whole?.tensor[Symbol.dispose]()
   }
 
   #piece(entry: WeightEntry, first: number, count: number, columns: number): Tensor {
@@ -64,14 +66,28 @@ export class FloatRows implements Disposable {
         file,
         `tensor "${name}": is of type ${dtype.name}, which no kernel reads`,
       )
+    const owner = this.#built(entry) ?? entry
+    const address = owner instanceof Tensor ? owner.data : entry.address
     const stored = new Tensor(
       this.#backend,
       dtype,
       [count, columns],
-      entry.address + first * rowBytes(dtype, columns),
-      { owner: entry },
+      address + first * rowBytes(dtype, columns),
+      { owner },
     )
     return dequantize(stored, this.#scratch(count, columns))
+  }
+
+  /** A tensor whose values are made of others', until the next one. */
+  #built(entry: WeightEntry): Tensor | undefined {
+    if (entry.build === undefined) return undefined
+    if (this.#whole?.entry !== entry) {
+      this.#whole?.tensor[Symbol.dispose]()
+      const tensor = Tensor.allocate(this.#backend, entry.dtype, entry.shape)
+      this.#whole = { entry, tensor }
+      entry.build(tensor.bytes())
+    }
+    return this.#whole.tensor
   }
 
   #scratch(count: number, columns: number): Tensor {

@@ -59,7 +59,7 @@ export function configFromJson(file: string, json: unknown, eos?: readonly numbe
   if (!isReadable(text["quantization_config"], modelType)) {
     throw new FormatError(
       file,
-      `quantization_config: ${shown(text["quantization_config"])}, only unquantized safetensors are read`,
+      `quantization_config: ${shown(text["quantization_config"])}, read are quant_method ${[...QUANT_METHODS].join(", ")}, and mxfp4 of gpt_oss`,
       {
         hint: "use the model's GGUF or its unquantized checkpoint",
       },
@@ -128,12 +128,16 @@ export function configFromJson(file: string, json: unknown, eos?: readonly numbe
   })
 }
 
-/** Whether the weights are plain, or gpt-oss' experts in MXFP4. */
+/** Whether the weights are plain, quantised in a way that is read, or gpt-oss' experts in MXFP4. */
 function isReadable(quantization: unknown, modelType: ModelType): boolean {
   if (quantization === undefined || quantization === null) return true
-  const method = z.object({ quant_method: z.literal("mxfp4") }).safeParse(quantization)
-  return modelType === "gpt_oss" && method.success
+  const method = z.object({ quant_method: z.string() }).safeParse(quantization).data?.quant_method
+  if (method === "mxfp4") return modelType === "gpt_oss"
+  return method !== undefined && QUANT_METHODS.has(method)
 }
+
+/** Of `quantization_config.quant_method`, for models of every type. */
+const QUANT_METHODS: ReadonlySet<string> = new Set(["fp8", "compressed-tensors", "gptq", "awq"])
 
 /** Language models whose type a checkpoint with other parts leaves out, or calls by a name of its own. */
 const TEXT_TYPES: Readonly<Record<string, ModelType>> = {

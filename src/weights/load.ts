@@ -341,15 +341,19 @@ class Binder implements LoadedWeights {
 
   #matrix({ parameter, entries, transposed, grouped }: Request): Tensor {
     const { kind, shape, rows } = parameter
-    const isStacked = entries.length > 1 || transposed !== undefined || grouped !== undefined
+    const isBuilt = entries[0]?.build !== undefined
+    const isStacked =
+      isBuilt || entries.length > 1 || transposed !== undefined || grouped !== undefined
     const whole =
       transposed !== undefined
         ? this.#transpose(entries, shape, transposed)
         : grouped !== undefined
           ? this.#gather(entries[0] as WeightEntry, shape, grouped)
-          : isStacked
+          : entries.length > 1
             ? this.#stack(entries, shape)
-            : this.#mapping(entries[0] as WeightEntry, shape)
+            : isBuilt
+              ? this.#build(entries[0] as WeightEntry, shape)
+              : this.#mapping(entries[0] as WeightEntry, shape)
     const tensor = rows === undefined ? whole : whole.narrow(0, rows.start, rows.count)
     const packed = kind === "table" ? null : (this.#options.pack?.(tensor) ?? null)
     if (packed !== null) {
@@ -379,6 +383,14 @@ class Binder implements LoadedWeights {
     return tensor
   }
 
+  /** A weight whose values are made of other tensors'. */
+  #build(entry: WeightEntry, shape: readonly number[]): Tensor {
+    const out = Tensor.allocate(this.#options.backend, entry.dtype, shape)
+    entry.build?.(out.bytes())
+    this.#weights.drop(entry.name)
+    return out
+  }
+
   /** [experts, out, in] from matrices [out, in] of one type. */
   #stack(entries: readonly WeightEntry[], shape: readonly number[]): Tensor {
     const { dtype } = entries[0] as WeightEntry
@@ -391,7 +403,9 @@ class Binder implements LoadedWeights {
     }
     const stack = Tensor.allocate(this.#options.backend, dtype, shape)
     entries.forEach((entry, i) => {
-      stack.select(i).bytes().set(this.#weights.bytes(entry.name))
+      const to = stack.select(i).bytes()
+      if (entry.build === undefined) to.set(this.#weights.bytes(entry.name))
+      else entry.build(to)
       this.#weights.drop(entry.name)
     })
     return stack

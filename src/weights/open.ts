@@ -4,6 +4,7 @@ import { join } from "node:path"
 import { FormatError } from "../errors.ts"
 import { MappedFile } from "../native/mapped-file.ts"
 import { type GgufFile, openGguf, shardOf, shardPath } from "./gguf.ts"
+import { withQuantization } from "./quantized.ts"
 import {
   openSafetensors,
   SAFETENSORS_INDEX,
@@ -17,6 +18,15 @@ import type { OpenSource } from "./source.ts"
  * (preferred where a folder holds both, as KTransformers does) or a folder with one GGUF model.
  */
 export function openWeights(
+  path: string,
+  open: OpenSource = MappedFile.open,
+): GgufFile | SafetensorsFile {
+  const weights = openStored(path, open)
+  return weights.kind === "gguf" ? weights : withQuantization(weights)
+}
+
+/** As `openWeights`, with the tensors of quantised safetensors as they are stored. */
+export function openStored(
   path: string,
   open: OpenSource = MappedFile.open,
 ): GgufFile | SafetensorsFile {

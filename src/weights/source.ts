@@ -21,6 +21,10 @@ export interface WeightEntry {
   readonly byteLength: number
   /** File that holds it, for messages. */
   readonly file: string
+  /** Fills the tensor's bytes where they are made of other tensors' values: nothing lies at `address` (0) then. */
+  readonly build?: (to: Uint8Array) => void
+  /** Only the bytes are stored and `shape` counts the values: the model knows the shape. */
+  readonly isFlat?: boolean
 }
 
 /** Named tensors of one checkpoint (one GGUF with its splits, or one folder of safetensors). */

@@ -313,7 +313,7 @@ describe("gpt_oss", () => {
       quantization_config: { quant_method, modules_to_not_convert: ["lm_head"] },
     })
     expect(fromJson(quantized("mxfp4"))).toEqual(config)
-    expect(failure(() => fromJson(quantized("gptq")))).toContain('"quant_method":"gptq"')
+    expect(failure(() => fromJson(quantized("hqq")))).toContain('"quant_method":"hqq"')
   })
 
   test("GGUF", () => {

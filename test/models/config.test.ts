@@ -368,8 +368,8 @@ describe("config.json", () => {
       "num_experts_per_tok: 3, expected 1 to num_experts 2",
     ],
     [
-      { quantization_config: { quant_method: "fp8" } },
-      'quantization_config: {"quant_method":"fp8"}',
+      { quantization_config: { quant_method: "hqq" } },
+      'quantization_config: {"quant_method":"hqq"}',
     ],
     [{ model_type: "qwen3_moe", num_experts: null }, "num_experts: null, expected a number"],
     [{ eos_token_id: -1 }, "eos_token_id: -1 ("],

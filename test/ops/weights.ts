@@ -52,8 +52,6 @@ const SCALES: Record<string, (block: Uint8Array, noise: number) => void> = {
 }
 
 export const QUANTIZED = [
-  dtypes.I4_BF16,
-  dtypes.I4_ZERO,
   dtypes.Q4_0,
   dtypes.Q4_1,
   dtypes.Q5_0,
@@ -80,6 +78,8 @@ export const QUANTIZED = [
   dtypes.IQ3_S,
   dtypes.IQ1_S,
   dtypes.IQ1_M,
+  dtypes.I4_BF16,
+  dtypes.I4_ZERO,
 ] as const
 export const PLAIN = [dtypes.F32, dtypes.F16, dtypes.BF16] as const
 

@@ -1,0 +1,246 @@
+import { afterAll, describe, expect, test } from "bun:test"
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
+
+import { FormatError } from "../../src/errors.ts"
+import { configFromFolder, configFromJson } from "../../src/models/config-hf.ts"
+import { createModel } from "../../src/models/registry.ts"
+import { Backend } from "../../src/native/backend.ts"
+import { namedModules } from "../../src/nn/module.ts"
+import { openWeights } from "../../src/weights/open.ts"
+import {
+  openSafetensors,
+  type TensorData,
+  writeSafetensors,
+} from "../../src/weights/safetensors.ts"
+import { toFloat32 } from "../../src/weights/vector.ts"
+import { formats, type Matrix, writePair } from "../fixtures/quantized-folder.ts"
+import { randomArray, relativeError } from "../ops/harness.ts"
+import { golden } from "../setup.ts"
+import { loadModel } from "./build.ts"
+import { openHfGolden } from "./goldens.ts"
+import { Sequences } from "./sequences.ts"
+
+const IDS = [5, 17, 99, 3, 250, 42, 8, 7, 61, 120, 33]
+const MODELS = ["llama", "qwen3_moe", "deepseek_v3"] as const
+
+/** Sizes that whole blocks of every type fit. */
+const WIDE: Readonly<Record<string, Readonly<Record<string, number>>>> = {
+  llama: { hidden_size: 128, intermediate_size: 256, head_dim: 32 },
+  qwen3_moe: { hidden_size: 128, moe_intermediate_size: 128, head_dim: 32 },
+  deepseek_v3: {
+    hidden_size: 128,
+    intermediate_size: 256,
+    moe_intermediate_size: 128,
+    kv_lora_rank: 128,
+    q_lora_rank: 128,
+    v_head_dim: 64,
+    qk_nope_head_dim: 24,
+  },
+}
+
+const folder = mkdtempSync(join(tmpdir(), "kt-quantized-"))
+const exact = new Backend({ threads: 2, precision: "f32" })
+const fast = new Backend({ threads: 2, precision: "fast" })
+afterAll(() => {
+  rmSync(folder, { recursive: true })
+  for (const backend of [exact, fast]) backend[Symbol.dispose]()
+})
+
+type Json = Record<string, unknown>
+
+function configOf(name: string): Json {
+  return JSON.parse(readFileSync(join(golden("hf", name), "config.json"), "utf8")) as Json
+}
+
+function goldenTensors(name: string): Map<string, Matrix> {
+  const { weights } = openHfGolden(name)
+  const out = new Map<string, Matrix>()
+  for (const tensor of weights.names()) {
+    const { dtype, shape } = weights.get(tensor)!
+    out.set(tensor, { shape, data: toFloat32(dtype, weights.bytes(tensor)) })
+  }
+  weights.close()
+  return out
+}
+
+/** Random values for every parameter of a model, its experts one by one. */
+async function randomTensors(config: Json): Promise<Map<string, Matrix>> {
+  const out = new Map<string, Matrix>()
+  let seed = 1
+  const add = (name: string, shape: readonly number[]): void => {
+    const data = randomArray(
+      shape.reduce((a, b) => a * b, 1),
+      seed++,
+      0.1,
+    )
+    if (/norm/.test(name)) for (let i = 0; i < data.length; i++) data[i]! += 1
+    out.set(name, { shape, data })
+  }
+  const model = await createModel(configFromJson("config.json", config))
+  for (const [path, module] of namedModules(model)) {
+    for (const { name, kind, shape } of module.parameters()) {
+      const full = path === "" ? name : `${path}.${name}`
+      const dot = full.lastIndexOf(".")
+      if (kind !== "experts") add(full, shape)
+      else
+        for (let e = 0; e < shape[0]!; e++)
+          add(`${full.slice(0, dot)}.${e}${full.slice(dot)}.weight`, shape.slice(1))
+    }
+  }
+  return out
+}
+
+async function logits(path: string, backend: Backend): Promise<[Float32Array, Set<string>]> {
+  const weights = openWeights(path)
+  if (weights.kind !== "safetensors") throw new Error("a folder of safetensors")
+  const types = new Set(
+    [...weights.names()].filter((n) => /_proj/.test(n)).map((n) => weights.get(n)!.dtype.name),
+  )
+  const { model, loaded } = await loadModel(configFromFolder(path), weights, { backend })
+  const sequences = new Sequences(model, backend, {
+    count: 1,
+    maxTokens: IDS.length,
+    promptLength: IDS.length,
+  })
+  const [got] = sequences.step([{ sequence: 0, ids: IDS }])
+  sequences[Symbol.dispose]()
+  loaded[Symbol.dispose]()
+  weights.close()
+  return [got!, types]
+}
+
+/** Types that each form becomes, where blocks fit. */
+const TYPES: Readonly<Record<string, string>> = {
+  "FP8 in blocks": "F8_E4M3",
+  "FP8 with a scale a row": "F8_E4M3",
+  "FP8 with one scale": "F8_E4M3",
+  "compressed-tensors int4": "I4_BF16",
+  "compressed-tensors int4 with zero points": "I4_ZERO",
+  "GPTQ, symmetric": "Q4_0",
+  GPTQ: "I4_ZERO",
+  "GPTQ in activation order": "F32",
+  "GPTQ of 8 bits": "Q8_0",
+  AWQ: "I4_ZERO",
+}
+
+for (const name of MODELS) {
+  describe(name, () => {
+    for (const format of formats(8, 16)) {
+      test(`${format.name} of narrow matrices computes what its values do`, async () => {
+        const at = join(folder, name, "narrow", format.name)
+        const paths = writePair(at, configOf(name), goldenTensors(name), format)
+        const [got, types] = await logits(paths.quantized, exact)
+        expect([...types]).toEqual(["F32"])
+        const [want] = await logits(paths.plain, exact)
+        expect(relativeError(got, want)).toBeLessThan(1e-6)
+      })
+    }
+    for (const format of formats(32, 128)) {
+      test(`${format.name} computes what its values do`, async () => {
+        const config = { ...configOf(name), ...WIDE[name] }
+        const paths = writePair(
+          join(folder, name, "wide", format.name),
+          config,
+          await randomTensors(config),
+          format,
+        )
+        const [got, types] = await logits(paths.quantized, exact)
+        expect([...types]).toEqual([TYPES[format.name]!])
+        const [want] = await logits(paths.plain, exact)
+        expect(relativeError(got, want)).toBeLessThan(1e-5)
+        const [quick] = await logits(paths.quantized, fast)
+        // with int8 activations a router may choose another expert of nearly the same score
+        expect(relativeError(quick, want)).toBeLessThan(name === "llama" ? 0.03 : 0.2)
+      })
+    }
+  })
+}
+
+describe("quantised folders that are wrong", () => {
+  type Change = (tensors: Record<string, TensorData>, config: Json) => void
+  const Q = "model.layers.0.self_attn.q_proj"
+  const cases: [format: string, says: string, change: Change][] = [
+    ["FP8 in blocks", "without scales", (t) => delete t[`${Q}.weight_scale_inv`]],
+    [
+      "FP8 in blocks",
+      "expected [4, 3] (blocks of 16 x 16), [64, 1] or [1]",
+      (t) => (t[`${Q}.weight_scale_inv`] = { shape: [2, 3], data: new Float32Array(6) }),
+    ],
+    [
+      "FP8 in blocks",
+      `quantization_config.quant_method: "hqq"`,
+      (_, config) => (config["quantization_config"] = { quant_method: "hqq" }),
+    ],
+    [
+      "compressed-tensors int4",
+      `needs a tensor "${Q}.weight_shape"`,
+      (t) => delete t[`${Q}.weight_shape`],
+    ],
+    [
+      "compressed-tensors int4",
+      "expected I32 [64, 4]",
+      (t) => (t[`${Q}.weight_shape`] = { shape: [2], data: Int32Array.of(64, 32) }),
+    ],
+    [
+      "compressed-tensors int4",
+      "expected a matrix's rows and columns",
+      (t) => (t[`${Q}.weight_shape`] = { shape: [2], data: Int32Array.of(64, -1) }),
+    ],
+    ["GPTQ", `needs a tensor "${Q}.scales"`, (t) => delete t[`${Q}.scales`]],
+    [
+      "GPTQ",
+      "quantization_config.group_size: 7, expected a divisor of the",
+      (_, config) => Object.assign(config["quantization_config"] as Json, { group_size: 7 }),
+    ],
+    [
+      "GPTQ",
+      "holds group 9, expected 0 to 5",
+      (t) => (t[`${Q}.g_idx`] = { shape: [48], data: new Int32Array(48).fill(9) }),
+    ],
+    [
+      "GPTQ",
+      "quantization_config.bits: 3",
+      (_, config) => Object.assign(config["quantization_config"] as Json, { bits: 3 }),
+    ],
+    [
+      "AWQ",
+      `quantization_config.version: "gemv", expected "gemm"`,
+      (_, config) => Object.assign(config["quantization_config"] as Json, { version: "gemv" }),
+    ],
+    [
+      "AWQ",
+      `quantization_config.quant_method: "none", expected "gptq" or "awq" for tensor`,
+      (_, config) => delete config["quantization_config"],
+    ],
+  ]
+  for (const [name, says, change] of cases) {
+    test(`${name}: ${says}`, () => {
+      const at = join(folder, "wrong", says.replaceAll(/\W+/g, "-"))
+      const format = formats(8, 16).find((known) => known.name === name)!
+      const { quantized } = writePair(at, configOf("llama"), goldenTensors("llama"), format)
+      const file = join(quantized, "model.safetensors")
+      const opened = openSafetensors(file)
+      const tensors: Record<string, TensorData> = {}
+      for (const tensor of opened.names()) {
+        const { dtype, shape } = opened.get(tensor)!
+        tensors[tensor] = { shape, dtype: dtype.name, data: opened.bytes(tensor).slice() }
+      }
+      opened.close()
+      const config = JSON.parse(readFileSync(join(quantized, "config.json"), "utf8")) as Json
+      change(tensors, config)
+      writeSafetensors(file, tensors)
+      writeFileSync(join(quantized, "config.json"), JSON.stringify(config))
+      let message = ""
+      try {
+        openWeights(quantized).close()
+      } catch (error) {
+        expect(error).toBeInstanceOf(FormatError)
+        message = (error as FormatError).message
+      }
+      expect(message).toContain(says)
+      expect(message).toContain(quantized)
+    })
+  }
+})
