@@ -1,6 +1,7 @@
-import { Environment, Interpreter, Template } from "@huggingface/jinja"
+import { Environment, type Template } from "@huggingface/jinja"
 
 import { ConfigError } from "../errors.ts"
+import { parseTemplate, PythonInterpreter } from "./jinja-python.ts"
 
 /** One message as chat templates read it; content is a string or, for some models, a list of parts. */
 export interface ChatMessage {
@@ -49,7 +50,7 @@ export interface TemplateTokenizer {
 export class ChatTemplate {
   readonly source: string
   readonly #name: string
-  readonly #template: Template
+  readonly #program: Template["parsed"]
   readonly #options: ChatTemplateOptions
 
   /** @throws ConfigError where the text is no valid template. */
@@ -58,7 +59,7 @@ export class ChatTemplate {
     this.#name = options.source ?? "chat template"
     this.#options = options
     try {
-      this.#template = new Template(source)
+      this.#program = parseTemplate(source)
     } catch (cause) {
       throw new ConfigError(`${this.#name}: cannot be parsed: ${reason(cause)}`, { cause })
     }
@@ -112,7 +113,7 @@ export class ChatTemplate {
       // the library's own `render` forbids other values for its globals, and its strftime_now speaks the user's language
       const environment = new Environment()
       for (const [name, value] of Object.entries(variables)) environment.set(name, value)
-      return String(new Interpreter(environment).run(this.#template.parsed).value)
+      return String(new PythonInterpreter(environment).run(this.#program).value)
     } catch (cause) {
       throw new ConfigError(`${this.#name}: cannot be rendered: ${reason(cause)}`, { cause })
     }

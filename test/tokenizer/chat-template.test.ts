@@ -73,7 +73,7 @@ describe("prompts", () => {
     ],
     [
       "filters on what is missing",
-      "[{{ missing.description | trim }}|{{ missing | length }}|{{ none | selectattr('type', 'equalto', 'x') | list | length }}]",
+      "[{{ missing | trim }}|{{ missing | length }}|{{ none | selectattr('type', 'equalto', 'x') | list | length }}]",
       "[|0|0]",
     ],
     [
@@ -91,6 +91,44 @@ describe("prompts", () => {
     expect(
       template.render({ messages: MESSAGES, tools: TOOLS, vars: { enable_thinking: true } }),
     ).toBe(prompt)
+  })
+})
+
+describe("Python's rules", () => {
+  const table: readonly [template: string, text: string][] = [
+    ["{{ none }}{{ missing }}{{ [none, true] }}", "None[None, True]"],
+    ["{% macro m(x) %}{{ x }}{% endmacro %}{{ m(none) }}", "None"],
+    [
+      "{{ 1 == '1' }} {{ [1, {'a': 2}] == [1, {'a': 2}] }} {{ (1, 2) == [1, 2] }} {{ true == 1 }}",
+      "False True False True",
+    ],
+    ["{{ [1] in ([1], 2) }} {{ 'a' in {'a': 1} }} {{ 'x' in missing }}", "True True False"],
+    ["{{ 'ab' * 3 }}{{ [0] * 2 }}{{ 2 * 'c' }}{{ 'a' * -1 }}", "ababab[0, 0]cc"],
+    ["{{ -7 % 3 }} {{ 7 % -3 }} {{ -7 // 2 }} {{ true + 1 }}", "2 -2 -4 2"],
+    ["{{ 'B' < 'a' }} {{ [1, 2] < [1, 3] }}", "True True"],
+    ["{{ [1, 'a'] | trim }}|{{ {'a': none} | upper }}", "[1, 'a']|{'A': NONE}"],
+    [
+      "{% set d = {'items': 5, 'x': 6} %}{{ d['items'] }}{% for k, v in d.items() %}{{ k }}{{ v }}{% endfor %}",
+      "5items5x6",
+    ],
+    ["{{ '<b>' | safe + '<i>' }}{{ '<b>' | safe ~ '<i>' }}", "<b>&lt;i&gt;<b><i>"],
+  ]
+  test.each(table)("%s", (source, text) => {
+    expect(new ChatTemplate(source).render({ messages: [] })).toBe(text)
+  })
+
+  test.each([
+    ["{{ 'a' + 1 }}", "unsupported operand types for +: string and integer"],
+    ["{{ 'a' + [1] }}", "unsupported operand types for +: string and array"],
+    ["{{ 'a' + missing }}", 'an undefined value stands beside "+"'],
+    ["{{ messages[0].role }}", "the member 0 is undefined"],
+    ["{{ missing.role }}", '"missing" is undefined'],
+    ["{{ missing | tojson }}", "an undefined value cannot be written as JSON"],
+    ["{{ 1 < 'a' }}", "unsupported operand types for <: integer and string"],
+    ["{{ 1 in 'abc' }}", '"in" has string on its right and integer on its left'],
+    ["{{ 'x' * 99999999 }}", "is longer than"],
+  ])("%s is refused", (source, message) => {
+    expect(() => new ChatTemplate(source).render({ messages: [] })).toThrow(message)
   })
 })
 
