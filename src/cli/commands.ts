@@ -16,6 +16,7 @@ export const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
   inspect: async () => (await import("./inspect.ts")).inspect,
   tensor: async () => (await import("./tensor.ts")).tensor,
   convert: async () => (await import("./convert.ts")).convert,
+  merge: async () => (await import("./merge.ts")).merge,
   quantize: async () => (await import("./quantize.ts")).quantize,
   rules: async () => (await import("./rules.ts")).rules,
 }

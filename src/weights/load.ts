@@ -203,12 +203,17 @@ function checkEntry(entry: WeightEntry, parameter: Parameter, count: number): st
   const { kind } = parameter
   const expected = kind === "experts" && count > 1 ? parameter.shape.slice(1) : parameter.shape
   const { dtype, shape, name } = entry
-  if (!isSameShape(shape, expected)) {
+  if (!(entry.isFlat ? isSameSize(entry, expected) : isSameShape(shape, expected))) {
     return `${name} has shape [${shape.join(", ")}], expected [${expected.join(", ")}]`
   }
   const readable =
     kind === "vector" ? VECTOR_TYPES.has(dtype) : isComputable(dtype) && !NOT_WEIGHTS.has(dtype)
   return readable ? undefined : `${name} is of type ${dtype.name}, which no kernel reads here`
+}
+
+/** Where only bytes are stored: rows must be whole blocks. */
+function isSameSize({ dtype, shape }: WeightEntry, expected: readonly number[]): boolean {
+  return product(shape) === product(expected) && (expected.at(-1) ?? 0) % dtype.blockSize === 0
 }
 
 /** Dimensions of 1 do not change where values lie: converters leave them out. */

@@ -4,6 +4,7 @@ import { FormatError } from "../errors.ts"
 import { BF16, type DTypeInfo, F16, F32 } from "../tensor/dtype.ts"
 import { byteLength } from "../tensor/tensor.ts"
 import { buildFp8, fp8Type, type Scales } from "./fp8.ts"
+import { withHybridNames } from "./hybrid.ts"
 import {
   buildInts,
   type GroupedInts,
@@ -25,13 +26,15 @@ const SCALE_TYPES: ReadonlySet<DTypeInfo> = new Set([F32, F16, BF16])
 
 /**
  * A checkpoint whose quantised weights (FP8, compressed-tensors, GPTQ, AWQ) are entries `….weight` of
- * a type that kernels compute with and that holds the same values. Others pass through. Takes over the
+ * a type that kernels compute with and that holds the same values. Hybrid folders get Hugging Face's names. Others pass through. Takes over the
  * checkpoint: an error closes it.
  * @throws FormatError that names file, tensor or key and what was expected
  */
-export function withQuantization(weights: SafetensorsFile): SafetensorsFile {
+export function withQuantization(stored: SafetensorsFile): SafetensorsFile {
+  let weights = stored
   let view: View
   try {
+    weights = withHybridNames(stored)
     const file = join(dirname(weights.files[0] ?? weights.path), "config.json")
     view = new View(weights, readQuantization(file))
   } catch (error) {

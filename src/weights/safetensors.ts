@@ -48,6 +48,10 @@ export function openSafetensors(path: string, open: OpenSource = MappedFile.open
     if (isFolder && existsSync(join(path, SAFETENSORS_INDEX))) {
       return table.checkpoint("safetensors", path, { metadata: addIndexed(path, open, table) })
     }
+    if (isFolder && !existsSync(join(path, SAFETENSORS_SINGLE))) {
+      const metadata = addCounted(path, open, table)
+      if (metadata !== undefined) return table.checkpoint("safetensors", path, { metadata })
+    }
     const source = open(isFolder ? onlyFile(path) : path)
     table.own(source)
     const { metadata, tensors } = readHeader(source)
@@ -73,6 +77,37 @@ function onlyFile(folder: string): string {
       hint: `download ${SAFETENSORS_INDEX} too, or name one file`,
     },
   )
+}
+
+/** Files of a folder without an index that count from zero, as KTransformers' merged folders do: model-00000-of-00061. */
+const COUNTED = /^(.+)-(\d{5})-of-(\d{5})\.safetensors$/
+
+function addCounted(
+  folder: string,
+  open: OpenSource,
+  table: TensorTable,
+): Record<string, string> | undefined {
+  const files = readdirSync(folder)
+    .filter((name) => COUNTED.test(name))
+    .toSorted()
+  const [, prefix, first, last] = COUNTED.exec(files[0] ?? "") ?? []
+  if (first !== "00000" || prefix === undefined) return undefined
+  if (files.length > MAX_SHARDS)
+    throw new FormatError(folder, `${files.length} files, more than the limit of ${MAX_SHARDS}`)
+  let metadata: Record<string, string> | undefined
+  files.forEach((file, i) => {
+    const expected = `${prefix}-${String(i).padStart(5, "0")}-of-${last}.safetensors`
+    if (file !== expected)
+      throw new FormatError(join(folder, expected), `is missing, ${file} is there`, {
+        hint: "complete the download",
+      })
+    const source = open(join(folder, file))
+    table.own(source)
+    const header = readHeader(source)
+    metadata ??= header.metadata
+    for (const tensor of header.tensors) table.add(source, tensor)
+  })
+  return metadata
 }
 
 /** Adds every tensor of the files that the index names; returns the first file's metadata. */

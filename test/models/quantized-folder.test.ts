@@ -4,41 +4,22 @@ import { tmpdir } from "node:os"
 import { join } from "node:path"
 
 import { FormatError } from "../../src/errors.ts"
-import { configFromFolder, configFromJson } from "../../src/models/config-hf.ts"
-import { createModel } from "../../src/models/registry.ts"
+import { configFromFolder } from "../../src/models/config-hf.ts"
 import { Backend } from "../../src/native/backend.ts"
-import { namedModules } from "../../src/nn/module.ts"
 import { openWeights } from "../../src/weights/open.ts"
 import {
   openSafetensors,
   type TensorData,
   writeSafetensors,
 } from "../../src/weights/safetensors.ts"
-import { toFloat32 } from "../../src/weights/vector.ts"
-import { formats, type Matrix, writePair } from "../fixtures/quantized-folder.ts"
-import { randomArray, relativeError } from "../ops/harness.ts"
-import { golden } from "../setup.ts"
+import { formats, writePair } from "../fixtures/quantized-folder.ts"
+import { relativeError } from "../ops/harness.ts"
 import { loadModel } from "./build.ts"
-import { openHfGolden } from "./goldens.ts"
 import { Sequences } from "./sequences.ts"
+import { configOf, goldenTensors, type Json, randomTensors, WIDE } from "./tensors.ts"
 
 const IDS = [5, 17, 99, 3, 250, 42, 8, 7, 61, 120, 33]
 const MODELS = ["llama", "qwen3_moe", "deepseek_v3"] as const
-
-/** Sizes that whole blocks of every type fit. */
-const WIDE: Readonly<Record<string, Readonly<Record<string, number>>>> = {
-  llama: { hidden_size: 128, intermediate_size: 256, head_dim: 32 },
-  qwen3_moe: { hidden_size: 128, moe_intermediate_size: 128, head_dim: 32 },
-  deepseek_v3: {
-    hidden_size: 128,
-    intermediate_size: 256,
-    moe_intermediate_size: 128,
-    kv_lora_rank: 128,
-    q_lora_rank: 128,
-    v_head_dim: 64,
-    qk_nope_head_dim: 24,
-  },
-}
 
 const folder = mkdtempSync(join(tmpdir(), "kt-quantized-"))
 const exact = new Backend({ threads: 2, precision: "f32" })
@@ -47,50 +28,6 @@ afterAll(() => {
   rmSync(folder, { recursive: true })
   for (const backend of [exact, fast]) backend[Symbol.dispose]()
 })
-
-type Json = Record<string, unknown>
-
-function configOf(name: string): Json {
-  return JSON.parse(readFileSync(join(golden("hf", name), "config.json"), "utf8")) as Json
-}
-
-function goldenTensors(name: string): Map<string, Matrix> {
-  const { weights } = openHfGolden(name)
-  const out = new Map<string, Matrix>()
-  for (const tensor of weights.names()) {
-    const { dtype, shape } = weights.get(tensor)!
-    out.set(tensor, { shape, data: toFloat32(dtype, weights.bytes(tensor)) })
-  }
-  weights.close()
-  return out
-}
-
-/** Random values for every parameter of a model, its experts one by one. */
-async function randomTensors(config: Json): Promise<Map<string, Matrix>> {
-  const out = new Map<string, Matrix>()
-  let seed = 1
-  const add = (name: string, shape: readonly number[]): void => {
-    const data = randomArray(
-      shape.reduce((a, b) => a * b, 1),
-      seed++,
-      0.1,
-    )
-    if (/norm/.test(name)) for (let i = 0; i < data.length; i++) data[i]! += 1
-    out.set(name, { shape, data })
-  }
-  const model = await createModel(configFromJson("config.json", config))
-  for (const [path, module] of namedModules(model)) {
-    for (const { name, kind, shape } of module.parameters()) {
-      const full = path === "" ? name : `${path}.${name}`
-      const dot = full.lastIndexOf(".")
-      if (kind !== "experts") add(full, shape)
-      else
-        for (let e = 0; e < shape[0]!; e++)
-          add(`${full.slice(0, dot)}.${e}${full.slice(dot)}.weight`, shape.slice(1))
-    }
-  }
-  return out
-}
 
 async function logits(path: string, backend: Backend): Promise<[Float32Array, Set<string>]> {
   const weights = openWeights(path)
