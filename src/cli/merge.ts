@@ -11,8 +11,8 @@ export const merge = defineCommand({
   details: `Most bytes of a Mixture-of-Experts model are its experts. A hybrid folder takes them from a GGUF (say
 Q4_K_M) as they are, and all else from the Hugging Face folder (say FP8): attention, norms, routers and
 shared experts keep their precision. The two must be of one model. The folder has one safetensors file a
-layer in the form of KTransformers' merge_safetensor_gguf.py, which it reads too, beside the configuration
-and the tokenizer: \`kt run OUT\` needs nothing else.`,
+layer, as KTransformers' merge_safetensor_gguf.py writes them (its folders are read as well), beside the
+configuration and the tokenizer: \`kt run OUT\` needs nothing else.`,
   flags: {
     "safetensor-path": {
       type: "string",
