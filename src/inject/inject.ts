@@ -72,6 +72,7 @@ export function planInjection(
 ): InjectionPlan {
   const { fuse = true, device = CPU_ONLY } = options
   const warnings = new Set<string>()
+  const standIns = new Map<string, Set<Rule>>()
   const prepared = set.rules.map((rule) => prepare(rule, operators, device))
   const active = prepared.filter(({ operator }) => fuse || !operator.fused)
   const used = new Set<Rule>()
@@ -84,7 +85,7 @@ export function planInjection(
       const { rule, operator, kwargs, notes } = hit
       const reason = operator.rejects(module)
       if (reason !== undefined) throw new ConfigError(`${ruleLabel(rule)}: ${path}: ${reason}`)
-      for (const note of notes) warnings.add(`${ruleLabel(rule)}: ${note}`)
+      for (const note of notes) standIns.set(note, (standIns.get(note) ?? new Set()).add(rule))
       used.add(rule)
       recursive = rule.recursive
       const kept = operator.declines(module)
@@ -117,7 +118,16 @@ export function planInjection(
     }
     warnings.add(`${ruleLabel(rule)}: ${detail}`)
   }
-  return { entries, warnings: [...warnings] }
+  const notes = [...standIns].map(([note, rules]) => standInLine(note, [...rules]))
+  return { entries, warnings: [...notes, ...warnings] }
+}
+
+/** A note once, however many rules of a long file ask for the same: with the first of them and the number of others. */
+function standInLine(note: string, rules: readonly Rule[]): string {
+  const [first] = rules
+  const more = rules.length - 1
+  const others = more === 0 ? "" : ` (and ${more} more ${more === 1 ? "rule" : "rules"})`
+  return `${first === undefined ? "" : `${ruleLabel(first)}: `}${note}${others}`
 }
 
 interface Prepared {

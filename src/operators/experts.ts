@@ -8,7 +8,14 @@ import { standIns } from "./stand-ins.ts"
 /** Gate, up and activation fused, then down and the weighted sum. */
 const CPU_OP = "KExpertsCPU"
 
-const EXPERTS_OPS = [CPU_OP, "KExpertsTorch", "KExpertsMarlin", "KExpertsCPUW8A8", "None"] as const
+const EXPERTS_OPS = [
+  CPU_OP,
+  "KExpertsTorch",
+  "KExpertsMarlin",
+  "KExpertsCPUW8A8",
+  "KSFTExpertsCPU",
+  "None",
+] as const
 const BACKENDS = ["llamafile", "AMXInt8", "AMXBF16"] as const
 
 const Op = z.enum(EXPERTS_OPS, `expected one of ${EXPERTS_OPS.join(", ")}`).nullable()

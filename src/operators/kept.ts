@@ -52,6 +52,7 @@ const KEPT = [
   "KDeepseekRMSNormIPEXLLM",
   "KDeepseekV3RMSNormW8A8",
   "KQwen3MoeRMSNormW8A8",
+  "KQwen3FinalRMSNormNPU",
   // dense feed-forward blocks
   "kDeepseekV3MLP",
   "KQwen2MoeMLP",
@@ -60,9 +61,11 @@ const KEPT = [
   "KGlm4MoeMLP",
   "KDeepseekV3MLPW8A8A2V1",
   "KDeepseekV3MLPW8A8A2V2",
+  "KQwen3MoeMLPW8A8A2",
   // whole models
   "KDeepseekV2Model",
   "KQwen2MoeModel",
+  "KQwen3MoeModel",
   "KLlamaModel",
   "KLlama4Model",
 ] as const
