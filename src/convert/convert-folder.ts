@@ -43,6 +43,9 @@ export interface Converted {
   readonly extraKeys: readonly string[]
 }
 
+/** Weights that a GGUF has transposed: blocks along their rows do not help. */
+const TRANSPOSED = /\.kv_b_proj\.weight$/
+
 /** Writes a Hugging Face folder as a GGUF file. Memory is a bounded piece of a tensor, or one expert's matrix. */
 export async function convertFolder(
   folder: string,
@@ -51,7 +54,7 @@ export async function convertFolder(
   options: ConvertOptions = {},
 ): Promise<Converted> {
   const config = configFromFolder(folder)
-  const weights = withQuantization(openSafetensors(folder))
+  const weights = withQuantization(openSafetensors(folder), { widened: TRANSPOSED })
   try {
     const family = ggufFamily(join(folder, "config.json"), config.model_type)
     const { architecture } = family

@@ -8,6 +8,8 @@ export interface GroupedInts {
   readonly groups: number
   /** Codes [rows, columns], a byte each. */
   codes(): Uint8Array
+  /** Codes of 4 bits [rows, columns / 2], two neighbours a byte, where they are stored like this. */
+  readonly pairs?: () => Uint8Array
   /** Scale of group g of row r at `r * rowStride + g * groupStride`, as stored and as f32. */
   scales(): { stored: Uint8Array; values: Float32Array; rowStride: number; groupStride: number }
   /** Zero points [rows, groups]; undefined: all are half of the codes' range. */
@@ -35,6 +37,8 @@ export function intType(
 /** Fills a matrix of `intType`. */
 export function buildInts(ints: GroupedInts, dtype: DTypeInfo, to: Uint8Array): void {
   const { rows, columns, groups, bits, groupOf } = ints
+  if (dtype !== F32 && bits === 4 && ints.pairs !== undefined)
+    return buildFromPairs(ints, ints.pairs(), dtype, to)
   const codes = ints.codes()
   const { stored, values, rowStride, groupStride } = ints.scales()
   const zeros = ints.zeros?.()
@@ -68,6 +72,36 @@ export function buildInts(ints: GroupedInts, dtype: DTypeInfo, to: Uint8Array): 
       } else {
         for (let i = 0; i < 16; i++)
           to[out++] = (codes[from + i] as number) | ((codes[from + 16 + i] as number) << 4)
+      }
+    }
+  }
+}
+
+/** As `buildInts`, without taking the codes apart. */
+function buildFromPairs(
+  ints: GroupedInts,
+  pairs: Uint8Array,
+  dtype: DTypeInfo,
+  to: Uint8Array,
+): void {
+  const { rows, columns, groups } = ints
+  const { stored, rowStride, groupStride } = ints.scales()
+  const zeros = ints.zeros?.()
+  const size = columns / groups
+  let out = 0
+  let from = 0
+  for (let r = 0; r < rows; r++) {
+    for (let c = 0; c < columns; c += 32, from += 16) {
+      const g = Math.floor(c / size)
+      const scale = 2 * (r * rowStride + g * groupStride)
+      to[out++] = stored[scale] as number
+      to[out++] = stored[scale + 1] as number
+      if (dtype === I4_ZERO) to[out++] = zeros?.[r * groups + g] ?? 8
+      for (let j = from; j < from + 8; j++) {
+        const low = pairs[j] as number
+        const high = pairs[j + 8] as number
+        to[out++] = (low & 15) | ((high & 15) << 4)
+        to[out++] = (low >> 4) | (high & 0xf0)
       }
     }
   }

@@ -75,6 +75,13 @@ export function loadWeights(
     options.onNote?.(
       `${vision} tensors of the vision part are passed over: the text model runs alone`,
     )
+  const widened = requests.flatMap(({ entries }) =>
+    entries.filter(({ build, dtype }) => build !== undefined && dtype === F32),
+  )
+  if (widened.length > 0)
+    options.onNote?.(
+      `${widened.length} quantised tensors are widened to F32, ${gib(bytesOf(widened))} GiB: no type of the kernels holds their scales`,
+    )
   const binder = new Binder(weights, requests, options)
   try {
     binder.bindAll()
@@ -357,9 +364,11 @@ class Binder implements LoadedWeights {
           : entries.length > 1
             ? this.#stack(entries, shape)
             : isBuilt
-              ? this.#build(entries[0] as WeightEntry, shape)
+              ? this.#build(entries[0] as WeightEntry, shape, rows)
               : this.#mapping(entries[0] as WeightEntry, shape)
-    const tensor = rows === undefined ? whole : whole.narrow(0, rows.start, rows.count)
+    const isPlain = transposed === undefined && grouped === undefined && entries.length === 1
+    const isCut = rows === undefined || (isBuilt && isPlain)
+    const tensor = isCut ? whole : whole.narrow(0, rows.start, rows.count)
     const packed = kind === "table" ? null : (this.#options.pack?.(tensor) ?? null)
     if (packed !== null) {
       if (isStacked) whole[Symbol.dispose]()
@@ -389,9 +398,16 @@ class Binder implements LoadedWeights {
   }
 
   /** A weight whose values are made of other tensors'. */
-  #build(entry: WeightEntry, shape: readonly number[]): Tensor {
-    const out = Tensor.allocate(this.#options.backend, entry.dtype, shape)
-    entry.build?.(out.bytes())
+  #build(entry: WeightEntry, shape: readonly number[], rows: Parameter["rows"]): Tensor {
+    const { backend } = this.#options
+    const kept = rows === undefined ? shape : [rows.count, ...shape.slice(1)]
+    const out = Tensor.allocate(backend, entry.dtype, kept)
+    if (rows === undefined) entry.build?.(out.bytes())
+    else {
+      const row = byteLength(entry.dtype, [1, ...shape.slice(1)])
+      const bytes = this.#weights.bytes(entry.name)
+      out.bytes().set(bytes.subarray(rows.start * row, (rows.start + rows.count) * row))
+    }
     this.#weights.drop(entry.name)
     return out
   }
@@ -448,6 +464,10 @@ class Binder implements LoadedWeights {
   [Symbol.dispose](): void {
     for (const tensor of this.#owned.splice(0)) tensor[Symbol.dispose]()
   }
+}
+
+function gib(bytes: number): string {
+  return (bytes / 2 ** 30).toFixed(1)
 }
 
 function product(shape: readonly number[]): number {

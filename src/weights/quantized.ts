@@ -24,19 +24,27 @@ const AUXILIARY =
   /\.(weight_scale(_inv)?|weight_packed|weight_shape|weight_zero_point|weight_g_idx|qweight|qzeros|scales|g_idx|input_scale|input_zero_point|output_scale|[qkv]_scale)$/
 const SCALE_TYPES: ReadonlySet<DTypeInfo> = new Set([F32, F16, BF16])
 
+export interface QuantizationOptions {
+  /** Names of weights that become F32 whatever type would hold them. */
+  readonly widened?: RegExp
+}
+
 /**
  * A checkpoint whose quantised weights (FP8, compressed-tensors, GPTQ, AWQ) are entries `….weight` of
  * a type that kernels compute with and that holds the same values. Hybrid folders get Hugging Face's names. Others pass through. Takes over the
  * checkpoint: an error closes it.
  * @throws FormatError that names file, tensor or key and what was expected
  */
-export function withQuantization(stored: SafetensorsFile): SafetensorsFile {
+export function withQuantization(
+  stored: SafetensorsFile,
+  options: QuantizationOptions = {},
+): SafetensorsFile {
   let weights = stored
   let view: View
   try {
     weights = withHybridNames(stored)
     const file = join(dirname(weights.files[0] ?? weights.path), "config.json")
-    view = new View(weights, readQuantization(file))
+    view = new View(weights, readQuantization(file), options)
   } catch (error) {
     weights.close()
     throw error
@@ -46,19 +54,28 @@ export function withQuantization(stored: SafetensorsFile): SafetensorsFile {
     ...[...weights.names()].filter((name) => !AUXILIARY.test(name) && !view.entries.has(name)),
     ...view.entries.keys(),
   ]
+  // parts of one tensor are asked for one after the other
+  let last: { readonly name: string; readonly bytes: Uint8Array } | undefined
+  const built = [...view.entries.values()].reduce((sum, { entry }) => sum + entry.byteLength, 0)
+  const parts = new Set([...view.entries.values()].flatMap((entry) => entry.parts))
+  const replaced = [...parts].reduce((sum, name) => sum + (weights.get(name)?.byteLength ?? 0), 0)
   return {
     ...weights,
+    totalBytes: weights.totalBytes - replaced + built,
     names: () => names,
     get: (name) =>
       view.entries.get(name)?.entry ?? (AUXILIARY.test(name) ? undefined : weights.get(name)),
     bytes: (name) => {
       const built = view.entries.get(name)?.entry
       if (built?.build === undefined) return weights.bytes(name)
+      if (last?.name === name) return last.bytes
       const bytes = new Uint8Array(built.byteLength)
       built.build(bytes)
+      last = { name, bytes }
       return bytes
     },
     drop: (name) => {
+      if (last?.name === name) last = undefined
       const parts = view.entries.get(name)?.parts ?? [name]
       for (const part of parts) weights.drop(part)
     },
@@ -75,10 +92,16 @@ class View {
   readonly entries = new Map<string, Built>()
   readonly #weights: SafetensorsFile
   readonly #quantization: Quantization
+  readonly #widened: RegExp | undefined
 
-  constructor(weights: SafetensorsFile, quantization: Quantization) {
+  constructor(
+    weights: SafetensorsFile,
+    quantization: Quantization,
+    { widened }: QuantizationOptions,
+  ) {
     this.#weights = weights
     this.#quantization = quantization
+    this.#widened = widened
     for (const name of weights.names()) {
       const [, module, part] = /^(.+)\.(weight|weight_packed|qweight)$/.exec(name) ?? []
       if (module === undefined) continue
@@ -98,7 +121,7 @@ class View {
     }
     const [rows, columns] = matrix(weight)
     const layout = this.#fp8Layout(scale, rows, columns)
-    const dtype = fp8Type(columns, layout)
+    const dtype = this.#isWidened(module) ? F32 : fp8Type(columns, layout)
     this.#add(module, dtype, [rows, columns], [weight, scale], (to) => {
       const values = this.#floats(scale)
       buildFp8(this.#bytes(weight), [rows, columns], { ...layout, values }, dtype, to)
@@ -147,6 +170,7 @@ class View {
       bits,
       groups,
       codes: () => unpackRows(this.#bytes(packed), rows, columns, bits),
+      pairs: () => this.#bytes(packed),
       scales: () => this.#scales(scale, groups, 1),
       // eight rows of a column in a word
       zeros: zero && (() => unpackColumnsOf(this.#bytes(zero), rows, groups)),
@@ -240,7 +264,7 @@ class View {
     isSymmetric: boolean,
     parts: readonly WeightEntry[],
   ): void {
-    const dtype = intType(ints, scale, isSymmetric)
+    const dtype = this.#isWidened(module) ? F32 : intType(ints, scale, isSymmetric)
     this.#add(module, dtype, [ints.rows, ints.columns], parts, (to) => buildInts(ints, dtype, to))
   }
 
@@ -279,6 +303,10 @@ class View {
     const bytes = byteLength(dtype, shape)
     const entry = { name, dtype, shape, address: 0, byteLength: bytes, file, build }
     this.entries.set(name, { entry, parts: parts.map((part) => part.name) })
+  }
+
+  #isWidened(module: string): boolean {
+    return this.#widened?.test(`${module}.weight`) === true
   }
 
   #need(of: WeightEntry, name: string): WeightEntry {

@@ -5,6 +5,7 @@ import { join } from "node:path"
 import { convertFolder } from "../../src/convert/convert-folder.ts"
 import { FloatRows } from "../../src/convert/float-rows.ts"
 import { mergeHybrid } from "../../src/convert/merge.ts"
+import { configFromGguf } from "../../src/models/config-gguf.ts"
 import { configFromFolder } from "../../src/models/config-hf.ts"
 import { Backend } from "../../src/native/backend.ts"
 import { ggufName } from "../../src/weights/names.ts"
@@ -33,7 +34,8 @@ afterAll(() => {
 async function logits(path: string): Promise<Float32Array> {
   const ids = [5, 17, 99, 3, 250, 42, 8, 7, 61]
   const weights = openWeights(path)
-  const { model, loaded } = await loadModel(configFromFolder(path), weights, { backend })
+  const config = weights.kind === "gguf" ? configFromGguf(weights) : configFromFolder(path)
+  const { model, loaded } = await loadModel(config, weights, { backend })
   const shape = { count: 1, maxTokens: ids.length, promptLength: ids.length }
   const sequences = new Sequences(model, backend, shape)
   const [got] = sequences.step([{ sequence: 0, ids }])
@@ -109,6 +111,21 @@ async function setting(name: string, type: string): Promise<Setting> {
   writeSafetensors(file, mixed)
   return { quantized, gguf, mixed: plain }
 }
+
+describe("quantised folders", () => {
+  for (const format of formats(32, 128).filter(({ name }) => /blocks|int4|^GPTQ$|AWQ/.test(name))) {
+    test(`${format.name}: the GGUF of a folder computes what the folder does`, async () => {
+      for (const name of ["deepseek_v3", "qwen3_moe"]) {
+        const config = { ...configOf(name), ...WIDE[name] }
+        const model = await randomTensors(config)
+        const { quantized } = writePair(at(`${name} ${format.name}`), config, model, format)
+        const gguf = at(`${name}.gguf`)
+        await convertFolder(quantized, gguf, backend, { type: "F32" })
+        expect(relativeError(await logits(gguf), await logits(quantized))).toBeLessThan(1e-5)
+      }
+    })
+  }
+})
 
 describe("hybrid folders", () => {
   for (const [name, type] of [

@@ -12,14 +12,14 @@ import {
   type TensorData,
   writeSafetensors,
 } from "../../src/weights/safetensors.ts"
-import { formats, writePair } from "../fixtures/quantized-folder.ts"
+import { formats, QUANTISED, writePair } from "../fixtures/quantized-folder.ts"
 import { relativeError } from "../ops/harness.ts"
 import { loadModel } from "./build.ts"
 import { Sequences } from "./sequences.ts"
 import { configOf, goldenTensors, type Json, randomTensors, WIDE } from "./tensors.ts"
 
 const IDS = [5, 17, 99, 3, 250, 42, 8, 7, 61, 120, 33]
-const MODELS = ["llama", "qwen3_moe", "deepseek_v3"] as const
+const MODELS = ["llama", "qwen3_moe", "deepseek_v3", "phi3", "internlm2"] as const
 
 const folder = mkdtempSync(join(tmpdir(), "kt-quantized-"))
 const exact = new Backend({ threads: 2, precision: "f32" })
@@ -33,7 +33,7 @@ async function logits(path: string, backend: Backend): Promise<[Float32Array, Se
   const weights = openWeights(path)
   if (weights.kind !== "safetensors") throw new Error("a folder of safetensors")
   const types = new Set(
-    [...weights.names()].filter((n) => /_proj/.test(n)).map((n) => weights.get(n)!.dtype.name),
+    [...weights.names()].filter((n) => QUANTISED.test(n)).map((n) => weights.get(n)!.dtype.name),
   )
   const { model, loaded } = await loadModel(configFromFolder(path), weights, { backend })
   const sequences = new Sequences(model, backend, {

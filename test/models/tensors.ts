@@ -13,6 +13,13 @@ import { openHfGolden } from "./goldens.ts"
 /** Sizes that whole blocks of every type fit. */
 export const WIDE: Readonly<Record<string, Readonly<Record<string, number>>>> = {
   llama: { hidden_size: 128, intermediate_size: 256, head_dim: 32 },
+  phi3: {
+    hidden_size: 128,
+    intermediate_size: 256,
+    num_attention_heads: 8,
+    num_key_value_heads: 4,
+  },
+  internlm2: { hidden_size: 128, intermediate_size: 256 },
   qwen3_moe: { hidden_size: 128, moe_intermediate_size: 128, head_dim: 32 },
   deepseek_v3: {
     hidden_size: 128,
