@@ -15,7 +15,7 @@ import {
 import { parseRules, readRules, type RuleSet } from "../../src/inject/rules.ts"
 import { configFromJson } from "../../src/models/config-hf.ts"
 import { isLinearLayer, isMoeLayer } from "../../src/models/config.ts"
-import { createModel } from "../../src/models/registry.ts"
+import { createModel, modelTypes } from "../../src/models/registry.ts"
 import { Linear } from "../../src/nn/layers.ts"
 import { Module, ModuleList, namedModules } from "../../src/nn/module.ts"
 import { operators } from "../../src/operators/builtin.ts"
@@ -497,7 +497,8 @@ describe("injection", () => {
 })
 
 describe("the files in rules/", () => {
-  const files = readdirSync(join(ROOT, "rules")).filter((name) => name.endsWith(".yaml"))
+  const all = readdirSync(join(ROOT, "rules")).filter((name) => name.endsWith(".yaml"))
+  const files = all.filter((name) => !name.endsWith("-gpu.yaml"))
   const setOf = (file: string): RuleSet =>
     parseRules(readFileSync(join(ROOT, "rules", file), "utf8"), `rules/${file}`)
   /** The model each file is for. */
@@ -525,11 +526,58 @@ describe("the files in rules/", () => {
     "kimi-k2.yaml": "hf/kimi_k2",
   }
 
+  const gpuForm = (file: string): string => file.replace(/\.yaml$/, "-gpu.yaml")
+
   test("each but the default is for a model", () => {
     expect(files.filter((file) => file !== "default-cpu.yaml").toSorted()).toEqual(
       Object.keys(HOME).toSorted(),
     )
   })
+
+  test("each has a form for a machine with a GPU", () => {
+    expect(all.filter((file) => file.endsWith("-gpu.yaml")).toSorted()).toEqual(
+      Object.keys(HOME)
+        .map((file) => gpuForm(file))
+        .toSorted(),
+    )
+  })
+
+  test("every family has one", () => {
+    const types = new Set(Object.values(HOME).map((name) => configs.get(name)?.model_type))
+    expect(modelTypes().filter((type) => !types.has(type))).toEqual([])
+  })
+
+  test.each(Object.entries(HOME))(
+    "the GPU form of %s places every weight of %s",
+    async (file, name) => {
+      const set = setOf(gpuForm(file))
+      const model = await modelOf(name)
+      const cpuOnly = planInjection(model, set, operators)
+      expect(cpuOnly.warnings).toEqual([
+        expect.stringMatching(
+          /device cuda: this build computes on the CPU only; the CPU stands in/,
+        ),
+      ])
+      const result = planInjection(model, set, operators, { device: () => undefined })
+      expect(result.warnings).toEqual([])
+      const device = (path: string): unknown => result.entries.get(path)?.kwargs["generate_device"]
+      expect(device("model.embed_tokens")).toBe("cpu")
+      expect(device("lm_head")).toBe("cuda")
+      for (const [path, module] of namedModules(model)) {
+        if (module.classNames()[0] === "Experts") {
+          expect(device(path), path).toBe("cpu")
+          expect(result.entries.get(path)?.kwargs["out_device"]).toBe("cuda")
+        } else if (module.parameters().length > 0 && path !== "model.embed_tokens") {
+          const above = path.split(".").map((_, i, parts) => parts.slice(0, i + 1).join("."))
+          const placed = above.toReversed().find((at) => device(at) !== undefined)
+          expect(device(placed ?? ""), path).toBe("cuda")
+        }
+      }
+      applyInjection(model, result, (original, entry) =>
+        operators.create(entry.operator, original, entry.kwargs, { path: entry.path, root: model }),
+      )
+    },
+  )
 
   test.each(Object.entries(HOME))("%s plans for %s without a warning", async (file, name) => {
     const result = planInjection(await modelOf(name), setOf(file), operators)
