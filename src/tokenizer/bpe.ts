@@ -1,9 +1,8 @@
 import { ID_SPAN, Merger, type PairTable } from "./merge.ts"
+import { keepsBeginning } from "./normalizers.ts"
+import { cut, type Splitter } from "./splitters.ts"
 import { BYTE_TO_CHAR, byteToken, type TextModel, type Vocabulary } from "./vocabulary.ts"
 import { WordCache } from "./word-cache.ts"
-
-/** Cuts one text into words that are encoded independently. */
-export type Splitter = (text: string, first: boolean) => readonly string[]
 
 export interface BpeOptions {
   readonly vocabulary: Vocabulary
@@ -101,11 +100,10 @@ export class BpeModel implements TextModel {
   }
 
   encode(text: string, out: number[], first: boolean): void {
-    let words: readonly string[] = [this.#options.normalize(text)]
-    for (const split of this.#options.splitters)
-      words =
-        words.length === 1 ? split(words[0]!, first) : words.flatMap((word) => split(word, first))
-    for (const word of words) {
+    const { normalize, splitters } = this.#options
+    const normal = normalize(text)
+    if (normal === "") return
+    for (const word of cut(normal, splitters, first && keepsBeginning(text, normalize))) {
       const ids = this.#cache.get(word) ?? this.#word(word)
       for (let i = 0; i < ids.length; i++) out.push(ids[i]!)
     }

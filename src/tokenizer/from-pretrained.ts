@@ -4,11 +4,14 @@ import { Tokenizer as LibraryTokenizer } from "@huggingface/tokenizers"
 
 import { FormatError } from "../errors.ts"
 import { BpeModel } from "./bpe.ts"
+import { keepsBeginning, type NormalizerJson, normalizerOf } from "./normalizers.ts"
 import { endOfGenerationIds, type TokenizerParts } from "./parts.ts"
 import type { AddedToken } from "./special-tokens.ts"
-import { splittersOf } from "./splitters.ts"
+import { cut, splittersOf } from "./splitters.ts"
 import type { DecoderJson, ModelJson, TokenizerJson } from "./tokenizer-json.ts"
+import { UnigramModel } from "./unigram.ts"
 import { type Spelling, type TextModel, TokenKind, Vocabulary } from "./vocabulary.ts"
+import { WordPieceModel } from "./word-piece.ts"
 
 type Json = Record<string, unknown>
 
@@ -85,12 +88,12 @@ function partsFromJson(json: TokenizerJson, config: Json, path: string): Tokeniz
   for (const token of added)
     kinds[token.id] = token.special ? TokenKind.control : TokenKind.userDefined
 
-  // the library's parts without its vocabulary: normalisation, cutting and what surrounds the text
+  // the library knows the post-processors: what surrounds the text
   const library = new LibraryTokenizer(
     {
       added_tokens: [],
-      normalizer: json.normalizer ?? null,
-      pre_tokenizer: json.pre_tokenizer ?? null,
+      normalizer: null,
+      pre_tokenizer: null,
       post_processor: json.post_processor ?? null,
       decoder: null,
       model: { type: "BPE", vocab: {}, merges: [] },
@@ -117,7 +120,7 @@ function partsFromJson(json: TokenizerJson, config: Json, path: string): Tokeniz
     source: path,
     vocabulary,
     kinds,
-    model: textModel(json, config, vocabulary, unknownId, library),
+    model: textModel(json, config, vocabulary, kinds, unknownId, path),
     spelling,
     // the Metaspace decoder also reads U+2581 in added tokens, such as Gemma's runs of spaces
     verbatim: new Set(spelling === "metaspace" ? [] : added.map((token) => token.id)),
@@ -138,40 +141,54 @@ function textModel(
   json: TokenizerJson,
   config: Json,
   vocabulary: Vocabulary,
+  kinds: Uint8Array,
   unknownId: number | undefined,
-  library: LibraryTokenizer,
+  path: string,
 ): TextModel {
   const { model } = json
-  const normalizer = library.normalizer
-  const normalize =
-    normalizer === null ? (text: string) => text : (text: string) => normalizer.normalize(text)
-  const isBpe = model.type === "BPE" || (model.type === undefined && model.merges !== undefined)
-  if (isBpe && !model.continuing_subword_prefix && !model.end_of_word_suffix) {
-    const { splitters, byteLevel } = splittersOf(json.pre_tokenizer)
-    const whole = model.ignore_merges === true
-    return new BpeModel({
-      vocabulary,
-      merges: model.merges ?? [],
-      byteLevel,
-      wholeWords: () => whole,
-      normalize,
-      splitters,
-      byteFallback: model.byte_fallback === true,
-      unknownId,
-      fuseUnknown: model.fuse_unk === true,
-    })
+  const normalize = normalizerOf(json.normalizer as NormalizerJson | null | undefined, path)
+  const { splitters, byteLevel } = splittersOf(json.pre_tokenizer)
+  const words = (text: string, first: boolean): readonly string[] => {
+    const normal = normalize(text)
+    return normal === "" ? [] : cut(normal, splitters, first && keepsBeginning(text, normalize))
   }
-  // Unigram, WordPiece and BPE with suffixes: the library does all of it
+  switch (model.type ?? (model.merges === undefined ? undefined : "BPE")) {
+    case "BPE": {
+      if (model.continuing_subword_prefix || model.end_of_word_suffix) break
+      const whole = model.ignore_merges === true
+      return new BpeModel({
+        vocabulary,
+        merges: model.merges ?? [],
+        byteLevel,
+        wholeWords: () => whole,
+        normalize,
+        splitters,
+        byteFallback: model.byte_fallback === true,
+        unknownId,
+        fuseUnknown: model.fuse_unk === true,
+      })
+    }
+    case "Unigram": {
+      const entries = model.vocab as readonly (readonly [string, number])[]
+      const scores = entries.map(([, score]) => score)
+      const byteFallback = model.byte_fallback === true
+      return new UnigramModel({ vocabulary, kinds, scores, unknownId, byteFallback, words })
+    }
+    case "WordPiece":
+      return new WordPieceModel({
+        vocabulary,
+        wordPrefix: "",
+        continuingPrefix: model.continuing_subword_prefix ?? "##",
+        unknownId,
+        maxWordLength: model.max_input_chars_per_word ?? 100,
+        words,
+      })
+  }
+  // BPE with prefixes or suffixes and WordLevel: the library does all of it
   const whole = new LibraryTokenizer({ ...json, added_tokens: [] }, config)
   return {
     encode(text, out, first) {
-      const normal = normalize(text)
-      if (normal === "") return
-      const words =
-        library.pre_tokenizer === null
-          ? [normal]
-          : library.pre_tokenizer.pre_tokenize(normal, { section_index: first ? 0 : 1 })
-      for (const token of whole.model!._call(words)) {
+      for (const token of whole.model!._call(words(text, first) as string[])) {
         const id = vocabulary.ids.get(token) ?? unknownId
         if (id !== undefined) out.push(id)
       }

@@ -1,8 +1,11 @@
 import { SequencePreTokenizer, SplitPreTokenizer } from "@huggingface/tokenizers"
 
 import { ConfigError } from "../errors.ts"
-import type { Splitter } from "./bpe.ts"
 import { GPT2_PATTERN } from "./pre-tokenizers.ts"
+import { BERT_PIECES } from "./word-piece.ts"
+
+/** Cuts one text into words that are encoded independently; `first` says that it begins the whole text. */
+export type Splitter = (text: string, first: boolean) => readonly string[]
 
 /** A pre-tokenizer's entry in tokenizer.json. */
 export interface PreTokenizerJson {
@@ -26,6 +29,21 @@ export function isolate(pattern: string): Splitter {
     for (const match of matches) covered += match.length
     return covered === text.length ? matches : split.pre_tokenize_text(text)
   }
+}
+
+/** Applies splitters one after the other, each to the pieces of the one before. */
+export function cut(
+  text: string,
+  splitters: readonly Splitter[],
+  first: boolean,
+): readonly string[] {
+  let pieces: readonly string[] = [text]
+  for (const split of splitters)
+    pieces =
+      pieces.length === 1
+        ? split(pieces[0]!, first)
+        : pieces.flatMap((piece, i) => split(piece, first && i === 0))
+  return pieces
 }
 
 /** A stretch of text, and whether the pattern matched it. */
@@ -122,9 +140,63 @@ export function splittersOf(json: PreTokenizerJson | null | undefined): {
     const behavior = String(json["behavior"] ?? "Removed")
     return { splitters: [splitBy(patternOf(pattern), behavior, invert)], byteLevel: false }
   }
-  const library = new SequencePreTokenizer({ type: "Sequence", pretokenizers: [json as never] })
-  return {
-    splitters: [(text, first) => library.pre_tokenize_text(text, { section_index: first ? 0 : 1 })],
-    byteLevel: false,
+  return { splitters: [wordSplitter(json)], byteLevel: false }
+}
+
+const NOT_WHITE_SPACE = /\P{White_Space}+/gu
+const RUST_WORD = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\p{Join_Control}"
+const WORDS = new RegExp(`[${RUST_WORD}]+|[^${RUST_WORD}\\p{White_Space}]+`, "gu")
+const PUNCTUATION = /[\p{P}$+<=>^`|~]/gu
+
+/** The pre-tokenizers that cut words; the library's own go by JavaScript's idea of spaces, digits and letters. */
+function wordSplitter(json: PreTokenizerJson): Splitter {
+  switch (json.type) {
+    case "WhitespaceSplit":
+      return (text) => text.match(NOT_WHITE_SPACE) ?? []
+    case "Whitespace":
+      return (text) => text.match(WORDS) ?? []
+    case "BertPreTokenizer":
+      return (text) => text.match(BERT_PIECES) ?? []
+    case "Punctuation":
+      return splitBy(PUNCTUATION, String(json["behavior"] ?? "Isolated"), false)
+    case "Digits":
+      return splitBy(
+        /\p{N}/gu,
+        json["individual_digits"] === true ? "Isolated" : "Contiguous",
+        false,
+      )
+    case "Metaspace":
+      return metaspace(json)
+  }
+  let library: SequencePreTokenizer
+  try {
+    library = new SequencePreTokenizer({ type: "Sequence", pretokenizers: [json as never] })
+  } catch (cause) {
+    throw new ConfigError(
+      `tokenizer.json: pre_tokenizer has the type "${json.type}", which is not supported`,
+      { cause },
+    )
+  }
+  return (text, first) => library.pre_tokenize_text(text, { section_index: first ? 0 : 1 })
+}
+
+/** Spaces become U+2581, one may come in front, and each begins a word unless `split` is false. */
+function metaspace(json: PreTokenizerJson): Splitter {
+  const space = String(json["replacement"] ?? "\u2581")
+  const scheme = json["prepend_scheme"] ?? (json["add_prefix_space"] === false ? "never" : "always")
+  const splits = json["split"] !== false
+  return (text, first) => {
+    let spelled = text.replaceAll(" ", space)
+    const prepends = scheme === "always" || (scheme === "first" && first)
+    if (prepends && !spelled.startsWith(space)) spelled = space + spelled
+    if (!splits) return [spelled]
+    const words: string[] = []
+    let start = 0
+    for (let at = spelled.indexOf(space, 1); at >= 0; at = spelled.indexOf(space, at + 1)) {
+      words.push(spelled.slice(start, at))
+      start = at
+    }
+    words.push(spelled.slice(start))
+    return words
   }
 }

@@ -39,6 +39,7 @@ export interface ModelJson {
   readonly unk_id?: number | null
   readonly continuing_subword_prefix?: string | null
   readonly end_of_word_suffix?: string | null
+  readonly max_input_chars_per_word?: number | null
   readonly byte_fallback?: boolean
   readonly fuse_unk?: boolean
   readonly ignore_merges?: boolean

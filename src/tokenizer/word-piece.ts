@@ -1,3 +1,4 @@
+import { bertNormalizer } from "./normalizers.ts"
 import type { TextModel, Vocabulary } from "./vocabulary.ts"
 import { WordCache } from "./word-cache.ts"
 
@@ -63,18 +64,11 @@ export interface BertTextOptions {
   readonly stripAccents: boolean
 }
 
-const HAN =
-  /[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u{20000}-\u{2a6df}\u{2a700}-\u{2b73f}\u{2b740}-\u{2b81f}\u{2b920}-\u{2ceaf}\u{2f800}-\u{2fa1f}]/gu
-const DROPPED = /[\0\ufffd]|(?![\t\n\r])[\p{Cc}\p{Cf}\p{Cn}\p{Co}]/gu
-const PIECES = /[\p{P}$+<=>^`|~]|[^\p{White_Space}\p{P}$+<=>^`|~]+/gu
+/** White space, and each punctuation mark of Unicode or ASCII, ends a word; the marks are words themselves. */
+export const BERT_PIECES: RegExp = /[\p{P}$+<=>^`|~]|[^\p{White_Space}\p{P}$+<=>^`|~]+/gu
 
-/** BERT's basic tokenizer: control characters go, Han characters and punctuation stand alone, case and accents fold. */
+/** BERT's basic tokenizer. */
 export function bertWords(options: BertTextOptions): (text: string) => readonly string[] {
-  return (text) => {
-    let normal = text.replace(DROPPED, "").replace(HAN, " $& ")
-    if (options.stripAccents) normal = normal.normalize("NFD").replace(/\p{Mn}/gu, "")
-    // per character: a final sigma is no different
-    if (options.lowercase) normal = normal.replaceAll("\u03a3", "\u03c3").toLowerCase()
-    return normal.match(PIECES) ?? []
-  }
+  const normalize = bertNormalizer({ ...options, cleanText: true, spacesHan: true })
+  return (text) => normalize(text).match(BERT_PIECES) ?? []
 }

@@ -57,7 +57,7 @@ export function charsmapOf(entries: Readonly<Record<string, string>>): Uint8Arra
     for (const [byte, child] of node.children) place(child, base ^ byte, byte)
   }
   place(root, 0, 0)
-  const table = units.subarray(0, Math.max(...used) + 1)
+  const table = units.subarray(0, (Math.max(...used) | 255) + 1)
   const bytes = new Uint8Array(4 + table.length * 4 + replacements.length)
   const view = new DataView(bytes.buffer)
   view.setUint32(0, table.length * 4, true)
