@@ -543,7 +543,9 @@ describe("the files in rules/", () => {
   })
 
   test("every family has one", () => {
-    const types = new Set(Object.values(HOME).map((name) => configs.get(name)?.model_type))
+    const types = new Set<string | undefined>(
+      Object.values(HOME).map((name) => configs.get(name)?.model_type),
+    )
     expect(modelTypes().filter((type) => !types.has(type))).toEqual([])
   })
 
