@@ -18,6 +18,9 @@ export interface GroupedInts {
   readonly groupOf?: Int32Array | undefined
 }
 
+/** Rows and columns that are moved together, so that both sides stay in cache. */
+const TILE = 32
+
 /**
  * The type that holds the values exactly: blocks of 32 columns where groups consist of them and a
  * block's scale holds the stored one, else F32.
@@ -131,54 +134,76 @@ export function unpackRows(
   return out
 }
 
-/** Output channel that AWQ keeps in each nibble of a word, lowest first. */
-const AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7] as const
-
-/** [lines, words * 8] in natural order from AWQ's words. */
+/**
+ * [lines, columns] in natural order from AWQ's words, whose lower four numbers are the channels 0, 2, 4, 6
+ * and whose upper four 1, 3, 5, 7.
+ */
 export function unpackAwq(packed: Uint8Array, lines: number, columns: number): Uint8Array {
-  const out = new Uint8Array(lines * columns)
-  for (let at = 0; at < out.length; at += 8) {
-    for (let j = 0; j < 8; j++) {
-      const byte = packed[(at >> 1) + (j >> 1)] as number
-      out[at + (AWQ_ORDER[j] as number)] = j & 1 ? byte >> 4 : byte & 15
-    }
+  const source = words(packed)
+  const out = new Uint32Array((lines * columns) / 4)
+  for (let i = 0; i < source.length; i++) {
+    const word = source[i] as number
+    out[2 * i] = twoApart(word & 0xff) | (twoApart((word >>> 16) & 0xff) << 8)
+    out[2 * i + 1] = twoApart((word >>> 8) & 0xff) | (twoApart(word >>> 24) << 8)
   }
-  return out
+  return new Uint8Array(out.buffer)
+}
+
+/** Two numbers of 4 bits as bytes 0 and 2. */
+function twoApart(pair: number): number {
+  return (pair | (pair << 12)) & 0x000f000f
+}
+
+/** Four numbers of 4 bits as bytes. */
+function fourApart(half: number): number {
+  const pairs = (half | (half << 8)) & 0x00ff00ff
+  return (pairs | (pairs << 4)) & 0x0f0f0f0f
+}
+
+/** Stored bytes start anywhere. */
+function words(bytes: Uint8Array): Uint32Array {
+  const { buffer, byteOffset, byteLength } = bytes.byteOffset % 4 === 0 ? bytes : bytes.slice()
+  return new Uint32Array(buffer, byteOffset, byteLength / 4)
 }
 
 /** [columns, lines] from [lines, columns]. */
 export function transposed(values: Uint8Array, lines: number, columns: number): Uint8Array {
   const out = new Uint8Array(values.length)
-  const tile = 64
-  for (let l0 = 0; l0 < lines; l0 += tile)
-    for (let c0 = 0; c0 < columns; c0 += tile)
-      for (let l = l0; l < Math.min(lines, l0 + tile); l++)
-        for (let c = c0; c < Math.min(columns, c0 + tile); c++)
-          out[c * lines + l] = values[l * columns + c] as number
-  return out
-}
-
-/** GPTQ packs the inputs of a word: [words, rows] of words as codes [rows, words * 32 / bits]. */
-export function unpackColumns(
-  packed: Uint8Array,
-  words: number,
-  rows: number,
-  bits: number,
-): Uint8Array {
-  const per = 32 / bits
-  const columns = words * per
-  const out = new Uint8Array(rows * columns)
-  const mask = (1 << bits) - 1
-  const perByte = 8 / bits
-  for (let r = 0; r < rows; r++) {
-    for (let w = 0; w < words; w++) {
-      const from = (w * rows + r) * 4
-      const line = r * columns + w * per
-      for (let i = 0; i < per; i++) {
-        const byte = packed[from + Math.floor(i / perByte)] as number
-        out[line + i] = (byte >> ((i % perByte) * bits)) & mask
-      }
+  for (let l0 = 0; l0 < lines; l0 += TILE) {
+    const l1 = Math.min(lines, l0 + TILE)
+    for (let c0 = 0; c0 < columns; c0 += TILE) {
+      const c1 = Math.min(columns, c0 + TILE)
+      for (let c = c0; c < c1; c++)
+        for (let l = l0; l < l1; l++) out[c * lines + l] = values[l * columns + c] as number
     }
   }
   return out
+}
+
+/** GPTQ packs the inputs of a word: `count` x `rows` words as codes [rows, count * 32 / bits]. */
+export function unpackColumns(
+  packed: Uint8Array,
+  count: number,
+  rows: number,
+  bits: number,
+): Uint8Array {
+  const source = words(packed)
+  // words of four codes: two of a stored word with 4 bits, as many as stored with 8
+  const per = 8 / bits
+  const out = new Uint32Array(rows * count * per)
+  for (let r0 = 0; r0 < rows; r0 += TILE) {
+    const r1 = Math.min(rows, r0 + TILE)
+    for (let w = 0; w < count; w++) {
+      for (let r = r0; r < r1; r++) {
+        const word = source[w * rows + r] as number
+        const at = (r * count + w) * per
+        if (bits === 8) out[at] = word
+        else {
+          out[at] = fourApart(word & 0xffff)
+          out[at + 1] = fourApart(word >>> 16)
+        }
+      }
+    }
+  }
+  return new Uint8Array(out.buffer)
 }
