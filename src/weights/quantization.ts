@@ -17,6 +17,8 @@ export interface Quantization {
   readonly groupSize: number
   /** GPTQ's zero points are all in the middle of the codes' range. */
   readonly isSymmetric: boolean
+  /** GPTQ may have put the columns in an order of its own, matrix by matrix. */
+  readonly isOrdered: boolean
   /** GPTQ's older files store zero points less one. */
   readonly zeroOffset: 0 | 1
 }
@@ -32,6 +34,7 @@ const Config = z.object({
   group_size: z.union([positive, z.literal(-1)]).nullish(),
   q_group_size: z.union([positive, z.literal(-1)]).nullish(),
   sym: z.boolean().nullish(),
+  desc_act: z.boolean().nullish(),
   checkpoint_format: z.enum(["gptq", "gptq_v2"]).nullish(),
   version: z.string().nullish(),
 })
@@ -49,6 +52,7 @@ export function readQuantization(file: string): Quantization {
     bits: 4,
     groupSize: -1,
     isSymmetric: false,
+    isOrdered: false,
     zeroOffset: 1,
   }
   if (!existsSync(file)) return plain
@@ -82,6 +86,7 @@ export function readQuantization(file: string): Quantization {
     bits: c.bits ?? c.w_bit ?? 4,
     groupSize: c.group_size ?? c.q_group_size ?? -1,
     isSymmetric: c.sym === true,
+    isOrdered: c.desc_act === true,
     zeroOffset: c.checkpoint_format === "gptq_v2" ? 0 : 1,
   }
 }

@@ -22,6 +22,7 @@ import { toFloat32 } from "./vector.ts"
 /** Beside a quantised weight; none is a tensor of the model. */
 const AUXILIARY =
   /\.(weight_scale(_inv)?|weight_packed|weight_shape|weight_zero_point|weight_g_idx|qweight|qzeros|scales|g_idx|input_scale|input_zero_point|output_scale|[qkv]_scale)$/
+const EXPERT = /\.experts\.\d+\./
 const SCALE_TYPES: ReadonlySet<DTypeInfo> = new Set([F32, F16, BF16])
 
 export interface QuantizationOptions {
@@ -264,7 +265,10 @@ class View {
     isSymmetric: boolean,
     parts: readonly WeightEntry[],
   ): void {
-    const dtype = this.#isWidened(module) ? F32 : intType(ints, scale, isSymmetric)
+    // a stack of experts is of one type, also where some have no order of their own
+    const isOrdered = this.#quantization.isOrdered && ints.groups > 1 && EXPERT.test(module)
+    const isWide = isOrdered || this.#isWidened(module)
+    const dtype = isWide ? F32 : intType(ints, scale, isSymmetric)
     this.#add(module, dtype, [ints.rows, ints.columns], parts, (to) => buildInts(ints, dtype, to))
   }
 

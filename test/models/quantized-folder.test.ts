@@ -6,6 +6,7 @@ import { join } from "node:path"
 import { FormatError } from "../../src/errors.ts"
 import { configFromFolder } from "../../src/models/config-hf.ts"
 import { Backend } from "../../src/native/backend.ts"
+import { loadWeights } from "../../src/weights/load.ts"
 import { openWeights } from "../../src/weights/open.ts"
 import {
   openSafetensors,
@@ -14,7 +15,7 @@ import {
 } from "../../src/weights/safetensors.ts"
 import { formats, QUANTISED, writePair } from "../fixtures/quantized-folder.ts"
 import { relativeError } from "../ops/harness.ts"
-import { loadModel } from "./build.ts"
+import { buildModel, loadModel } from "./build.ts"
 import { Sequences } from "./sequences.ts"
 import { configOf, goldenTensors, type Json, randomTensors, WIDE } from "./tensors.ts"
 
@@ -94,6 +95,30 @@ for (const name of MODELS) {
     }
   })
 }
+
+test("how much is widened is said", async () => {
+  const [fp8] = formats(8, 16)
+  const { quantized } = writePair(
+    join(folder, "note"),
+    configOf("llama"),
+    goldenTensors("llama"),
+    fp8!,
+  )
+  const weights = openWeights(quantized)
+  const { model } = await buildModel(configFromFolder(quantized))
+  const notes: string[] = []
+  loadWeights(model, weights, { backend: exact, onNote: (note) => notes.push(note) })[
+    Symbol.dispose
+  ]()
+  expect(notes).toEqual([
+    "21 quantised tensors are widened to F32, 0.0 GiB: no type of the kernels holds their scales",
+  ])
+  // what they become is what the memory plan counts
+  expect(weights.totalBytes).toBe(
+    [...weights.names()].reduce((sum, name) => sum + weights.get(name)!.byteLength, 0),
+  )
+  weights.close()
+})
 
 describe("quantised folders that are wrong", () => {
   type Change = (tensors: Record<string, TensorData>, config: Json) => void
