@@ -1,6 +1,9 @@
 import { FormatError } from "../errors.ts"
 import type { GgufFile } from "../weights/gguf.ts"
 
+/** Keeps what is computed from a value finite in f32. */
+const MAX_FLOAT = 1e12
+
 /**
  * Typed reading of an architecture's keys; a value of the wrong kind is an error that names key and
  * value.
@@ -28,12 +31,12 @@ export class Keys {
     else return n
   }
 
-  float(key: string): number | undefined {
+  float(key: string, max = MAX_FLOAT): number | undefined {
     const value = this.#scalar(key)
     if (value === undefined) return undefined
     const n = typeof value === "bigint" ? Number(value) : value
-    if (typeof n !== "number" || !Number.isFinite(n) || n < 0)
-      this.#wrong(key, value, "a finite number of at least 0")
+    if (typeof n !== "number" || !(n >= 0 && n <= max))
+      this.#wrong(key, value, `a number from 0 to ${max}`)
     // Zero is how files say "none".
     else return n === 0 ? undefined : n
   }
@@ -59,16 +62,25 @@ export class Keys {
     return value.map((v) => (typeof v === "boolean" ? v : this.#wrong(key, v, "booleans")))
   }
 
-  tokenId(kind: "bos" | "eos" | "eot" | "eom"): number | undefined {
+  /** An id that begins or ends a text: a row of the embeddings. */
+  tokenId(kind: "bos" | "eos" | "eot" | "eom", vocab: number): number | undefined {
     const key = `tokenizer.ggml.${kind}_token_id`
     const value = this.#gguf.metadata.get(key)
     if (value === undefined) return undefined
-    if (typeof value === "number" && Number.isInteger(value) && value >= 0) return value
-    throw new FormatError(this.#gguf.path, `${key}: ${String(value)}, expected a token id`)
+    if (typeof value === "number" && Number.isInteger(value) && value >= 0 && value < vocab)
+      return value
+    throw new FormatError(
+      this.#gguf.path,
+      `${key}: ${String(value)}, expected a token id below ${vocab}`,
+    )
   }
 
   unknown(key: string, value: unknown, known: readonly string[]): never {
     this.#wrong(key, value, `one of ${known.join(", ")}`)
+  }
+
+  unfit(key: string, value: unknown, expected: string): never {
+    this.#wrong(key, value, expected)
   }
 
   missing(key: string): never {

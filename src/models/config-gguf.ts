@@ -103,7 +103,7 @@ export function standardConfigFromGguf(gguf: GgufFile): ModelConfig {
     head_dim: headDim,
     max_position_embeddings: keys.size("context_length", 1_073_741_824),
     rms_norm_eps:
-      keys.float("attention.layer_norm_rms_epsilon") ??
+      keys.float("attention.layer_norm_rms_epsilon", 1) ??
       keys.missing("attention.layer_norm_rms_epsilon"),
     hidden_act: traits.act ?? (traits.gemma ? "gelu_pytorch_tanh" : "silu"),
     tie_word_embeddings: !has("output.weight"),
@@ -150,9 +150,13 @@ export function standardConfigFromGguf(gguf: GgufFile): ModelConfig {
       traits.chunked ? keys.missing("interleave_moe_layer_step") : 1,
     ),
     mlp_only_layers: denseLayers(keys, layers, has),
-    bos_token_id: keys.tokenId("bos"),
+    bos_token_id: keys.tokenId("bos", vocab),
     eos_token_id: [
-      ...new Set([keys.tokenId("eos"), keys.tokenId("eot"), keys.tokenId("eom")]),
+      ...new Set([
+        keys.tokenId("eos", vocab),
+        keys.tokenId("eot", vocab),
+        keys.tokenId("eom", vocab),
+      ]),
     ].filter((id) => id !== undefined),
   })
 }
@@ -210,7 +214,7 @@ function layerTypes(
   const uniform = (type: LayerType): LayerType[] => Array<LayerType>(layers).fill(type)
   if (traits.deltaNet) {
     const recurrent = keys.flags("attention.recurrent_layers")
-    const interval = keys.count("full_attention_interval", 4096) ?? 4
+    const interval = keys.size("full_attention_interval", 4096, () => 4)
     return Array.from({ length: layers }, (_, i) =>
       (recurrent?.[i] ?? (i + 1) % interval !== 0) ? "linear_attention" : "full_attention",
     )
@@ -238,12 +242,15 @@ function layerTypes(
 /** `fused_qkvz`: files of early converters keep the order of the Hugging Face checkpoint. */
 function deltaNet(keys: Keys, fused_qkvz: boolean): LinearAttentionConfig {
   const num_value_heads = keys.size("ssm.time_step_rank", 65_536)
+  const inner = keys.size("ssm.inner_size")
+  if (inner % num_value_heads !== 0)
+    keys.unfit("ssm.inner_size", inner, `a multiple of ssm.time_step_rank ${num_value_heads}`)
   return {
     conv_kernel_dim: keys.size("ssm.conv_kernel", 16),
     num_key_heads: keys.size("ssm.group_count", 65_536),
     num_value_heads,
     key_head_dim: keys.size("ssm.state_size", 256),
-    value_head_dim: keys.size("ssm.inner_size") / num_value_heads,
+    value_head_dim: inner / num_value_heads,
     fused_qkvz,
   }
 }

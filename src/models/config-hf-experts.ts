@@ -30,7 +30,10 @@ export function experts(
     const value = c[key]
     if (!traits.moe) return 0
     if (typeof value !== "number")
-      throw new FormatError(file, `${key}: ${shown(value)}, expected a number`)
+      throw new FormatError(
+        file,
+        `${traits.aliases?.[key] ?? key}: ${shown(value)}, expected a number`,
+      )
     return value
   }
   const topk_method = c.use_routing_bias === false ? "greedy" : (c.topk_method ?? "greedy")

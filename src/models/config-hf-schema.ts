@@ -6,7 +6,8 @@ import { LAYER_TYPES, TOPK_METHODS } from "./config.ts"
 const size = z.int().min(1).max(16_777_216)
 const context = z.int().min(1).max(1_073_741_824)
 const layerCount = z.int().min(1).max(4096)
-const positive = z.number().positive()
+// keeps what is computed from them finite in f32
+const positive = z.number().positive().max(1e12)
 const tokenId = z.int().nonnegative()
 /** A flag for each layer, written 0 or 1. */
 const layout = z.array(z.union([z.literal(0), z.literal(1), z.boolean()])).max(4096)
@@ -21,8 +22,8 @@ export const Rope = z.object({
   attention_factor: positive.nullish(),
   beta_fast: positive.nullish(),
   beta_slow: positive.nullish(),
-  mscale: z.number().nonnegative().nullish(),
-  mscale_all_dim: z.number().nonnegative().nullish(),
+  mscale: z.number().nonnegative().max(1e6).nullish(),
+  mscale_all_dim: z.number().nonnegative().max(1e6).nullish(),
   truncate: z.boolean().nullish(),
   low_freq_factor: positive.nullish(),
   high_freq_factor: positive.nullish(),
@@ -94,7 +95,7 @@ export const HfConfig = z.object({
   moe_layers: z.array(z.int().nonnegative()).max(4096).nullish(),
   use_qk_norm: z.boolean().nullish(),
   attn_temperature_tuning: z.union([z.boolean(), z.number()]).nullish(),
-  attn_scale: z.number().nonnegative().nullish(),
+  attn_scale: z.number().nonnegative().max(1e6).nullish(),
   floor_scale: positive.nullish(),
   // DeepSeek
   rope_interleave: z.boolean().nullish(),

@@ -69,7 +69,13 @@ export function configFromJson(file: string, json: unknown, eos?: readonly numbe
   const local = text["num_local_experts"] ?? undefined
   const known = local === undefined ? text : { ...text, num_experts: text["num_experts"] ?? local }
   const given = { ...traits.defaults, ...withoutUndefined(known) }
-  const c = parsed(file, "", aliased(given, traits), HfConfig)
+  const c = parsed(file, "", aliased(given, traits), HfConfig, {
+    ...(local !== undefined && text["num_experts"] === undefined
+      ? { num_experts: "num_local_experts" }
+      : {}),
+    ...namesInFile(given, traits),
+  })
+  checkTokenIds(file, c)
   if (modelType === "smallthinker" && c.use_qk_norm === true)
     throw new FormatError(file, "use_qk_norm: true, no published smallthinker model has q/k norms")
   checkLayerLists(file, c)
@@ -176,6 +182,26 @@ function aliased(
 ): Record<string, unknown> {
   const renamed = Object.entries(aliases).filter(([, key]) => given[key] !== undefined)
   return { ...given, ...Object.fromEntries(renamed.map(([name, key]) => [name, given[key]])) }
+}
+
+/** What the file calls the keys that it has under other names. */
+function namesInFile(
+  given: Readonly<Record<string, unknown>>,
+  { aliases = {} }: Traits,
+): Record<string, string> {
+  return Object.fromEntries(Object.entries(aliases).filter(([, key]) => given[key] !== undefined))
+}
+
+/** Ids that begin and end a text are rows of the embeddings. */
+function checkTokenIds(file: string, c: HfConfig): void {
+  for (const key of ["bos_token_id", "eos_token_id"] as const) {
+    const outside = list(c[key]).find((id) => id >= c.vocab_size)
+    if (outside !== undefined)
+      throw new FormatError(
+        file,
+        `${key}: ${outside}, expected an id below vocab_size ${c.vocab_size}`,
+      )
+  }
 }
 
 function layerTypes(c: HfConfig, traits: Traits, window: number | undefined): readonly LayerType[] {

@@ -27,8 +27,17 @@ export function readJson(file: string): unknown {
   }
 }
 
-/** `json` checked; the message names the first offending key and its value. */
-export function parsed<T>(file: string, at: string, json: unknown, schema: z.ZodType<T>): T {
+/**
+ * `json` checked; the message names the first offending key and its value. `names`: what the file calls keys that
+ * the schema has under other names.
+ */
+export function parsed<T>(
+  file: string,
+  at: string,
+  json: unknown,
+  schema: z.ZodType<T>,
+  names: Readonly<Record<string, string>> = {},
+): T {
   const result = schema.safeParse(json)
   if (result.success) return result.data
   const [issue] = result.error.issues
@@ -36,7 +45,9 @@ export function parsed<T>(file: string, at: string, json: unknown, schema: z.Zod
   let value: unknown = json
   for (const key of path)
     value = typeof value === "object" && value !== null ? Reflect.get(value, key) : undefined
-  const field = [...(at === "" ? [] : [at]), ...path].join(".")
+  const [first, ...rest] = path.map(String)
+  const named = first === undefined ? [] : [names[first] ?? first, ...rest]
+  const field = [...(at === "" ? [] : [at]), ...named].join(".")
   const found = value === undefined ? "missing" : shown(value)
   throw new FormatError(
     file,
