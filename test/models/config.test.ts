@@ -632,7 +632,7 @@ describe("GGUF metadata", () => {
     [{ "attention.value_length": 8 }, "llama.attention.value_length: 8, expected key_length 16"],
     [
       { "attention.layer_norm_rms_epsilon": f32(Number.NaN) },
-      "layer_norm_rms_epsilon: NaN, expected a finite number",
+      "layer_norm_rms_epsilon: NaN, expected a number from 0 to 1",
     ],
     [{ "attention.layer_norm_rms_epsilon": undefined }, "layer_norm_rms_epsilon: missing"],
     [{ "rope.dimension_count": 20 }, "rotary dimension: 20"],
@@ -695,7 +695,7 @@ test("fuzz: a damaged header gives a configuration or a FormatError", () => {
   }
   const factors = f32Tensor("rope_freqs.weight", [2], [1, 2])
   const bytes = ggufBytes(metadata, [
-    { name: "token_embd.weight", dtype: F32, shape: [4, 8] },
+    { name: "token_embd.weight", dtype: F32, shape: [8, 8] },
     factors,
   ])
   const read = (data: Uint8Array): ModelConfig =>
