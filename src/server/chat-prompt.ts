@@ -1,8 +1,6 @@
 import { RequestError } from "../errors.ts"
+import { reasoningAtEnd, THINK_TAGS } from "../tokenizer/chat-formats.ts"
 import type { RenderOptions, ServerConfig, ServerTokenizer, TemplateMessage } from "./types.ts"
-
-/** What `forceThink` starts an answer with. */
-export const THINK_PREFIX = "<think>\n"
 
 export interface ChatPrompt {
   readonly ids: Int32Array
@@ -20,10 +18,10 @@ export function chatPrompt(
   let text = renderOr400(tokenizer, messages, options)
   let prefix = ""
   if (config.forceThink) {
-    // Some templates open the thinking themselves; the answer still shows it.
-    const opened = /<think>\s*$/.test(text)
-    if (!opened) text += THINK_PREFIX
-    prefix = THINK_PREFIX
+    const reasoning = tokenizer.chatFormat?.reasoning ?? THINK_TAGS
+    // Some templates open the reasoning themselves; the answer still shows it.
+    if (reasoningAtEnd(text, reasoning) !== "open") text += reasoning.start
+    prefix = reasoning.start
   }
   return { ids: tokenizer.encodePrompt(text), prefix }
 }

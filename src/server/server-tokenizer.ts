@@ -1,3 +1,4 @@
+import { chatFormatOf } from "../tokenizer/chat-formats.ts"
 import { ChatTemplate } from "../tokenizer/chat-template.ts"
 import type { Tokenizer } from "../tokenizer/tokenizer.ts"
 import type { ServerTokenizer } from "./types.ts"
@@ -34,6 +35,7 @@ export function serverTokenizer(
     encodePrompt: (text) => tokenizer.encodePrompt(text),
     tokenBytes: (id) => tokenizer.tokenBytes(id),
     isSpecial: (id) => tokenizer.isSpecial(id),
+    chatFormat: chatFormatOf(withTools.source),
     renderChat(messages, { tools, addGenerationPrompt = true, vars } = {}) {
       const chosen = tools === undefined || tools.length === 0 ? plain : withTools
       return chosen.render({

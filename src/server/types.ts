@@ -1,5 +1,6 @@
 import type { Registry } from "prom-client"
 
+import type { ChatFormat } from "../tokenizer/chat-formats.ts"
 import type { EngineClient } from "../worker/protocol.ts"
 
 /** A message as chat templates see it: text content, tool calls with parsed arguments. */
@@ -45,6 +46,8 @@ export interface ServerTokenizer {
   /** The bytes a token stands for; not always whole UTF-8 characters. */
   tokenBytes(id: number): Uint8Array
   isSpecial(id: number): boolean
+  /** How the model marks reasoning and tool calls, as its template shows. */
+  readonly chatFormat?: ChatFormat
   /** Throws when the model has no template or the template refuses the messages. */
   renderChat(messages: readonly TemplateMessage[], options?: RenderOptions): string
 }
