@@ -1,7 +1,7 @@
-import { existsSync } from "node:fs"
 import { dirname, join } from "node:path"
 
 import { FormatError } from "../errors.ts"
+import { hasTokenizer } from "../tokenizer/from-pretrained.ts"
 import { Tokenizer } from "../tokenizer/tokenizer.ts"
 import { openGguf } from "../weights/gguf.ts"
 import { locateWeights } from "../weights/open.ts"
@@ -11,9 +11,8 @@ import { locateWeights } from "../weights/open.ts"
  * holds only a vocabulary will do.
  */
 export async function loadTokenizer(model: string, modelPath?: string): Promise<Tokenizer> {
-  if (modelPath !== undefined && existsSync(join(modelPath, "tokenizer.json")))
-    return Tokenizer.fromPretrained(modelPath)
-  if (existsSync(join(model, "tokenizer.json"))) return Tokenizer.fromPretrained(model)
+  if (modelPath !== undefined && hasTokenizer(modelPath)) return Tokenizer.fromPretrained(modelPath)
+  if (hasTokenizer(model)) return Tokenizer.fromPretrained(model)
   const where = locateWeights(model)
   if (where.kind === "gguf") {
     const gguf = openGguf(where.path)
@@ -24,7 +23,7 @@ export async function loadTokenizer(model: string, modelPath?: string): Promise<
     }
   }
   const folder = where.path.endsWith(".safetensors") ? dirname(where.path) : where.path
-  if (!existsSync(join(folder, "tokenizer.json")))
+  if (!hasTokenizer(folder))
     throw new FormatError(
       join(folder, "tokenizer.json"),
       "no such file: the model has no tokenizer",

@@ -21,7 +21,7 @@ export const AutoConfig = {
 }
 
 export const AutoTokenizer = {
-  /** Of a folder with tokenizer.json, or of a GGUF file, which holds its tokenizer. */
+  /** Of a folder with tokenizer.json (or tokenizer.model, tiktoken.model, vocab.json), or of a GGUF file, which holds its tokenizer. */
   fromPretrained(path: string): Promise<Tokenizer> {
     return fromFolderOrGguf(
       path,

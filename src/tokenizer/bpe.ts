@@ -6,8 +6,12 @@ import { WordCache } from "./word-cache.ts"
 
 export interface BpeOptions {
   readonly vocabulary: Vocabulary
-  /** In order of rank: "left right", or the two apart. */
-  readonly merges: readonly string[] | readonly (readonly [string, string])[]
+  /**
+   * In order of rank: "left right", or the two apart. As `below`: two symbols merge when their joint text is a token below
+   * that id, which is also the rank (tiktoken).
+   */
+  readonly merges:
+    readonly string[] | readonly (readonly [string, string])[] | { readonly below: number }
   /** Symbols are bytes written as GPT-2's characters; otherwise code points. */
   readonly byteLevel: boolean
   /** A word that is a token is taken whole without merging. */
@@ -63,12 +67,15 @@ class MergeTable implements PairTable {
   }
 }
 
+/** Remembered pairs; the memory is dropped whole when it is full. */
+const CACHE_PAIRS = 500_000
+
 const utf8 = new TextEncoder()
 
 /** Byte-pair encoding with a rank list, as in GPT-2 (bytes) and in converted SentencePiece models (code points). */
 export class BpeModel implements TextModel {
   readonly #options: BpeOptions
-  readonly #table: MergeTable
+  readonly #table: PairTable
   readonly #merger = new Merger()
   readonly #vocabularySize: number
   /** Texts that occur in merges or input without being tokens; their ids follow the vocabulary's. */
@@ -82,9 +89,17 @@ export class BpeModel implements TextModel {
   constructor(options: BpeOptions) {
     this.#options = options
     this.#vocabularySize = options.vocabulary.size
-    this.#table = new MergeTable(options.merges.length)
-    for (let rank = 0; rank < options.merges.length; rank++) {
-      const merge = options.merges[rank]!
+    const { merges } = options
+    this.#table =
+      "below" in merges ? this.#pairsOfTokens(merges.below) : this.#pairsOfMerges(merges)
+    if (!options.byteLevel) return
+    for (let byte = 0; byte < 256; byte++) this.#byteIds[byte] = this.#id(BYTE_TO_CHAR[byte]!)
+  }
+
+  #pairsOfMerges(merges: readonly (string | readonly [string, string])[]): PairTable {
+    const table = new MergeTable(merges.length)
+    for (let rank = 0; rank < merges.length; rank++) {
+      const merge = merges[rank]!
       let left: string
       let right: string
       if (typeof merge === "string") {
@@ -93,10 +108,27 @@ export class BpeModel implements TextModel {
         left = merge.slice(0, cut)
         right = merge.slice(cut + 1)
       } else [left, right] = merge
-      this.#table.add(this.#id(left), this.#id(right), rank, this.#id(left + right))
+      table.add(this.#id(left), this.#id(right), rank, this.#id(left + right))
     }
-    if (!options.byteLevel) return
-    for (let byte = 0; byte < 256; byte++) this.#byteIds[byte] = this.#id(BYTE_TO_CHAR[byte]!)
+    return table
+  }
+
+  #pairsOfTokens(below: number): PairTable {
+    const { texts, ids } = this.#options.vocabulary
+    const known = new Map<number, number>()
+    return {
+      lookup: (left, right) => {
+        const key = left * ID_SPAN + right
+        let packed = known.get(key)
+        if (packed === undefined) {
+          const id = ids.get(texts[left]! + texts[right]!) ?? below
+          packed = id < below ? id * ID_SPAN + id : -1
+          if (known.size >= CACHE_PAIRS) known.clear()
+          known.set(key, packed)
+        }
+        return packed
+      },
+    }
   }
 
   encode(text: string, out: number[], first: boolean): void {

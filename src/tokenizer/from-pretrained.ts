@@ -1,22 +1,27 @@
+import { existsSync } from "node:fs"
 import { join } from "node:path"
 
-import { Tokenizer as LibraryTokenizer } from "@huggingface/tokenizers"
-
 import { FormatError } from "../errors.ts"
-import { BpeModel } from "./bpe.ts"
-import { keepsBeginning, type NormalizerJson, normalizerOf } from "./normalizers.ts"
+import { type Json, partsFromJson } from "./from-json.ts"
+import { partsFromMerges } from "./from-merges.ts"
+import { partsFromSentencePiece } from "./from-sentencepiece.ts"
+import { isTiktoken, partsFromTiktoken } from "./from-tiktoken.ts"
 import { endOfGenerationIds, type TokenizerParts } from "./parts.ts"
-import type { AddedToken } from "./special-tokens.ts"
-import { cut, splittersOf } from "./splitters.ts"
-import type { DecoderJson, ModelJson, TokenizerJson } from "./tokenizer-json.ts"
-import { UnigramModel } from "./unigram.ts"
-import { type Spelling, type TextModel, TokenKind, Vocabulary } from "./vocabulary.ts"
-import { WordPieceModel } from "./word-piece.ts"
+import type { ModelJson, TokenizerJson } from "./tokenizer-json.ts"
 
-type Json = Record<string, unknown>
+/** Files that hold a tokenizer, in the order in which they are looked for. */
+export const TOKENIZER_FILES: readonly string[] = [
+  "tokenizer.json",
+  "tokenizer.model",
+  "tiktoken.model",
+  "qwen.tiktoken",
+  "vocab.json",
+]
 
-/** Stands for the text while the post-processor is asked what it puts around it. */
-const MARK = "\u0000text"
+/** Whether a folder holds a tokenizer in any form. */
+export function hasTokenizer(folder: string): boolean {
+  return TOKENIZER_FILES.some((name) => existsSync(join(folder, name)))
+}
 
 async function readJson(path: string): Promise<Json | undefined> {
   const file = Bun.file(path)
@@ -29,27 +34,25 @@ async function readJson(path: string): Promise<Json | undefined> {
 }
 
 /**
- * Reads a Hugging Face folder: tokenizer.json, and where present tokenizer_config.json, special_tokens_map.json,
+ * Reads a Hugging Face folder: tokenizer.json, else tokenizer.model (SentencePiece's or tiktoken's), tiktoken.model, or
+ * vocab.json with merges.txt; and where present tokenizer_config.json, special_tokens_map.json, added_tokens.json,
  * generation_config.json, config.json and chat_template.jinja.
  * @throws FormatError naming the file where one is missing or broken.
  */
 export async function partsFromPretrained(folder: string): Promise<TokenizerParts> {
-  const path = join(folder, "tokenizer.json")
-  const [json, tokenizerConfig, specialMap, generation, modelConfig] = await Promise.all([
-    readJson(path),
-    readJson(join(folder, "tokenizer_config.json")),
-    readJson(join(folder, "special_tokens_map.json")),
-    readJson(join(folder, "generation_config.json")),
-    readJson(join(folder, "config.json")),
-  ])
-  if (json === undefined)
-    throw new FormatError(path, "is missing", {
-      hint: "The folder of a model needs its tokenizer.json; models that have only tokenizer.model must be converted.",
-    })
-  const model = json["model"] as ModelJson | undefined
-  if (model?.vocab === undefined) throw new FormatError(path, "model.vocab is missing")
+  const [tokenizerConfig, specialMap, addedTokens, generation, modelConfig] = await Promise.all(
+    [
+      "tokenizer_config.json",
+      "special_tokens_map.json",
+      "added_tokens.json",
+      "generation_config.json",
+      "config.json",
+    ].map((name) => readJson(join(folder, name))),
+  )
   const config: Json = { ...specialMap, ...tokenizerConfig }
-  const parts = partsFromJson(json as unknown as TokenizerJson, config, path)
+  config["added_tokens_decoder"] ??= decoderOf(addedTokens)
+  config["model_type"] = modelConfig?.["model_type"]
+  const parts = await partsOf(folder, config)
   const named = [generation?.["eos_token_id"], modelConfig?.["eos_token_id"]].flat()
   return {
     ...parts,
@@ -62,179 +65,39 @@ export async function partsFromPretrained(folder: string): Promise<TokenizerPart
   }
 }
 
-function partsFromJson(json: TokenizerJson, config: Json, path: string): TokenizerParts {
-  const { model } = json
-  const texts: string[] = []
-  const entries: Iterable<readonly [string, number]> = Array.isArray(model.vocab)
-    ? model.vocab.map(([text], id) => [text as string, id] as const)
-    : Object.entries(model.vocab as Record<string, number>)
-  for (const [text, id] of entries) {
-    if (!Number.isInteger(id) || id < 0 || id > 4_000_000)
-      throw new FormatError(path, `model.vocab gives "${text}" the id ${id}`)
-    texts[id] = text
-  }
-  for (const token of json.added_tokens ?? []) texts[token.id] = token.content
-  for (let id = 0; id < texts.length; id++) texts[id] ??= ""
-  const vocabulary = new Vocabulary(texts)
-
-  const added: AddedToken[] = (json.added_tokens ?? []).map((token) => ({
-    id: token.id,
-    text: token.content,
-    special: token.special ?? false,
-    lstrip: token.lstrip ?? false,
-    rstrip: token.rstrip ?? false,
-  }))
-  const kinds = new Uint8Array(texts.length).fill(TokenKind.normal)
-  for (const token of added)
-    kinds[token.id] = token.special ? TokenKind.control : TokenKind.userDefined
-
-  // the library knows the post-processors: what surrounds the text
-  const library = new LibraryTokenizer(
-    {
-      added_tokens: [],
-      normalizer: null,
-      pre_tokenizer: null,
-      post_processor: json.post_processor ?? null,
-      decoder: null,
-      model: { type: "BPE", vocab: {}, merges: [] },
-    },
-    config,
-  )
-  const idOf = (name: string): number | undefined => {
-    const value = config[name]
-    const text = typeof value === "string" ? value : (value as { content?: string } | null)?.content
-    return text === undefined ? undefined : vocabulary.ids.get(text)
-  }
-  const bosId = idOf("bos_token")
-  const eosId = idOf("eos_token")
-  const unknownId =
-    model.unk_token != null ? vocabulary.ids.get(model.unk_token) : (model.unk_id ?? undefined)
-  const { prefix, suffix } = surroundings(library, vocabulary, path)
-  if (prefix.length === 0 && bosId !== undefined && config["add_bos_token"] === true)
-    prefix.push(bosId)
-  if (suffix.length === 0 && eosId !== undefined && config["add_eos_token"] === true)
-    suffix.push(eosId)
-
-  const spelling = spellingOf(json)
-  return {
-    source: path,
-    vocabulary,
-    kinds,
-    model: textModel(json, config, vocabulary, kinds, unknownId, path),
-    spelling,
-    // the Metaspace decoder also reads U+2581 in added tokens, such as Gemma's runs of spaces
-    verbatim: new Set(spelling === "metaspace" ? [] : added.map((token) => token.id)),
-    added,
-    prefix,
-    suffix,
-    stripsLeadingSpace: stripsLeadingSpace(json.decoder, spelling),
-    bosId,
-    eosId,
-    padId: idOf("pad_token"),
-    unknownId,
-    eogIds: [],
-    chatTemplates: new Map(),
-  }
-}
-
-function textModel(
-  json: TokenizerJson,
-  config: Json,
-  vocabulary: Vocabulary,
-  kinds: Uint8Array,
-  unknownId: number | undefined,
-  path: string,
-): TextModel {
-  const { model } = json
-  const normalize = normalizerOf(json.normalizer as NormalizerJson | null | undefined, path)
-  const { splitters, byteLevel } = splittersOf(json.pre_tokenizer)
-  const words = (text: string, first: boolean): readonly string[] => {
-    const normal = normalize(text)
-    return normal === "" ? [] : cut(normal, splitters, first && keepsBeginning(text, normalize))
-  }
-  switch (model.type ?? (model.merges === undefined ? undefined : "BPE")) {
-    case "BPE": {
-      if (model.continuing_subword_prefix || model.end_of_word_suffix) break
-      const whole = model.ignore_merges === true
-      return new BpeModel({
-        vocabulary,
-        merges: model.merges ?? [],
-        byteLevel,
-        wholeWords: () => whole,
-        normalize,
-        splitters,
-        byteFallback: model.byte_fallback === true,
-        unknownId,
-        fuseUnknown: model.fuse_unk === true,
-      })
-    }
-    case "Unigram": {
-      const entries = model.vocab as readonly (readonly [string, number])[]
-      const scores = entries.map(([, score]) => score)
-      const byteFallback = model.byte_fallback === true
-      return new UnigramModel({ vocabulary, kinds, scores, unknownId, byteFallback, words })
-    }
-    case "WordPiece":
-      return new WordPieceModel({
-        vocabulary,
-        wordPrefix: "",
-        continuingPrefix: model.continuing_subword_prefix ?? "##",
-        unknownId,
-        maxWordLength: model.max_input_chars_per_word ?? 100,
-        words,
-      })
-  }
-  // BPE with prefixes or suffixes and WordLevel: the library does all of it
-  const whole = new LibraryTokenizer({ ...json, added_tokens: [] }, config)
-  return {
-    encode(text, out, first) {
-      for (const token of whole.model!._call(words(text, first) as string[])) {
-        const id = vocabulary.ids.get(token) ?? unknownId
-        if (id !== undefined) out.push(id)
-      }
-    },
-  }
-}
-
-/** Ids that the post-processor puts before and after a text. */
-function surroundings(
-  library: LibraryTokenizer,
-  vocabulary: Vocabulary,
-  path: string,
-): { prefix: number[]; suffix: number[] } {
-  const processor = library.post_processor
-  if (processor === null) return { prefix: [], suffix: [] }
-  const { tokens } = processor.post_process([MARK], null, true) as { tokens: string[] }
-  const at = tokens.indexOf(MARK)
-  const idsOf = (part: string[]): number[] =>
-    part.map((token) => {
-      const id = vocabulary.ids.get(token)
-      if (id === undefined)
-        throw new FormatError(path, `post_processor adds "${token}", which is no token`)
-      return id
+async function partsOf(folder: string, config: Json): Promise<TokenizerParts> {
+  const name = TOKENIZER_FILES.find((each) => existsSync(join(folder, each)))
+  if (name === undefined)
+    throw new FormatError(join(folder, "tokenizer.json"), "is missing", {
+      hint: `The folder of a model needs one of ${TOKENIZER_FILES.join(", ")} (with merges.txt).`,
     })
-  return { prefix: idsOf(tokens.slice(0, at)), suffix: idsOf(tokens.slice(at + 1)) }
+  const path = join(folder, name)
+  if (name === "tokenizer.json") {
+    const json = (await readJson(path))!
+    const model = json["model"] as ModelJson | undefined
+    if (model?.vocab === undefined) throw new FormatError(path, "model.vocab is missing")
+    return partsFromJson(json as unknown as TokenizerJson, config, path)
+  }
+  if (name === "vocab.json") {
+    const merges = join(folder, "merges.txt")
+    if (!existsSync(merges))
+      throw new FormatError(merges, "is missing beside vocab.json", {
+        hint: "A vocabulary without its merges cannot encode; tokenizer.json holds both.",
+      })
+    return partsFromMerges((await readJson(path))!, await Bun.file(merges).text(), config, path)
+  }
+  const bytes = await Bun.file(path).bytes()
+  return isTiktoken(bytes)
+    ? partsFromTiktoken(bytes, config, path)
+    : partsFromSentencePiece(bytes, config, path)
 }
 
-function decoderTypes(decoder: DecoderJson | null | undefined): string[] {
-  if (decoder === null || decoder === undefined) return []
-  return [decoder.type, ...(decoder.decoders ?? []).flatMap(decoderTypes)]
-}
-
-function spellingOf(json: TokenizerJson): Spelling {
-  const types = decoderTypes(json.decoder)
-  if (types.includes("ByteLevel") || splittersOf(json.pre_tokenizer).byteLevel) return "byte-level"
-  return types.includes("WordPiece") ? "word-piece" : "metaspace"
-}
-
-function stripsLeadingSpace(decoder: DecoderJson | null | undefined, spelling: Spelling): boolean {
-  if (spelling === "word-piece") return true
-  const types = decoderTypes(decoder)
-  if (types.includes("Strip")) return true
-  const metaspace = [decoder, ...(decoder?.decoders ?? [])].find(
-    (part) => part?.type === "Metaspace",
+/** added_tokens.json ({text: id}) in the form of tokenizer_config.json's `added_tokens_decoder`. */
+function decoderOf(addedTokens: Json | undefined): Json | undefined {
+  if (addedTokens === undefined) return undefined
+  return Object.fromEntries(
+    Object.entries(addedTokens).map(([content, id]) => [String(id), { content, special: true }]),
   )
-  return metaspace !== undefined && (metaspace as unknown as Json)["prepend_scheme"] !== "never"
 }
 
 async function chatTemplatesOf(folder: string, config: Json): Promise<Map<string, string>> {

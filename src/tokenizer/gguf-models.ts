@@ -175,7 +175,7 @@ function unigram({ fields, vocabulary, kinds, unknownId }: FamilyContext): Built
           .replace(/^ ?(?=[^ ])/, SPACE)
           .replace(/ $/, "")
           .replaceAll(" ", SPACE)
-      : (addSpacePrefix ? normal.replace(/[^ ]/, `${SPACE}$&`) : normal).replaceAll(" ", SPACE)
+      : (addSpacePrefix && normal !== "" ? SPACE + normal : normal).replaceAll(" ", SPACE)
     return cuts ? spacedWords(spelled) : spelled === "" ? [] : [spelled]
   }
   const model = new UnigramModel({
@@ -183,7 +183,7 @@ function unigram({ fields, vocabulary, kinds, unknownId }: FamilyContext): Built
     kinds,
     scores,
     unknownId,
-    byteFallback: false,
+    byteFallback: kinds.includes(TokenKind.byte),
     words,
   })
   return { model, spelling: "metaspace", stripsLeadingSpace: addSpacePrefix || mergesSpaces }

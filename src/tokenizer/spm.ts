@@ -62,7 +62,9 @@ export class SpmModel implements TextModel, PairTable {
 
   encode(text: string, out: number[]): void {
     const { addSpacePrefix, normalize } = this.#options
-    const spelled = (addSpacePrefix ? SPACE : "") + normalize(text).replaceAll(" ", SPACE)
+    const normal = normalize(text)
+    if (normal === "") return
+    const spelled = (addSpacePrefix ? SPACE : "") + normal.replaceAll(" ", SPACE)
     const words = this.#cutsAtSpaces ? spacedWords(spelled) : [spelled]
     for (const word of words) {
       const ids = this.#cache.get(word) ?? this.#word(word)
@@ -100,8 +102,10 @@ export class SpmModel implements TextModel, PairTable {
   #spell(text: string, out: number[]): void {
     const { vocabulary, unknownId } = this.#options
     for (const byte of utf8.encode(text)) {
-      const id = vocabulary.ids.get(byteToken(byte)) ?? unknownId
+      const id = vocabulary.ids.get(byteToken(byte))
       if (id !== undefined) out.push(id)
+      // without byte tokens, neighbouring unknowns are one
+      else if (unknownId !== undefined && out.at(-1) !== unknownId) out.push(unknownId)
     }
   }
 
