@@ -1,5 +1,6 @@
 import { expect, test } from "bun:test"
 
+import { RequestError } from "../../src/errors.ts"
 import { chatPrompt } from "../../src/server/chat-prompt.ts"
 import { serverTokenizer } from "../../src/server/server-tokenizer.ts"
 import { TextStream } from "../../src/server/text-stream.ts"
@@ -52,4 +53,33 @@ test("text of a real vocabulary streams back whole, control tokens left out", ()
   const pieces = ids.map((id) => stream.push(id, undefined).text)
   expect(pieces.join("") + stream.flush().text).toBe(text)
   expect(pieces.join("")).not.toContain("\ufffd")
+})
+
+test("what a template refuses is a 400 with the template's words", () => {
+  const template = "{{ raise_exception('roles must alternate') }}"
+  const tokenizer = serverTokenizer(real, { template })
+  try {
+    chatPrompt(tokenizer, [{ role: "user", content: "a" }], {}, DEFAULT_SERVER_CONFIG)
+    expect.unreachable()
+  } catch (error) {
+    expect(error).toBeInstanceOf(RequestError)
+    expect(error).toMatchObject({ status: 400, code: "chat_template_error" })
+    expect((error as Error).message).toContain("roles must alternate")
+  }
+})
+
+test("forced reasoning begins with the model's own marker, unless the template has put it", () => {
+  const config = { ...DEFAULT_SERVER_CONFIG, forceThink: true }
+  const prompt = (template: string): { text: string; prefix: string } => {
+    const { ids, prefix } = chatPrompt(
+      serverTokenizer(real, { template }),
+      [{ role: "user", content: "a" }],
+      {},
+      config,
+    )
+    return { text: real.decode(ids, { skipSpecial: true }), prefix }
+  }
+  expect(prompt("Q</think>A")).toEqual({ text: "Q</think>A<think>\n", prefix: "<think>\n" })
+  expect(prompt("{{ 'A<think>\\n' }}")).toEqual({ text: "A<think>\n", prefix: "<think>\n" })
+  expect(prompt("A[THINK]x")).toEqual({ text: "A[THINK]x[THINK]", prefix: "[THINK]" })
 })

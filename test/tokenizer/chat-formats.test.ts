@@ -1,9 +1,10 @@
 import { describe, expect, test } from "bun:test"
-import { existsSync, readdirSync, readFileSync } from "node:fs"
+import { readdirSync, readFileSync } from "node:fs"
 import { join } from "node:path"
 
 import { chatFormatOf, reasoningAtEnd, THINK_TAGS } from "../../src/tokenizer/chat-formats.ts"
 import { ChatTemplate } from "../../src/tokenizer/chat-template.ts"
+import { llamaCppModels, noLlamaCpp } from "./checkout.ts"
 import { CONVERSATIONS } from "./conversations.ts"
 
 /** What a template says where it writes a call, and the formats that follow. */
@@ -73,12 +74,11 @@ test("where a prompt leaves the reasoning", () => {
 })
 
 describe("published templates", () => {
-  const checkout = process.env["KT_LLAMA_CPP"]
-  const folder = join(checkout ?? "", "models", "templates")
-  const isThere = checkout !== undefined && existsSync(folder)
-  if (!isThere)
-    test.skip("show the formats found in them (KT_LLAMA_CPP, a checkout of llama.cpp, is not set)", () => {})
-  const names = isThere ? readdirSync(folder).filter((name) => name.endsWith(".jinja")) : []
+  const folder = join(llamaCppModels ?? "", "templates")
+  if (noLlamaCpp !== undefined)
+    test.skip(`show the formats found in them (${noLlamaCpp})`, () => {})
+  const names =
+    noLlamaCpp === undefined ? readdirSync(folder).filter((name) => name.endsWith(".jinja")) : []
   /** These write calls in answers otherwise than in the history, or leave them out. */
   const silent = /^(LFM2-8B|deepseek-ai-DeepSeek-R1-Distill-Llama|llama-cpp-deepseek-r1)/
 

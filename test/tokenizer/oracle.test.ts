@@ -3,27 +3,18 @@ import { existsSync, readdirSync } from "node:fs"
 import { join } from "node:path"
 
 import { Tokenizer } from "../../src/tokenizer/tokenizer.ts"
+import { llamaCppModels, noLlamaCpp } from "./checkout.ts"
 import { readGgufMetadata } from "./gguf-metadata.ts"
 
-/** A checkout of llama.cpp; its `models` folder holds vocabularies with texts (.inp) and their ids (.out). */
-const checkout = process.env["KT_LLAMA_CPP"]
-const folder = checkout === undefined ? undefined : join(checkout, "models")
-const reason =
-  folder === undefined
-    ? "KT_LLAMA_CPP, a checkout of llama.cpp, is not set"
-    : existsSync(folder)
-      ? undefined
-      : `no folder ${folder}`
-
 const files =
-  reason === undefined
-    ? readdirSync(folder!).filter((name) => /^ggml-vocab-.*\.gguf$/.test(name))
+  llamaCppModels !== undefined
+    ? readdirSync(llamaCppModels).filter((name) => /^ggml-vocab-.*\.gguf$/.test(name))
     : []
 
-if (reason !== undefined) test.skip(`llama.cpp's vocabularies (${reason})`, () => {})
+if (noLlamaCpp !== undefined) test.skip(`llama.cpp's vocabularies (${noLlamaCpp})`, () => {})
 
 describe.each(files)("%s", (name) => {
-  const path = join(folder ?? "", name)
+  const path = join(llamaCppModels ?? "", name)
   const tokenizer = Tokenizer.fromGguf(readGgufMetadata(path), name)
 
   const has = existsSync(`${path}.inp`)

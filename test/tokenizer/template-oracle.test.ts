@@ -1,8 +1,9 @@
 import { describe, expect, test } from "bun:test"
-import { existsSync, readdirSync, readFileSync } from "node:fs"
+import { readdirSync, readFileSync } from "node:fs"
 import { join } from "node:path"
 
 import { ChatTemplate } from "../../src/tokenizer/chat-template.ts"
+import { llamaCppModels, noLlamaCpp } from "./checkout.ts"
 import { CONVERSATIONS } from "./conversations.ts"
 import { askPython, noPython } from "./python.ts"
 
@@ -11,15 +12,8 @@ interface Answer {
   readonly error?: string
 }
 
-const checkout = process.env["KT_LLAMA_CPP"]
-const folder = join(checkout ?? "", "models", "templates")
-const reason =
-  noPython ??
-  (checkout === undefined
-    ? "KT_LLAMA_CPP, a checkout of llama.cpp, is not set"
-    : existsSync(folder)
-      ? undefined
-      : `no folder ${folder}`)
+const folder = join(llamaCppModels ?? "", "templates")
+const reason = noPython ?? noLlamaCpp
 
 /** This one hands Python's generators to tojson, which refuses them; here they are lists, as its author meant. */
 const LAX = "llama-cpp-deepseek-r1.jinja"
