@@ -46,7 +46,7 @@ export async function openSession(config: EngineConfig, name?: string): Promise<
 async function loadEngine(config: EngineConfig): Promise<EngineClient> {
   const log = logger("engine")
   using bar = progressBar("loading", formatBytes)
-  return startEngine(
+  return await startEngine(
     { ...config },
     {
       onProgress: (stage, done, total) => {
