@@ -183,6 +183,19 @@ function strftime(format: string, date: Date): string {
         return DAYS[date.getDay()]!.slice(0, 3)
       case "p":
         return date.getHours() < 12 ? "AM" : "PM"
+      case "e":
+        return String(date.getDate()).padStart(2, " ")
+      case "j": {
+        const start = Date.UTC(date.getFullYear(), 0, 0)
+        const day = Date.UTC(date.getFullYear(), date.getMonth(), date.getDate())
+        return String((day - start) / 86_400_000).padStart(3, "0")
+      }
+      case "F":
+        return strftime("%Y-%m-%d", date)
+      case "T":
+        return strftime("%H:%M:%S", date)
+      case "D":
+        return strftime("%m/%d/%y", date)
       case "%":
         return "%"
       default:

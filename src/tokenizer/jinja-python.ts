@@ -1,20 +1,32 @@
-import { Environment, Interpreter, Template } from "@huggingface/jinja"
+import { type Environment, Interpreter, Template } from "@huggingface/jinja"
 
-type Node = NonNullable<Parameters<Interpreter["evaluate"]>[0]>
-/** A value of the template language; the library does not export its classes, so they are told apart by `type`. */
-type Value = ReturnType<Interpreter["evaluate"]>
+import { FILTERS, STRING_METHODS } from "./jinja-filters.ts"
+import {
+  asNumber,
+  compare,
+  type Computed,
+  computed,
+  contains,
+  equal,
+  escapeHtml,
+  isList,
+  isNumber,
+  isText,
+  itemsOf,
+  listOf,
+  nameOf,
+  type Node,
+  textOf,
+  type Value,
+  valueOf,
+} from "./jinja-values.ts"
+
 type Program = Template["parsed"]
 
 /** An expression whose text is printed, as Jinja prints it: None too. */
 interface Output extends Node {
   readonly type: "Output"
   readonly expression: Node
-}
-
-/** A value that has been computed already, in the place of an expression. */
-interface Computed extends Node {
-  readonly type: "Computed"
-  readonly value: Value
 }
 
 interface Binary extends Node {
@@ -25,7 +37,20 @@ interface Binary extends Node {
 
 interface Filter extends Node {
   readonly operand: Node
-  readonly filter: Node & { readonly value?: string; readonly callee?: { readonly value: string } }
+  readonly filter: Node & {
+    readonly value?: string
+    readonly callee?: { readonly value: string }
+    readonly args?: readonly Argument[]
+  }
+}
+
+interface Argument extends Node {
+  readonly key?: { readonly value: string }
+  readonly value?: Node
+}
+
+interface For extends Node {
+  readonly iterable: Node & { readonly lhs?: Node }
 }
 
 interface Member extends Node {
@@ -43,14 +68,6 @@ const STRING_FILTERS: ReadonlySet<string> = new Set(
 )
 /** Attributes of Python's dict, which `mapping.name` finds before the keys. */
 const DICT_METHODS: ReadonlySet<string> = new Set("items keys values get".split(" "))
-const ENTITIES: Readonly<Record<string, string>> = {
-  "&": "&amp;",
-  "<": "&lt;",
-  ">": "&gt;",
-  '"': "&#34;",
-  "'": "&#39;",
-}
-
 /** Parses a template for `PythonInterpreter`. */
 export function parseTemplate(source: string): Program {
   const program = new Template(source).parsed
@@ -93,6 +110,8 @@ export class PythonInterpreter extends Interpreter {
         return this.#binary(node as Binary, environment)
       case "FilterExpression":
         return this.#filter(node as Filter, environment)
+      case "For":
+        return this.#loop(node as For, environment)
       case "MemberExpression":
         return this.#member(node as Member, environment)
       default:
@@ -187,9 +206,7 @@ export class PythonInterpreter extends Interpreter {
     if (times * length > MAX_REPEATED)
       throw new Error(`a repetition of ${times * length} is longer than ${MAX_REPEATED}`)
     if (isText(sequence)) return valueOf((sequence.value as string).repeat(times))
-    const repeated = valueOf([])
-    repeated.value = Array.from({ length: times }, () => sequence.value as Value[]).flat()
-    return repeated
+    return listOf(Array.from({ length: times }, () => sequence.value as Value[]).flat())
   }
 
   #filter(node: Filter, environment: Environment): Value {
@@ -202,13 +219,60 @@ export class PythonInterpreter extends Interpreter {
       if (operand.type !== "NullValue" && operand.type !== "UndefinedValue")
         operand = valueOf(textOf(operand))
     }
-    const result = super.evaluate({ ...node, operand: computed(operand) } as Node, environment)
+    const result =
+      this.#own(name, operand, node, environment) ??
+      super.evaluate({ ...node, operand: computed(operand) } as Node, environment)
     if (name !== "safe" && !(wasSafe && STRING_FILTERS.has(name) && name !== "string"))
       return result
     // a copy, so that a variable's own text is not marked
     const marked = valueOf(textOf(result))
     this.#safe.add(marked)
     return marked
+  }
+
+  /** A filter that the library lacks or has only in part, or undefined. */
+  #own(name: string, operand: Value, node: Filter, environment: Environment): Value | undefined {
+    const filter = FILTERS.get(name)
+    if (filter === undefined) return undefined
+    const positional: Value[] = []
+    const named = new Map<string, Value>()
+    for (const argument of node.filter.args ?? [])
+      if (argument.type === "KeywordArgumentExpression")
+        named.set(argument.key!.value, this.evaluate(argument.value, environment))
+      else positional.push(this.evaluate(argument, environment))
+    return filter(operand, positional, named, {
+      apply: (other, value, rest) =>
+        this.#filter(
+          {
+            type: "FilterExpression",
+            operand: computed(value),
+            filter:
+              rest.length === 0
+                ? { type: "Identifier", value: other }
+                : {
+                    type: "CallExpression",
+                    callee: { type: "Identifier", value: other },
+                    args: rest.map(computed),
+                  },
+          } as unknown as Filter,
+          environment,
+        ),
+      test: (other, value, rest) => {
+        const test = environment.tests.get(other)
+        if (test === undefined) throw new Error(`there is no test "${other}"`)
+        return test(value, ...rest)
+      },
+    })
+  }
+
+  /** Strings give their characters and what is undefined nothing. */
+  #loop(node: For, environment: Environment): Value {
+    const source = node.iterable.lhs ?? node.iterable
+    const over = this.evaluate(source, environment)
+    const items = isText(over) || over.type === "UndefinedValue" ? listOf(itemsOf(over)) : over
+    const iterable =
+      node.iterable.lhs === undefined ? computed(items) : { ...node.iterable, lhs: computed(items) }
+    return super.evaluate({ ...node, iterable } as Node, environment)
   }
 
   #member(node: Member, environment: Environment): Value {
@@ -227,100 +291,18 @@ export class PythonInterpreter extends Interpreter {
       const method = DICT_METHODS.has(name) ? object.builtins.get(name) : undefined
       if (method !== undefined) return method
     }
+    if (isText(object) && !node.computed) {
+      const method = STRING_METHODS.get(String(node.property.value))
+      if (method !== undefined)
+        return valueOf((...args: unknown[]) => method(object.value as string, ...args))
+    }
+    if (node.object.value === "loop" && node.property.value === "cycle") {
+      const index = (object.value as Map<string, Value>).get("index0")?.value as number
+      return valueOf((...items: unknown[]) => items[index % items.length])
+    }
     return super.evaluate({ ...node, object: computed(object) } as Node, environment)
   }
 }
 
 /** Longer repetitions are no template's intention. */
 const MAX_REPEATED = 10_000_000
-
-function valueOf(value: unknown): Value {
-  return new Environment().set("value", value)
-}
-
-function computed(value: Value): Computed {
-  return { type: "Computed", value }
-}
-
-function isText(value: Value): boolean {
-  return value.type === "StringValue"
-}
-
-function isList(value: Value): boolean {
-  return value.type === "ArrayValue" || value.type === "TupleValue"
-}
-
-function isNumber(value: Value): boolean {
-  return ["IntegerValue", "FloatValue", "BooleanValue"].includes(value.type)
-}
-
-/** Booleans count as 0 and 1 where numbers are asked for. */
-function asNumber(value: Value): Value {
-  return value.type === "BooleanValue" ? valueOf(Number(value.value)) : value
-}
-
-function textOf(value: Value): string {
-  switch (value.type) {
-    case "StringValue":
-      return value.value as string
-    case "NullValue":
-      return "None"
-    case "UndefinedValue":
-      return ""
-    default:
-      return value.toString()
-  }
-}
-
-/** Python's name of the type, for messages. */
-function nameOf(value: Value): string {
-  return value.type.replace(/Value$/, "").toLowerCase()
-}
-
-function equal(a: Value, b: Value): boolean {
-  if (isNumber(a) && isNumber(b)) return Number(a.value) === Number(b.value)
-  if (a.type !== b.type) return false
-  if (isList(a)) {
-    const [left, right] = [a.value as Value[], b.value as Value[]]
-    return left.length === right.length && left.every((item, i) => equal(item, right[i]!))
-  }
-  if (a.type === "ObjectValue") {
-    const [left, right] = [a.value as Map<string, Value>, b.value as Map<string, Value>]
-    return (
-      left.size === right.size &&
-      [...left].every(([key, item]) => right.has(key) && equal(item, right.get(key)!))
-    )
-  }
-  return a.value === b.value
-}
-
-function contains(container: Value, item: Value): boolean {
-  if (isList(container)) return (container.value as Value[]).some((each) => equal(each, item))
-  if (container.type === "ObjectValue")
-    return (container.value as Map<unknown, Value>).has(item.value)
-  if (isText(container) && isText(item))
-    return (container.value as string).includes(item.value as string)
-  if (container.type === "UndefinedValue") return false
-  throw new Error(`"in" has ${nameOf(container)} on its right and ${nameOf(item)} on its left`)
-}
-
-function compare(a: Value, b: Value, operator: string): number {
-  if (isNumber(a) && isNumber(b)) return Number(a.value) - Number(b.value)
-  if (isText(a) && isText(b)) {
-    const [left, right] = [[...(a.value as string)], [...(b.value as string)]]
-    for (let i = 0; i < left.length && i < right.length; i++)
-      if (left[i] !== right[i]) return left[i]!.codePointAt(0)! - right[i]!.codePointAt(0)!
-    return left.length - right.length
-  }
-  if (isList(a) && a.type === b.type) {
-    const [left, right] = [a.value as Value[], b.value as Value[]]
-    for (let i = 0; i < left.length && i < right.length; i++)
-      if (!equal(left[i]!, right[i]!)) return compare(left[i]!, right[i]!, operator)
-    return left.length - right.length
-  }
-  throw new Error(`unsupported operand types for ${operator}: ${nameOf(a)} and ${nameOf(b)}`)
-}
-
-function escapeHtml(text: string): string {
-  return text.replace(/[&<>"']/g, (char) => ENTITIES[char]!)
-}

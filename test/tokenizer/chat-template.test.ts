@@ -58,8 +58,8 @@ describe("prompts", () => {
     ],
     [
       "dates",
-      "{{ strftime_now('%d %b %Y, %B %A %-d %H:%M %y') }}",
-      "02 Jan 2026, January Friday 2 03:04 26",
+      "{{ strftime_now('%d %b %Y, %B %A %-d %H:%M %y %F %e %j') }}",
+      "02 Jan 2026, January Friday 2 03:04 26 2026-01-02  2 002",
     ],
     [
       "variables of the request",
@@ -113,7 +113,36 @@ describe("Python's rules", () => {
     ],
     ["{{ '<b>' | safe + '<i>' }}{{ '<b>' | safe ~ '<i>' }}", "<b>&lt;i&gt;<b><i>"],
   ]
-  test.each(table)("%s", (source, text) => {
+  const filters: readonly [template: string, text: string][] = [
+    ["{{ [1, 2, 3, 4] | select('odd') | list }}{{ [1, 2] | reject('eq', 2) | list }}", "[1, 3][1]"],
+    [
+      "{{ [{'n': 1}, {'m': '1'}] | selectattr('n') | list }}{{ [{'n': 1}] | selectattr('n', 'equalto', 1) | list | length }}",
+      "[{'n': 1}]1",
+    ],
+    [
+      "{{ ['a', 'b'] | map('upper') | join('-') }}{{ [{'a': {'b': 1}}] | map(attribute='a.b') | list }}{{ [{}] | map(attribute='y', default=0) | list }}",
+      "A-B[1][0]",
+    ],
+    ["{{ [{'a': 1}, {'a': none}] | join('|', attribute='a') }}{{ [1, 2] | sum }}", "1|None3"],
+    [
+      "{{ 2.5 | round }} {{ 3.14159 | round(2) }} {{ 1.7 | round(method='floor') }}",
+      "2.0 3.14 1.0",
+    ],
+    ["{{ none | d('e', true) }}{{ '' | d('f') }}{{ '<' | e }}{{ 'xax' | trim('x') }}", "e&lt;a"],
+    [
+      "{{ [1, 2, 3] | batch(2) | list }}{{ [] | first is defined }}{{ 'ab' | list }}",
+      "[[1, 2], [3]]False['a', 'b']",
+    ],
+    [
+      "{% for c in 'ab' %}{{ c }}{{ loop.cycle('x', 'y') }}{% endfor %}{% for m in missing %}1{% else %}2{% endfor %}",
+      "axby2",
+    ],
+    [
+      "{{ 'a-b'.count('-') }}{{ 'abc'.find('c') }}{{ 'a.b.c'.rsplit('.', 1) }}{{ 'abc'.removeprefix('a') }}{{ 'a\nb'.splitlines() }}{{ '7'.zfill(3) }}{{ '12'.isdigit() }}",
+      "12['a.b', 'c']bc['a', 'b']007True",
+    ],
+  ]
+  test.each([...table, ...filters])("%s", (source, text) => {
     expect(new ChatTemplate(source).render({ messages: [] })).toBe(text)
   })
 
@@ -127,6 +156,8 @@ describe("Python's rules", () => {
     ["{{ 1 < 'a' }}", "unsupported operand types for <: integer and string"],
     ["{{ 1 in 'abc' }}", '"in" has string on its right and integer on its left'],
     ["{{ 'x' * 99999999 }}", "is longer than"],
+    ["{{ 'x'.constructor('y') }}", "not a function"],
+    ["{{ 'x' | constructor }}", "constructor"],
   ])("%s is refused", (source, message) => {
     expect(() => new ChatTemplate(source).render({ messages: [] })).toThrow(message)
   })
