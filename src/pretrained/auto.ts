@@ -5,6 +5,7 @@ import { FormatError } from "../errors.ts"
 import { configFromGguf } from "../models/config-gguf.ts"
 import { configFromFolder } from "../models/config-hf.ts"
 import type { ModelConfig } from "../models/config.ts"
+import { hasTokenizer } from "../tokenizer/from-pretrained.ts"
 import { Tokenizer } from "../tokenizer/tokenizer.ts"
 import type { GgufFile } from "../weights/gguf.ts"
 import { openWeights } from "../weights/open.ts"
@@ -16,7 +17,7 @@ export const AutoConfig = {
    * Of a folder with config.json, or of a GGUF file. @throws FormatError naming file, key and value
    */
   fromPretrained(path: string): Promise<ModelConfig> {
-    return fromFolderOrGguf(path, "config.json", configFromFolder, configFromGguf)
+    return fromFolderOrGguf(path, hasConfig, configFromFolder, configFromGguf)
   },
 }
 
@@ -25,7 +26,7 @@ export const AutoTokenizer = {
   fromPretrained(path: string): Promise<Tokenizer> {
     return fromFolderOrGguf(
       path,
-      "tokenizer.json",
+      hasTokenizer,
       (folder) => Tokenizer.fromPretrained(folder),
       (gguf) => Tokenizer.fromGguf(gguf.metadata, gguf.path),
     )
@@ -39,16 +40,20 @@ export const AutoModelForCausalLM = {
   },
 }
 
-/** Reads from `marker` in a folder, or in the folder of a file beside it, else from a GGUF file. */
+function hasConfig(folder: string): boolean {
+  return existsSync(join(folder, "config.json"))
+}
+
+/** Reads from a folder that `isSource`, or from the folder that a file lies in, else from a GGUF file. */
 async function fromFolderOrGguf<T>(
   path: string,
-  marker: string,
+  isSource: (folder: string) => boolean,
   fromFolder: (folder: string) => T | Promise<T>,
   fromGguf: (gguf: GgufFile) => T | Promise<T>,
 ): Promise<T> {
   const stat = statSync(path, { throwIfNoEntry: false })
   if (stat === undefined) throw new FormatError(path, "no such file or folder")
-  if (stat.isDirectory() && existsSync(join(path, marker))) return fromFolder(path)
+  if (stat.isDirectory() && isSource(path)) return fromFolder(path)
   const weights = openWeights(path)
   try {
     if (weights.kind === "gguf") return await fromGguf(weights)

@@ -3,7 +3,10 @@ import { mkdtempSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 
+import fc from "fast-check"
+
 import { FormatError } from "../../src/errors.ts"
+import { partsFromSentencePiece } from "../../src/tokenizer/from-sentencepiece.ts"
 import { Tokenizer } from "../../src/tokenizer/tokenizer.ts"
 import { BYTE_TO_CHAR } from "../../src/tokenizer/vocabulary.ts"
 import { BYTE_TOKENS, charsmapOf, type Entry } from "./vocabularies.ts"
@@ -143,6 +146,32 @@ describe("tokenizer.model", () => {
       `${join(folder, "tokenizer.model")}: ${message}`,
     )
   })
+})
+
+test("a damaged tokenizer.model is read or refused with one error, whatever is wrong with it", () => {
+  const bytes: readonly Entry[] = BYTE_TOKENS.slice(0, 8).map((text) => [text, -1, 6])
+  const charsmap = field(2, charsmapOf({ Ａ: "a" }))
+  for (const kind of [1, 2]) {
+    const good = sentencePiece([...START, ["a", -1], ...bytes], field(3, kind), charsmap)
+    fc.assert(
+      fc.property(
+        fc.array(fc.tuple(fc.nat(good.length - 1), fc.nat(255)), { maxLength: 4 }),
+        fc.nat(good.length),
+        (changes, length) => {
+          const damaged = Uint8Array.from(good)
+          for (const [at, byte] of changes) damaged[at] = byte
+          try {
+            new Tokenizer(partsFromSentencePiece(damaged.subarray(0, length), {}, "f")).encode(
+              "aＡ b",
+            )
+          } catch (error) {
+            expect(error).toBeInstanceOf(FormatError)
+          }
+        },
+      ),
+      { numRuns: 300 },
+    )
+  }
 })
 
 describe("tiktoken.model", () => {
