@@ -9,7 +9,10 @@ import { Tensor } from "../../src/tensor/tensor.ts"
 import { readGoldenTensors } from "../fixtures/golden-tensors.ts"
 import { golden } from "../setup.ts"
 import { describeBackends, randomArray } from "./harness.ts"
-import { QUANTIZED } from "./weights.ts"
+import { QUANTIZED as ALL_QUANTIZED } from "./weights.ts"
+
+/** Types of files; what only the loader makes (numbers from 1000) has no reference vectors. */
+const QUANTIZED = ALL_QUANTIZED.filter(({ id }) => id < 1000)
 
 function tensorOfBytes(
   backend: Backend,
