@@ -48,16 +48,18 @@ interface Format {
 function respond(items: AsyncIterator<unknown>, options: StreamOptions, format: Format): Response {
   let pending: Promise<IteratorResult<unknown>> | undefined
   let closed = false
+  const silence = new Silence(format.heartbeatMs)
   const close = (): void => {
     if (closed) return
     closed = true
+    silence.stop()
     options.onClose()
   }
   const body = new ReadableStream<Uint8Array>({
     async pull(stream) {
       try {
         pending ??= items.next()
-        const result = await orSilence(pending, format.heartbeatMs)
+        const result = await silence.race(pending)
         if (closed) return
         if (result === undefined) {
           stream.enqueue(HEARTBEAT)
@@ -90,16 +92,37 @@ function respond(items: AsyncIterator<unknown>, options: StreamOptions, format: 
   })
 }
 
-/** The promise's value, or undefined when it takes longer than `silenceMs`. */
-async function orSilence<T>(promise: Promise<T>, silenceMs: number): Promise<T | undefined> {
-  if (silenceMs <= 0) return promise
-  let timer: ReturnType<typeof setTimeout> | undefined
-  const silence = new Promise<undefined>((resolve) => {
-    timer = setTimeout(() => resolve(undefined), silenceMs)
-  })
-  try {
-    return await Promise.race([promise, silence])
-  } finally {
-    clearTimeout(timer)
+/** Tells when nothing came for a while; one timer for the whole stream, since one a token costs more than the token. */
+class Silence {
+  readonly #ms: number
+  #timer: ReturnType<typeof setTimeout> | undefined
+  #since = 0
+  #wake: (() => void) | undefined
+
+  constructor(ms: number) {
+    this.#ms = ms
+  }
+
+  /** The promise's value, or undefined when it takes longer than the silence allowed. */
+  race<T>(promise: Promise<T>): Promise<T | undefined> {
+    if (this.#ms <= 0) return promise
+    this.#since = performance.now()
+    this.#timer ??= setTimeout(() => this.#check(), this.#ms)
+    return new Promise((resolve, reject) => {
+      this.#wake = () => resolve(undefined)
+      promise.then(resolve, reject)
+    })
+  }
+
+  stop(): void {
+    clearTimeout(this.#timer)
+    this.#timer = undefined
+  }
+
+  #check(): void {
+    const left = this.#ms - (performance.now() - this.#since)
+    // timers may be a little early
+    this.#timer = left > 1 ? setTimeout(() => this.#check(), left) : undefined
+    if (left <= 1) this.#wake?.()
   }
 }
