@@ -1,6 +1,7 @@
 import { readdirSync, rmSync, statfsSync, statSync } from "node:fs"
 import { dirname, join } from "node:path"
 
+import { isAlive } from "../../src/cli/is-alive.ts"
 import { KtError } from "../../src/errors.ts"
 
 export interface CommandResult {
@@ -150,14 +151,5 @@ export function removeLeftovers(folder: string, prefix: string): void {
     const pid = name.startsWith(prefix) ? Number(name.slice(prefix.length)) : Number.NaN
     if (!Number.isInteger(pid) || (pid !== process.pid && isAlive(pid))) continue
     rmSync(join(folder, name), { recursive: true, force: true })
-  }
-}
-
-function isAlive(pid: number): boolean {
-  try {
-    process.kill(pid, 0)
-    return true
-  } catch (error) {
-    return (error as { code?: string }).code === "EPERM"
   }
 }

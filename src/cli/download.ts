@@ -4,7 +4,7 @@ import { type FileHandle, open, readFile, rename, rm, stat, writeFile } from "no
 import { basename, dirname } from "node:path"
 
 import { FormatError, KtError } from "../errors.ts"
-import { isAlive } from "./files.ts"
+import { isAlive } from "./is-alive.ts"
 import { reasonOf } from "./kt-config.ts"
 import { formatBytes } from "./output.ts"
 

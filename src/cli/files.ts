@@ -29,14 +29,3 @@ function readBytes(file: string): Uint8Array {
     throw new FormatError(file, reasonOf(cause), { cause })
   }
 }
-
-/** Whether a process runs, whoever it belongs to. */
-export function isAlive(pid: number): boolean {
-  if (!Number.isInteger(pid) || pid <= 0) return false
-  try {
-    process.kill(pid, 0)
-    return true
-  } catch (error) {
-    return (error as { code?: string }).code === "EPERM"
-  }
-}

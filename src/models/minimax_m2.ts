@@ -3,10 +3,11 @@ import { Linear, RMSNorm } from "../nn/layers.ts"
 import { Module, type Parameter, registerModules } from "../nn/module.ts"
 import { Experts } from "../nn/moe.ts"
 import { applyRotary, type PositionEmbeddings } from "../nn/rope.ts"
-import { add, routeExperts } from "../ops/index.ts"
+import { routeExperts } from "../ops/index.ts"
 import type { Tensor } from "../tensor/tensor.ts"
 import type { ModelConfig } from "./config.ts"
-import { type DecoderLayer, LlamaAttention, LlamaForCausalLM, LlamaModel } from "./llama.ts"
+import { LlamaAttention, LlamaForCausalLM, LlamaModel } from "./llama.ts"
+import { MixtralDecoderLayer } from "./mixtral.ts"
 
 /** Llama's attention; q and k are normed over all heads together, and only the first part of a head rotates. */
 export class MiniMaxM2Attention extends LlamaAttention {
@@ -74,24 +75,12 @@ export class MiniMaxM2SparseMoeBlock extends Module {
   }
 }
 
-export class MiniMaxM2DecoderLayer extends Module implements DecoderLayer {
-  self_attn
-  block_sparse_moe
-  input_layernorm
-  post_attention_layernorm
-
+export class MiniMaxM2DecoderLayer extends MixtralDecoderLayer {
   constructor(config: ModelConfig, layerIdx: number) {
-    super()
-    const { hidden_size, rms_norm_eps } = config
-    this.self_attn = new MiniMaxM2Attention(config, layerIdx)
-    this.block_sparse_moe = new MiniMaxM2SparseMoeBlock(config)
-    this.input_layernorm = new RMSNorm(hidden_size, rms_norm_eps)
-    this.post_attention_layernorm = new RMSNorm(hidden_size, rms_norm_eps)
-  }
-
-  forward(x: Tensor, positions: PositionEmbeddings, batch: ForwardBatch): Tensor {
-    x = add(x, this.self_attn.forward(this.input_layernorm.forward(x), positions, batch))
-    return add(x, this.block_sparse_moe.forward(this.post_attention_layernorm.forward(x), batch))
+    super(config, layerIdx, {
+      self_attn: new MiniMaxM2Attention(config, layerIdx),
+      block_sparse_moe: new MiniMaxM2SparseMoeBlock(config),
+    })
   }
 }
 

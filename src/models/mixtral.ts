@@ -6,7 +6,13 @@ import type { PositionEmbeddings } from "../nn/rope.ts"
 import { add, routeExperts } from "../ops/index.ts"
 import type { Tensor } from "../tensor/tensor.ts"
 import type { ModelConfig } from "./config.ts"
-import { type DecoderLayer, LlamaAttention, LlamaForCausalLM, LlamaModel } from "./llama.ts"
+import {
+  type DecoderLayer,
+  type DecoderLayerParts,
+  LlamaAttention,
+  LlamaForCausalLM,
+  LlamaModel,
+} from "./llama.ts"
 
 export class MixtralAttention extends LlamaAttention {}
 
@@ -38,17 +44,30 @@ export class MixtralSparseMoeBlock extends Module {
   }
 }
 
+/** What a layer is made of; MiniMax-M2 differs in these two. */
+export interface MixtralLayerParts {
+  readonly self_attn: LlamaAttention
+  readonly block_sparse_moe: DecoderLayerParts["mlp"]
+}
+
 export class MixtralDecoderLayer extends Module implements DecoderLayer {
   self_attn
   block_sparse_moe
   input_layernorm
   post_attention_layernorm
 
-  constructor(config: ModelConfig, layerIdx: number) {
+  constructor(
+    config: ModelConfig,
+    layerIdx: number,
+    parts: MixtralLayerParts = {
+      self_attn: new MixtralAttention(config, layerIdx),
+      block_sparse_moe: new MixtralSparseMoeBlock(config),
+    },
+  ) {
     super()
     const { hidden_size, rms_norm_eps } = config
-    this.self_attn = new MixtralAttention(config, layerIdx)
-    this.block_sparse_moe = new MixtralSparseMoeBlock(config)
+    this.self_attn = parts.self_attn
+    this.block_sparse_moe = parts.block_sparse_moe
     this.input_layernorm = new RMSNorm(hidden_size, rms_norm_eps)
     this.post_attention_layernorm = new RMSNorm(hidden_size, rms_norm_eps)
   }

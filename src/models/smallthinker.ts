@@ -2,30 +2,15 @@ import type { ForwardBatch } from "../nn/forward-batch.ts"
 import { Linear, RMSNorm } from "../nn/layers.ts"
 import { Module, registerModules } from "../nn/module.ts"
 import { type EarlyRouter, Experts, isEarlyRouter } from "../nn/moe.ts"
-import { applyRotary, type PositionEmbeddings } from "../nn/rope.ts"
+import type { PositionEmbeddings } from "../nn/rope.ts"
 import { type Activation, actMul, add, routeExperts, type Routing } from "../ops/index.ts"
 import type { Tensor } from "../tensor/tensor.ts"
 import { isMoeLayer, type ModelConfig } from "./config.ts"
-import { type DecoderLayer, LlamaAttention, LlamaForCausalLM, LlamaModel } from "./llama.ts"
+import { type DecoderLayer, LlamaForCausalLM, LlamaModel } from "./llama.ts"
+import { SmolLM3Attention } from "./smollm3.ts"
 
-/** Llama's attention; window and rope are each layer's own, and layers without rope know no positions. */
-export class SmallThinkerAttention extends LlamaAttention {
-  readonly usesRope: boolean
-
-  constructor(config: ModelConfig, layerIdx: number) {
-    super(config, layerIdx)
-    this.usesRope = config.rope_layers[layerIdx] === true
-  }
-
-  override forward(x: Tensor, positions: PositionEmbeddings, batch: ForwardBatch): Tensor {
-    const { attn, headDim } = this
-    const q = this.q_proj.forward(x).unflatten(-1, [attn.numHeads, headDim])
-    const k = this.k_proj.forward(x).unflatten(-1, [attn.numKVHeads, headDim])
-    const v = this.v_proj.forward(x).unflatten(-1, [attn.numKVHeads, headDim])
-    if (this.usesRope) applyRotary(q, k, positions)
-    return this.o_proj.forward(attn.forward(q, k, v, batch).flatten(1))
-  }
-}
+/** SmolLM3's attention; the window is each layer's own too. */
+export class SmallThinkerAttention extends SmolLM3Attention {}
 
 /** Experts whose router looks at the layer's input, so that the choice is known before attention. */
 export class SmallThinkerMoeBlock extends Module implements EarlyRouter {

@@ -1,26 +1,16 @@
 import { describe, expect, test } from "bun:test"
 
 import { expandedBytes, kvLayers } from "../../src/engine/kv-layers.ts"
-import { FormatError } from "../../src/errors.ts"
 import { kvBytesPerPage } from "../../src/kvcache/pool.ts"
 import { configFromGguf, withGgufLayout } from "../../src/models/config-gguf.ts"
 import { configFromFolder, configFromJson } from "../../src/models/config-hf.ts"
 import { isMoeLayer, maxContextLength, type ModelConfig } from "../../src/models/config.ts"
 import { F16, F32 } from "../../src/tensor/dtype.ts"
 import { type GgufFile, openGguf } from "../../src/weights/gguf.ts"
+import { failure } from "../fixtures/format-failure.ts"
 import { f32, type FixtureValue, ggufBytes } from "../fixtures/gguf.ts"
 import { memoryFiles, readWhole } from "../fixtures/sources.ts"
 import { golden } from "../setup.ts"
-
-function failure(act: () => unknown): string {
-  try {
-    act()
-  } catch (error) {
-    expect(error).toBeInstanceOf(FormatError)
-    return (error as FormatError).message
-  }
-  throw new Error("expected a FormatError")
-}
 
 const fromJson = (json: object): ModelConfig => configFromJson("config.json", json)
 

@@ -1,6 +1,5 @@
 import { describe, expect, test } from "bun:test"
 
-import { FormatError } from "../../src/errors.ts"
 import { configFromGguf } from "../../src/models/config-gguf.ts"
 import { configFromFolder, configFromJson } from "../../src/models/config-hf.ts"
 import {
@@ -12,6 +11,7 @@ import {
 } from "../../src/models/config.ts"
 import { F32 } from "../../src/tensor/dtype.ts"
 import { type GgufFile, openGguf } from "../../src/weights/gguf.ts"
+import { failure } from "../fixtures/format-failure.ts"
 import { f32, type FixtureValue, ggufBytes } from "../fixtures/gguf.ts"
 import { memoryFiles, readWhole } from "../fixtures/sources.ts"
 import { golden } from "../setup.ts"
@@ -24,16 +24,6 @@ function layers(config: ModelConfig): (number | boolean)[][] {
     config.rope_layers[i] === true,
     isMoeLayer(config, i),
   ])
-}
-
-function failure(act: () => unknown): string {
-  try {
-    act()
-  } catch (error) {
-    expect(error).toBeInstanceOf(FormatError)
-    return (error as FormatError).message
-  }
-  throw new Error("expected a FormatError")
 }
 
 const fromJson = (json: object): ModelConfig => configFromJson("config.json", json)

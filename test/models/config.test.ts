@@ -20,6 +20,7 @@ import { F16, F32 } from "../../src/tensor/dtype.ts"
 import { type GgufFile, openGguf } from "../../src/weights/gguf.ts"
 import { openSafetensors } from "../../src/weights/safetensors.ts"
 import type { Checkpoint } from "../../src/weights/source.ts"
+import { failure } from "../fixtures/format-failure.ts"
 import {
   array,
   f32,
@@ -33,16 +34,6 @@ import { golden } from "../setup.ts"
 
 const folder = mkdtempSync(join(tmpdir(), "kt-config-"))
 afterAll(() => rmSync(folder, { recursive: true }))
-
-function failure(act: () => unknown): string {
-  try {
-    act()
-  } catch (error) {
-    expect(error).toBeInstanceOf(FormatError)
-    return (error as FormatError).message
-  }
-  throw new Error("expected a FormatError")
-}
 
 function windows(config: ModelConfig): number[] {
   return config.layer_types.map((_, i) => layerWindow(config, i))

@@ -6,6 +6,7 @@ import fc from "fast-check"
 import { FormatError } from "../../src/errors.ts"
 import { BF16, dtypeById, F16, F32, isComputable, Q4_0, Q8_0 } from "../../src/tensor/dtype.ts"
 import { type GgufFile, openGguf } from "../../src/weights/gguf.ts"
+import { failure } from "../fixtures/format-failure.ts"
 import {
   array,
   f32,
@@ -31,17 +32,6 @@ function build(
   options: GgufOptions = {},
 ): GgufFile {
   return openBytes(ggufBytes(metadata, tensors, options))
-}
-
-/** The message of the FormatError that `act` must throw. */
-function failure(act: () => unknown): string {
-  try {
-    act()
-  } catch (error) {
-    expect(error).toBeInstanceOf(FormatError)
-    return (error as FormatError).message
-  }
-  throw new Error("expected a FormatError")
 }
 
 describe("reference files", () => {

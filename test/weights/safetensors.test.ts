@@ -13,6 +13,7 @@ import {
   type SafetensorsFile,
   writeSafetensors,
 } from "../../src/weights/safetensors.ts"
+import { failure } from "../fixtures/format-failure.ts"
 import { writeGguf } from "../fixtures/gguf.ts"
 import { memoryFiles, readWhole } from "../fixtures/sources.ts"
 import { golden } from "../setup.ts"
@@ -32,16 +33,6 @@ function file(header: unknown, dataBytes: number, length?: bigint): Uint8Array {
 
 function openBytes(bytes: Uint8Array): SafetensorsFile {
   return openSafetensors("m.safetensors", memoryFiles({ "m.safetensors": bytes }))
-}
-
-function failure(act: () => unknown): string {
-  try {
-    act()
-  } catch (error) {
-    expect(error).toBeInstanceOf(FormatError)
-    return (error as FormatError).message
-  }
-  throw new Error("expected a FormatError")
 }
 
 describe("reference files", () => {
