@@ -24,7 +24,9 @@ const x86_isas = [_]Isa{
 
 const arm_isas = [_]Isa{
     .{ .name = "scalar", .model = &aarch64.cpu.generic },
-    .{ .name = "neon", .model = &aarch64.cpu.generic, .add = aarch64.featureSet(&.{ .v8_2a, .dotprod, .fullfp16 }) },
+    .{ .name = "neon", .model = &aarch64.cpu.generic },
+    .{ .name = "dotprod", .model = &aarch64.cpu.generic, .add = aarch64.featureSet(&.{ .dotprod, .fullfp16 }) },
+    .{ .name = "i8mm", .model = &aarch64.cpu.generic, .add = aarch64.featureSet(&.{ .dotprod, .fullfp16, .i8mm, .bf16 }) },
 };
 
 fn isasOf(arch: std.Target.Cpu.Arch) []const Isa {

@@ -6,7 +6,7 @@ const c = @import("core").c;
 pub const Level = u32; // KT_ISA_*
 
 /// Names for KT_CPU_ISA and messages, by KT_ISA_* number.
-pub const names = [c.KT_ISA_COUNT][]const u8{ "auto", "scalar", "avx2", "avx512", "avx512bf16", "amx", "neon" };
+pub const names = [c.KT_ISA_COUNT][]const u8{ "auto", "scalar", "avx2", "avx512", "avx512bf16", "amx", "neon", "dotprod", "i8mm" };
 
 pub fn levelByName(name: []const u8) ?Level {
     for (names, 0..) |known, level| if (std.mem.eql(u8, name, known)) return @intCast(level);
@@ -87,16 +87,49 @@ fn amxPermitted() bool {
     return std.os.linux.syscall2(.arch_prctl, request_permission, tile_data) == 0;
 }
 
+const ArmFeatures = struct { dotprod: bool = false, half: bool = false, i8mm: bool = false, bf16: bool = false };
+
 fn armMask() u32 {
-    var mask: u32 = 1 << c.KT_ISA_SCALAR;
-    const has_dot = switch (builtin.os.tag) {
-        // HWCAP_ASIMDHP and HWCAP_ASIMDDP of asm/hwcap.h
-        .linux => std.os.linux.getauxval(std.elf.AT_HWCAP) & ((1 << 10) | (1 << 20)) == (1 << 10) | (1 << 20),
-        .macos => true, // every Apple silicon CPU
-        else => false,
-    };
-    if (has_dot) mask |= 1 << c.KT_ISA_NEON;
+    const has = armFeatures();
+    var mask: u32 = 1 << c.KT_ISA_SCALAR | 1 << c.KT_ISA_NEON; // Advanced SIMD is part of every 64-bit ARM system
+    if (!has.dotprod or !has.half) return mask;
+    mask |= 1 << c.KT_ISA_DOTPROD;
+    if (has.i8mm and has.bf16) mask |= 1 << c.KT_ISA_I8MM;
     return mask;
+}
+
+fn armFeatures() ArmFeatures {
+    switch (builtin.os.tag) {
+        .linux => {
+            // HWCAP_FPHP, HWCAP_ASIMDHP and HWCAP_ASIMDDP, HWCAP2_I8MM and HWCAP2_BF16 of asm/hwcap.h
+            const first = std.os.linux.getauxval(std.elf.AT_HWCAP);
+            const second = std.os.linux.getauxval(std.elf.AT_HWCAP2);
+            return .{
+                .half = bitOf(first, 9) and bitOf(first, 10),
+                .dotprod = bitOf(first, 20),
+                .i8mm = bitOf(second, 13),
+                .bf16 = bitOf(second, 14),
+            };
+        },
+        .macos => return .{
+            .half = appleHas("hw.optional.arm.FEAT_FP16"),
+            .dotprod = appleHas("hw.optional.arm.FEAT_DotProd"),
+            .i8mm = appleHas("hw.optional.arm.FEAT_I8MM"),
+            .bf16 = appleHas("hw.optional.arm.FEAT_BF16"),
+        },
+        else => return .{},
+    }
+}
+
+fn bitOf(word: usize, index: u6) bool {
+    return (word >> index) & 1 == 1;
+}
+
+/// An unknown name is a feature that this system does not have or tell of.
+fn appleHas(name: [:0]const u8) bool {
+    var value: c_int = 0;
+    var size: usize = @sizeOf(c_int);
+    return std.c.sysctlbyname(name.ptr, &value, &size, null, 0) == 0 and value == 1;
 }
 
 pub fn best(mask: u32) ?Level {

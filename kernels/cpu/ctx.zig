@@ -60,7 +60,12 @@ pub fn tableOf(level: cpuid.Level) *const isa.kt_isa_table_t {
         c.KT_ISA_AMX => isa.kt_isa_amx(),
         else => isa.kt_isa_scalar(),
     };
-    return if (level == c.KT_ISA_NEON) isa.kt_isa_neon() else isa.kt_isa_scalar();
+    return switch (level) {
+        c.KT_ISA_NEON => isa.kt_isa_neon(),
+        c.KT_ISA_DOTPROD => isa.kt_isa_dotprod(),
+        c.KT_ISA_I8MM => isa.kt_isa_i8mm(),
+        else => isa.kt_isa_scalar(),
+    };
 }
 
 fn chooseLevel(requested: u32, out: *cpuid.Level) status.Status {
@@ -72,7 +77,7 @@ fn chooseLevel(requested: u32, out: *cpuid.Level) status.Status {
         if (std.process.getEnvVarOwned(gpa, "KT_CPU_ISA")) |name| {
             defer gpa.free(name);
             if (name.len > 0) wanted = cpuid.levelByName(name) orelse
-                return status.invalid("KT_CPU_ISA={s}: expected scalar, avx2, avx512, avx512bf16, amx or neon", .{name});
+                return status.invalid("KT_CPU_ISA={s}: expected scalar, avx2, avx512, avx512bf16, amx, neon, dotprod or i8mm", .{name});
         } else |_| {}
     }
     if (wanted >= c.KT_ISA_COUNT) return status.invalid("isa is {d}", .{wanted});

@@ -98,8 +98,10 @@ typedef struct kt_ctx kt_ctx_t;
 #define KT_ISA_AVX512 3 /* with VNNI */
 #define KT_ISA_AVX512BF16 4
 #define KT_ISA_AMX 5
-#define KT_ISA_NEON 6
-#define KT_ISA_COUNT 7
+#define KT_ISA_NEON 6    /* every 64-bit ARM */
+#define KT_ISA_DOTPROD 7 /* with int8 dot products and half floats */
+#define KT_ISA_I8MM 8    /* with int8 matrix products and bfloat16 */
+#define KT_ISA_COUNT 9
 
 #define KT_PRECISION_FAST 0 /* activations quantised to int8 for quantised weights */
 #define KT_PRECISION_F32 1  /* float activations on dequantised weights */

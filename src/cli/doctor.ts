@@ -3,7 +3,7 @@ import { release } from "node:os"
 import { dirname } from "node:path"
 
 import { version } from "../../package.json" with { type: "json" }
-import { Backend, ISA_NAMES, queryCpu } from "../native/backend.ts"
+import { ARCH_ISAS, Backend, queryCpu } from "../native/backend.ts"
 import { libraryCandidates, probeLibrary } from "../native/library.ts"
 import { JSON_FLAG } from "./args/common.ts"
 import { defineCommand } from "./args/spec.ts"
@@ -90,8 +90,8 @@ function cpu(): Finding[] {
     const [time = "0", period = "1"] = quota.split(" ")
     found.push(finding("CPU", "cgroup quota", `${(Number(time) / Number(period)).toFixed(1)} CPUs`))
   }
-  const missing = ISA_NAMES.filter((isa) => !["auto", "neon", ...info.isas].includes(isa))
-  if (process.arch === "x64" && missing.length > 0)
+  const missing = ARCH_ISAS.filter((isa) => !info.isas.includes(isa))
+  if (missing.length > 0)
     found.push(
       finding(
         "CPU",

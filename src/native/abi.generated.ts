@@ -115,7 +115,9 @@ export const KT_ISA_AVX512 = 3
 export const KT_ISA_AVX512BF16 = 4
 export const KT_ISA_AMX = 5
 export const KT_ISA_NEON = 6
-export const KT_ISA_COUNT = 7
+export const KT_ISA_DOTPROD = 7
+export const KT_ISA_I8MM = 8
+export const KT_ISA_COUNT = 9
 export const KT_PRECISION_FAST = 0
 export const KT_PRECISION_F32 = 1
 export const KT_SLAB_HUGE_PAGES = 1
@@ -136,4 +138,4 @@ export const KT_MEASURE_READ = 0
 export const KT_MEASURE_INT_DOT = 1
 export const KT_MEASURE_FMA = 2
 
-export const KT_ABI_HASH = 0x5a11656de868f05en
+export const KT_ABI_HASH = 0xdabb9b84ed0e4d02n

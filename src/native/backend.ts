@@ -16,7 +16,23 @@ export interface BackendOptions {
 }
 
 /** Level names by KT_ISA_* number. */
-export const ISA_NAMES = ["auto", "scalar", "avx2", "avx512", "avx512bf16", "amx", "neon"] as const
+export const ISA_NAMES = [
+  "auto",
+  "scalar",
+  "avx2",
+  "avx512",
+  "avx512bf16",
+  "amx",
+  "neon",
+  "dotprod",
+  "i8mm",
+] as const
+
+/** The levels that the CPU library of this architecture holds, weakest first. */
+export const ARCH_ISAS: readonly (typeof ISA_NAMES)[number][] =
+  process.arch === "arm64"
+    ? ["scalar", "neon", "dotprod", "i8mm"]
+    : ["scalar", "avx2", "avx512", "avx512bf16", "amx"]
 
 const STEP_BYTES = 4 << 20
 /** Address space taken at a time for rearranged weights; only what is written becomes resident. */

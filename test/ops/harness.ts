@@ -1,17 +1,14 @@
 import { afterAll, describe, expect } from "bun:test"
 
-import { Backend, queryCpu } from "../../src/native/backend.ts"
+import { ARCH_ISAS, Backend, queryCpu } from "../../src/native/backend.ts"
 import { probeLibrary } from "../../src/native/library.ts"
-
-/** Every backend and ISA level of this machine, made once per test file; levels that are absent are named as skipped. */
-const ALL_ISAS = ["scalar", "avx2", "avx512", "avx512bf16", "amx", "neon"] as const
 
 /** Runs a suite once per ISA level of the CPU library that this machine has; the others are reported as skipped. */
 export function describeBackends(name: string, suite: (backend: Backend) => void): void {
   const probe = probeLibrary("cpu")
   if (!probe.available) throw new Error(`the CPU library must be built first: ${probe.reason}`)
   const present = new Set(queryCpu(probe.library).isas)
-  for (const isa of ALL_ISAS) {
+  for (const isa of ARCH_ISAS) {
     if (!present.has(isa)) {
       describe.skip(`${name} [cpu ${isa}: this machine lacks it]`, () => {})
       continue

@@ -2,7 +2,7 @@
  *
  * KT_ISA(name) makes a function's name unique to the level. A kernel is plain C that the compiler vectorises, unless a
  * measured difference earns an intrinsic path, guarded by __AVX2__, __AVX512VNNI__ or __AVX512BF16__ (which the build sets
- * per level) with the plain path as #else. */
+ * per level), KT_NEON, __ARM_FEATURE_DOTPROD or __ARM_FEATURE_MATMUL_INT8, with the plain path as #else. */
 #ifndef KT_ISA_H
 #define KT_ISA_H
 #include <math.h>
@@ -13,6 +13,11 @@
 #include "kt_quant.h"
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
+#endif
+/* Every 64-bit ARM has Advanced SIMD: the scalar level is told apart by KT_PLAIN. */
+#if defined(__aarch64__) && !defined(KT_PLAIN)
+#include <arm_neon.h>
+#define KT_NEON 1
 #endif
 
 #define KT_CONCAT_(a, b) a##_##b

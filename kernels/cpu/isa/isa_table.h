@@ -137,5 +137,7 @@ const kt_isa_table_t *kt_isa_avx512bf16(void);
 const kt_isa_table_t *kt_isa_amx(void);
 #else
 const kt_isa_table_t *kt_isa_neon(void);
+const kt_isa_table_t *kt_isa_dotprod(void);
+const kt_isa_table_t *kt_isa_i8mm(void);
 #endif
 #endif

@@ -1,2 +1,3 @@
 #define KT_LEVEL scalar
+#define KT_PLAIN 1
 #include "level.inc"

@@ -1,0 +1,2 @@
+#define KT_LEVEL dotprod
+#include "level.inc"

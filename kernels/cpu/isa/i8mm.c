@@ -1,0 +1,2 @@
+#define KT_LEVEL i8mm
+#include "level.inc"
