@@ -63,7 +63,7 @@ export async function convertFolder(
     const type = fileType(options.type ?? mainFloatType(weights))
     const fields = await metadata(folder, config, type, options.pre)
     const small = ggufConfigTensors(config)
-    const described = describe(path, fields, tensors, small)
+    const described = describeGguf(path, fields, tensors, small)
     const extra = extraConfig(standardConfigFromGguf(described), config)
     if (extra !== undefined) fields.set(EXTRA_KEY, { type: "string", value: extra.json })
     const types = new Map(
@@ -155,10 +155,10 @@ function mainFloatType(weights: SafetensorsFile): string {
 }
 
 /** The file to be as a reader will see it, without its values. */
-function describe(
+export function describeGguf(
   path: string,
   fields: ReadonlyMap<string, GgufField>,
-  tensors: readonly ModelTensor[],
+  tensors: readonly Pick<ModelTensor, "name" | "shape">[],
   small: ReadonlyMap<string, Float32Array>,
 ): GgufFile {
   const entry = (name: string, shape: readonly number[]): WeightEntry => ({

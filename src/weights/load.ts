@@ -178,7 +178,8 @@ function besides(path: string, module: string): string {
   return path.replace(/[^.]+(\.[^.]+)$/, `${module}$1`)
 }
 
-function parameterPath(modulePath: string, name: string): string {
+/** Where a module's parameter is in the tree. */
+export function parameterPath(modulePath: string, name: string): string {
   if (!name.startsWith("../")) return modulePath === "" ? name : `${modulePath}.${name}`
   const parent = modulePath.slice(0, Math.max(modulePath.lastIndexOf("."), 0))
   return parameterPath(parent, name.slice(3))
