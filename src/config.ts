@@ -33,6 +33,8 @@ export interface EngineConfig {
   readonly prefixCache: boolean
   /** Experts that each token goes to, fewer than the model's own number; 0 = the model's. */
   readonly expertsPerToken: number
+  /** Tokens of a stream that come faster than this go to its reader together (the first and the last at once). */
+  readonly streamIntervalMs: number
   /** Fused operators; false selects the plain modules (the oracle). */
   readonly fuse: boolean
   /** Rearrange weights into the kernels' own layout at load. */
@@ -86,6 +88,8 @@ export const CONFIG_OPTIONS: readonly ConfigOption[] = [
     help: "reuse KV pages of common prompt prefixes" },
   { key: "expertsPerToken", flag: "experts-per-token", aliases: [], type: "integer", min: 0, max: 65_536, default: 0,
     help: "experts each token goes to, fewer than the model's own number (faster, less exact); 0 = the model's" },
+  { key: "streamIntervalMs", flag: "stream-interval", aliases: [], type: "integer", min: 0, max: 1000, default: 15,
+    help: "ms; tokens that come faster go to the client together, first and last at once; 0 = each by itself" },
   { key: "fuse", flag: "fuse", aliases: [], type: "boolean", default: true,
     help: "fused operators; --no-fuse runs the plain modules" },
   { key: "repack", flag: "repack", aliases: [], type: "boolean", default: true,

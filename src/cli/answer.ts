@@ -57,18 +57,20 @@ export async function answer(
     text += piece
     onText(piece)
   }
-  for await (const event of client.generate(prompt, params, signal)) {
-    if (event.finish === "error") throw new KtError(event.error ?? "the engine failed")
+  for await (const events of client.generate(prompt, params, signal)) {
     lastAt = performance.now()
-    if (event.first !== undefined) {
-      first = event.first
-      firstAt = lastAt
-    }
-    if (event.token >= 0) {
+    for (const event of events) {
+      if (event.finish === "error") throw new KtError(event.error ?? "the engine failed")
+      if (event.first !== undefined) {
+        first = event.first
+        firstAt = lastAt
+      }
+      if (event.finish !== undefined) finish = event.finish
+      if (event.token < 0) continue
       ids.push(event.token)
       if (!ends.has(event.token)) emit(matcher.push(detokenizer.push(event.token)).text)
+      if (matcher.stopped !== undefined) break
     }
-    if (event.finish !== undefined) finish = event.finish
     if (matcher.stopped !== undefined) {
       finish = "stop"
       break

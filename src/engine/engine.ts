@@ -28,18 +28,21 @@ export interface EngineHooks {
 /** A loaded model that serves sequences of token ids, step by step, on the calling thread. */
 export class Engine implements Disposable {
   readonly info: EngineInfo
+  readonly streamIntervalMs: number
   /** The module tree with its operators. */
   readonly model: CausalLM
   readonly #core: EngineCore
   readonly #resources: DisposableStack
 
   private constructor(
+    config: EngineConfig,
     info: EngineInfo,
     model: CausalLM,
     core: EngineCore,
     resources: DisposableStack,
   ) {
     this.info = info
+    this.streamIntervalMs = config.streamIntervalMs
     this.model = model
     this.#core = core
     this.#resources = resources
@@ -104,7 +107,7 @@ export class Engine implements Disposable {
       ropeKey,
     })
     const info = describe(config, built, memory, backend, performance.now() - start)
-    return new Engine(info, built.model, core, resources.move())
+    return new Engine(config, info, built.model, core, resources.move())
   }
 
   get hasWork(): boolean {

@@ -188,29 +188,33 @@ async function* runChoice(
   let completionTokens = 0
   let finishReason: "stop" | "length" | undefined
 
-  for await (const event of deps.client.generate(ids, params, signal)) {
-    if (event.finish === "error") {
-      throw new RequestError(500, event.error ?? "the engine failed", { code: "engine_error" })
-    }
-    if (event.finish === "abort") {
-      throw signal.reason ?? new RequestError(503, "the engine stopped", { code: "engine_stopped" })
-    }
+  for await (const events of deps.client.generate(ids, params, signal)) {
     lastMs = performance.now()
-    if (completionTokens++ === 0) {
-      first = event.first
-      firstMs = lastMs
-      deps.metrics.firstToken(first, (firstMs - request.arrivedMs) / 1000)
-    }
-    // The token that ends a sequence is not part of its text.
-    if (event.finish !== "stop") {
+    let piece = ""
+    let logprobs: readonly TokenLogprob[] = []
+    for (const event of events) {
+      if (event.finish === "error") {
+        throw new RequestError(500, event.error ?? "the engine failed", { code: "engine_error" })
+      }
+      if (event.finish === "abort") throw signal.reason ?? engineStopped()
+      if (completionTokens++ === 0) {
+        first = event.first
+        firstMs = lastMs
+        deps.metrics.firstToken(first, (firstMs - request.arrivedMs) / 1000)
+      }
+      if (event.finish !== undefined) finishReason = event.finish
+      // The token that ends a sequence is not part of its text.
+      if (event.finish === "stop") continue
       const delta = text.push(event.token, wantLogprobs ? logprobOf(event) : undefined)
-      if (delta.text !== "") yield { type: "text", choice, ...delta }
+      piece += delta.text
+      if (delta.logprobs.length > 0) logprobs = [...logprobs, ...delta.logprobs]
+      if (text.stopString !== undefined) break
     }
+    if (piece !== "") yield { type: "text", choice, text: piece, logprobs }
     if (text.stopString !== undefined) {
       finishReason = "stop"
       break
     }
-    if (event.finish !== undefined) finishReason = event.finish
   }
   if (signal.aborted) throw signal.reason
   if (finishReason === undefined) {
@@ -240,6 +244,10 @@ async function* runChoice(
       decodeMs,
     },
   }
+}
+
+function engineStopped(): RequestError {
+  return new RequestError(503, "the engine stopped", { code: "engine_stopped" })
 }
 
 function logprobOf(event: TokenEvent): TokenLogprob {

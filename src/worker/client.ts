@@ -66,10 +66,10 @@ class Stream {
     this.#wake?.()
   }
 
-  async next(): Promise<TokenEvent> {
+  /** All events that are there, at least one. */
+  async next(): Promise<readonly TokenEvent[]> {
     for (;;) {
-      const event = this.#events.shift()
-      if (event !== undefined) return event
+      if (this.#events.length > 0) return this.#events.splice(0)
       if (this.#error !== undefined) throw this.#error
       await new Promise<void>((resolve) => (this.#wake = resolve))
     }
@@ -134,7 +134,7 @@ class WorkerClient implements EngineClient {
     ids: Int32Array,
     params: GenerateParams,
     signal?: AbortSignal,
-  ): AsyncIterable<TokenEvent> {
+  ): AsyncIterable<readonly TokenEvent[]> {
     if (this.#dead !== undefined) throw this.#dead
     if (ids.length === 0) throw new ConfigError("the prompt is empty")
     const limit = this.info.contextLength
@@ -149,14 +149,14 @@ class WorkerClient implements EngineClient {
     ids: Int32Array,
     params: GenerateParams,
     signal: AbortSignal | undefined,
-  ): AsyncGenerator<TokenEvent> {
+  ): AsyncGenerator<readonly TokenEvent[]> {
     if (this.#dead !== undefined) throw this.#dead
     const id = this.#nextId++
     const stream = new Stream()
     let finished = false
     const cancel = (): void => stream.cut({ id, token: -1, finish: "abort" })
     if (signal?.aborted) {
-      yield { id, token: -1, finish: "abort" }
+      yield [{ id, token: -1, finish: "abort" }]
       return
     }
     signal?.addEventListener("abort", cancel, { once: true })
@@ -164,11 +164,12 @@ class WorkerClient implements EngineClient {
     this.#post({ type: "add", id, ids, params }, [ids.buffer as ArrayBuffer])
     try {
       while (!finished) {
-        const event = await stream.next()
+        const events = await stream.next()
+        const end = events.at(-1)?.finish
         // an abort may come from here and not be known to the engine yet; one too many does no harm
-        finished = event.finish !== undefined && event.finish !== "abort"
-        yield event
-        if (event.finish !== undefined) return
+        finished = end !== undefined && end !== "abort"
+        yield events
+        if (end !== undefined) return
       }
     } finally {
       signal?.removeEventListener("abort", cancel)

@@ -125,10 +125,14 @@ export type FromWorker =
 export interface EngineClient {
   readonly info: EngineInfo
   /**
-   * One sequence. Ends after the event with `finish`. Leaving the loop early (or `signal`) aborts the sequence.
-   * Throws KtError when the prompt is empty or does not fit the context.
+   * One sequence, as lists of the events that came together (none is empty). Ends after the event with `finish`.
+   * Leaving the loop early (or `signal`) aborts the sequence. Throws KtError when the prompt is empty or does not fit the context.
    */
-  generate(ids: Int32Array, params: GenerateParams, signal?: AbortSignal): AsyncIterable<TokenEvent>
+  generate(
+    ids: Int32Array,
+    params: GenerateParams,
+    signal?: AbortSignal,
+  ): AsyncIterable<readonly TokenEvent[]>
   stats(): Promise<EngineStats>
   /** Finishes nothing: aborts what runs, frees the engine, ends the Worker. */
   close(): Promise<void>

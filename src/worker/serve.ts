@@ -15,6 +15,8 @@ import type {
 export interface ServedEngine extends Disposable {
   readonly info: EngineInfo
   readonly hasWork: boolean
+  /** Tokens that come faster than this go out together; 0 sends each step's at once. */
+  readonly streamIntervalMs: number
   add(id: number, ids: Int32Array, params: GenerateParams): void
   abort(id: number): void
   abortAll(): void
@@ -32,6 +34,9 @@ export type EngineFactory = (options: LoadOptions, hooks: EngineHooks) => Promis
 /**
  * Speaks the protocol on a port. While there is work the loop never returns to the event loop: it polls the port between
  * steps, so that an abort is seen before the next one. Without work it returns and waits for a message.
+ *
+ * A message wakes the main thread, which takes a core from the compute threads where all are busy; so first and last
+ * tokens go out at once, and those between together every `streamIntervalMs`.
  */
 export function serveEngine(port: MessagePort, create: EngineFactory): void {
   const post = (message: FromWorker): void => port.postMessage(message)
@@ -40,6 +45,21 @@ export function serveEngine(port: MessagePort, create: EngineFactory): void {
   let engine: ServedEngine | undefined
   let state: "new" | "loading" | "ready" | "failed" | "closed" = "new"
   let running = false
+  /** Events that have not been sent yet, and when the last ones were. */
+  let outbox: TokenEvent[] = []
+  let sentMs = 0
+
+  const flush = (): void => {
+    if (outbox.length === 0) return
+    post({ type: "step", events: outbox })
+    outbox = []
+    sentMs = performance.now()
+  }
+
+  const send = (events: readonly TokenEvent[], intervalMs: number): void => {
+    outbox.push(...events)
+    if (events.some(isUrgent) || performance.now() - sentMs >= intervalMs) flush()
+  }
 
   const fail = (error: unknown): void => {
     state = "failed"
@@ -67,7 +87,7 @@ export function serveEngine(port: MessagePort, create: EngineFactory): void {
   const shutdown = (): void => {
     if (engine !== undefined) {
       engine.abortAll()
-      post({ type: "step", events: engine.step() })
+      send(engine.step(), 0)
       engine[Symbol.dispose]()
       engine = undefined
     }
@@ -94,7 +114,7 @@ export function serveEngine(port: MessagePort, create: EngineFactory): void {
           engine?.add(message.id, message.ids, message.params)
         } catch (error) {
           const event = { token: -1, finish: "error", error: describe(error).message } as const
-          post({ type: "step", events: [{ id: message.id, ...event }] })
+          send([{ id: message.id, ...event }], 0)
         }
     }
   }
@@ -104,12 +124,13 @@ export function serveEngine(port: MessagePort, create: EngineFactory): void {
     running = true
     try {
       while (engine?.hasWork) {
-        const events = engine.step()
-        if (events.length > 0) post({ type: "step", events })
+        send(engine.step(), engine.streamIntervalMs)
         for (let next = receiveMessageOnPort(port); next; next = receiveMessageOnPort(port))
           handle(next.message as ToWorker)
       }
+      flush()
     } catch (error) {
+      flush()
       fail(error)
     } finally {
       running = false
@@ -123,6 +144,11 @@ export function serveEngine(port: MessagePort, create: EngineFactory): void {
   }
 
   port.on("message", receive)
+}
+
+/** What a client waits for: the first token and the end. */
+function isUrgent(event: TokenEvent): boolean {
+  return event.first !== undefined || event.finish !== undefined
 }
 
 function describe(error: unknown): { message: string; hint: string | undefined } {

@@ -50,6 +50,8 @@ export interface Script {
   /** After the answer: "eos" ends it, "endless" repeats it. */
   readonly then?: "eos" | "endless"
   readonly cachedTokens?: number
+  /** Tokens delivered at a time; the last at once. */
+  readonly together?: number
   /** The engine fails at this token. */
   readonly failAt?: number
   readonly contextLength?: number
@@ -112,7 +114,7 @@ export class FakeClient implements EngineClient {
     ids: Int32Array,
     params: GenerateParams,
     signal?: AbortSignal,
-  ): AsyncGenerator<TokenEvent> {
+  ): AsyncGenerator<readonly TokenEvent[]> {
     if (this.dead !== undefined) throw this.dead
     const number = this.calls.length
     const call: Call = {
@@ -125,18 +127,19 @@ export class FakeClient implements EngineClient {
     }
     this.calls.push(call)
     signal?.addEventListener("abort", () => (call.signalled = true))
-    const { delayMs = 0, then = "eos", failAt, cachedTokens = 0 } = this.#script
+    const { delayMs = 0, then = "eos", failAt, cachedTokens = 0, together = 1 } = this.#script
+    const batch: TokenEvent[] = []
     const tokens = this.#tokens(number)
     try {
       for (let i = 0; ; i++) {
         if (delayMs > 0) await Bun.sleep(delayMs)
         else if (i % 16 === 15) await Bun.sleep(0)
         if (signal?.aborted) {
-          yield { id: number, token: -1, finish: "abort" }
+          yield [{ id: number, token: -1, finish: "abort" }]
           return
         }
         if (i === failAt) {
-          yield { id: number, token: -1, finish: "error", error: "the kernel failed: status -4" }
+          yield [{ id: number, token: -1, finish: "error", error: "the kernel failed: status -4" }]
           return
         }
         const atEnd = then === "eos" && i >= tokens.length
@@ -145,7 +148,7 @@ export class FakeClient implements EngineClient {
         const finish = stops ? "stop" : i + 1 >= params.maxTokens ? "length" : undefined
         if (finish !== undefined) call.ended = "finished"
         call.sent++
-        yield {
+        batch.push({
           id: number,
           token,
           ...(finish === undefined ? {} : { finish }),
@@ -153,7 +156,8 @@ export class FakeClient implements EngineClient {
             ? {}
             : { first: { promptTokens: ids.length, cachedTokens, queueMs: 1, prefillMs: 5 } }),
           ...logprobs(token, params.logprobs),
-        }
+        })
+        if (batch.length >= together || finish !== undefined) yield batch.splice(0)
         if (finish !== undefined) return
         if (signal?.aborted) call.sentAfterAbort++
       }

@@ -215,6 +215,29 @@ describe("chat completions", () => {
     expect(list(withText[0], "choices", 0, "logprobs", "content").length).toBe(2)
   })
 
+  test("tokens that come together are one chunk, with each token's log-probability", async () => {
+    const { post } = testServer({ answer: "abcdefg", together: 3 })
+    const items = await streamed(await post(CHAT, { ...hello, stream: true, logprobs: true }))
+    const withText = items.filter((item) => list(item, "choices", 0, "logprobs", "content").length)
+    expect(withText.map((item) => at(item, "choices", 0, "delta", "content") as string)).toEqual([
+      "abc",
+      "def",
+      "g",
+    ])
+    expect(withText.map((item) => list(item, "choices", 0, "logprobs", "content").length)).toEqual([
+      3, 3, 1,
+    ])
+  })
+
+  test("a stop string in the middle of tokens that come together ends the text there", async () => {
+    const { post, client } = testServer({ answer: "abSTOPcd", together: 20 })
+    const body = await json(post(CHAT, { ...hello, stop: ["STOP"] }))
+    expect(at(body, "choices", 0, "message", "content")).toBe("ab")
+    expect(at(body, "choices", 0, "finish_reason")).toBe("stop")
+    expect(at(body, "usage", "completion_tokens")).toBe(6)
+    expect(client.running).toBe(0)
+  })
+
   test("log-probabilities of text that was held back wait for it", async () => {
     const { post } = testServer({ answer: "a EEN b END c" })
     const items = await streamed(

@@ -17,11 +17,13 @@ async function start(options: Record<string, unknown> = {}): Promise<EngineClien
   return client
 }
 
-async function tokens(stream: AsyncIterable<TokenEvent>): Promise<number[]> {
+async function tokens(stream: AsyncIterable<readonly TokenEvent[]>): Promise<number[]> {
   const out: number[] = []
-  for await (const event of stream) {
-    if (event.finish === "error") throw new Error(event.error)
-    out.push(event.token)
+  for await (const events of stream) {
+    for (const event of events) {
+      if (event.finish === "error") throw new Error(event.error)
+      out.push(event.token)
+    }
   }
   return out
 }

@@ -44,6 +44,7 @@ self.onmessage = (event: MessageEvent): void => {
     }
     return {
       info,
+      streamIntervalMs: Number(options["streamIntervalMs"] ?? 0),
       get hasWork() {
         return core.hasWork
       },

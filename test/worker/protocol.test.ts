@@ -23,9 +23,9 @@ afterEach(async () => {
 const prompt = (length: number): Int32Array =>
   Int32Array.from({ length }, (_, i) => (i * 7) % VOCAB)
 
-async function all(stream: AsyncIterable<TokenEvent>): Promise<TokenEvent[]> {
+async function all(stream: AsyncIterable<readonly TokenEvent[]>): Promise<TokenEvent[]> {
   const events: TokenEvent[] = []
-  for await (const event of stream) events.push(event)
+  for await (const some of stream) events.push(...some)
   return events
 }
 
@@ -79,6 +79,17 @@ describe("streams", () => {
     const ids = prompt(9)
     await all(client.generate(ids, GREEDY))
     expect(ids).toEqual(prompt(9))
+  })
+
+  test("tokens that come fast go out together, the first and the last at once", async () => {
+    const client = await start({ stepMs: 2, streamIntervalMs: 50 })
+    const batches: number[] = []
+    for await (const events of client.generate(prompt(4), { ...GREEDY, maxTokens: 60 }))
+      batches.push(events.length)
+    expect(batches[0]).toBe(1)
+    expect(batches.reduce((a, b) => a + b)).toBe(60)
+    expect(batches.length).toBeLessThan(10)
+    expect(Math.max(...batches)).toBeGreaterThan(5)
   })
 
   test("leaving the loop ends the sequence within one step", async () => {
