@@ -6,7 +6,12 @@ const Member = @import("pool.zig").Member;
 const c = core.c;
 const invalid = c.KT_ERR_INVALID_ARG;
 
-const line_bytes = 512;
+/// Shares are multiples of it: what four streams read in one round.
+const line_bytes = 2048;
+/// What one repetition reads at least, so that meeting costs nothing beside it.
+const read_bytes = 8 << 20;
+const read_variants = 6;
+const dot_variants = 2;
 /// Work of one compute repetition: long against a barrier, short against an interruption.
 const compute_rounds = 200_000;
 
@@ -27,15 +32,20 @@ const Job = struct {
         return (self.data.? + member.index * per_member)[0..per_member];
     }
 
-    fn work(self: *Job, member: *const Member) i64 {
+    fn work(self: *Job, member: *const Member, repetition: usize) i64 {
+        const isa = self.ctx.isa;
         switch (self.what) {
             c.KT_MEASURE_READ => {
                 const part = self.share(member);
-                std.mem.doNotOptimizeAway(self.ctx.isa.read_bytes.?(part.ptr, @intCast(part.len)));
-                return @intCast(part.len);
+                const passes = @max(1, read_bytes / part.len);
+                for (0..passes) |_|
+                    std.mem.doNotOptimizeAway(isa.read_bytes.?(part.ptr, @intCast(part.len), @intCast(repetition % read_variants)));
+                return @intCast(part.len * passes);
             },
-            c.KT_MEASURE_INT_DOT => return self.ctx.isa.int_dot_rounds.?(compute_rounds),
-            else => return self.ctx.isa.fma_rounds.?(compute_rounds),
+            c.KT_MEASURE_INT_DOT => return isa.int_dot_rounds.?(compute_rounds, @intCast(repetition % dot_variants)),
+            c.KT_MEASURE_INT4_DOT => return isa.int4_dot_rounds.?(compute_rounds),
+            c.KT_MEASURE_BF16_DOT => return isa.bf16_dot_rounds.?(compute_rounds),
+            else => return isa.fma_rounds.?(compute_rounds),
         }
     }
 
@@ -44,11 +54,12 @@ const Job = struct {
         member.meet();
         var start: u64 = 0;
         if (member.index == 0) self.timer.reset();
-        while (true) {
+        var repetition: usize = 0;
+        while (true) : (repetition += 1) {
             member.meet();
             if (!self.going) return;
             if (member.index == 0) start = self.timer.read();
-            const done = self.work(member);
+            const done = self.work(member, repetition);
             if (member.index == 0) self.operations = done * member.count;
             member.meet();
             if (member.index == 0) {
@@ -64,7 +75,7 @@ const Job = struct {
 export fn kt_measure(handle: ?*c.kt_ctx_t, what: u32, bytes: i64, seconds: f32, out_rate: ?*f64) c.kt_status_t {
     const ctx = ctx_mod.from(handle) orelse return invalid;
     const out = out_rate orelse return core.status.invalid("out_rate is NULL", .{});
-    if (what > c.KT_MEASURE_FMA) return core.status.invalid("what is {d}, expected 0 to {d}", .{ what, c.KT_MEASURE_FMA });
+    if (what > c.KT_MEASURE_BF16_DOT) return core.status.invalid("what is {d}, expected 0 to {d}", .{ what, c.KT_MEASURE_BF16_DOT });
     if (!(seconds > 0 and seconds <= 60)) return core.status.invalid("seconds is {d}, expected more than 0 and at most 60", .{seconds});
     var slab: ?*anyopaque = null;
     if (what == c.KT_MEASURE_READ) {

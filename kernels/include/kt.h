@@ -355,8 +355,11 @@ KT_API kt_status_t kt_logprobs(kt_ctx_t *ctx, const kt_tensor_t *logits, const k
 
 /* ---- measuring the machine ---- */
 #define KT_MEASURE_READ 0    /* sequential read, bytes/s, of `bytes` in all */
-#define KT_MEASURE_INT_DOT 1 /* int8 multiply-adds in registers, operations/s (2 a multiply-add) */
-#define KT_MEASURE_FMA 2     /* f32 fused multiply-adds in registers, operations/s */
+/* In registers, operations/s (2 a multiply-add), by the level's fastest legal instructions: */
+#define KT_MEASURE_INT_DOT 1  /* weights of 8 bits by int8 */
+#define KT_MEASURE_FMA 2      /* f32 */
+#define KT_MEASURE_INT4_DOT 3 /* weights of at most 4 bits by int8, whose sums may stay 16 bits wide for a while */
+#define KT_MEASURE_BF16_DOT 4 /* bf16 by bf16; what FMA gives where the level has no such product */
 KT_API kt_status_t kt_measure(kt_ctx_t *ctx, uint32_t what, int64_t bytes, float seconds, double *out_rate);
 
 #ifdef __cplusplus

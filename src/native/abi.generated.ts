@@ -137,5 +137,7 @@ export const KT_EXPERTS_SCALE_INPUT = 1
 export const KT_MEASURE_READ = 0
 export const KT_MEASURE_INT_DOT = 1
 export const KT_MEASURE_FMA = 2
+export const KT_MEASURE_INT4_DOT = 3
+export const KT_MEASURE_BF16_DOT = 4
 
-export const KT_ABI_HASH = 0xdabb9b84ed0e4d02n
+export const KT_ABI_HASH = 0x9e943c89f98018ebn

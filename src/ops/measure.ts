@@ -1,9 +1,24 @@
-import { KT_MEASURE_FMA, KT_MEASURE_INT_DOT, KT_MEASURE_READ } from "../native/abi.generated.ts"
+import {
+  KT_MEASURE_BF16_DOT,
+  KT_MEASURE_FMA,
+  KT_MEASURE_INT4_DOT,
+  KT_MEASURE_INT_DOT,
+  KT_MEASURE_READ,
+} from "../native/abi.generated.ts"
 import type { Backend } from "../native/backend.ts"
 
-const KINDS = { read: KT_MEASURE_READ, intDot: KT_MEASURE_INT_DOT, fma: KT_MEASURE_FMA } as const
+const KINDS = {
+  read: KT_MEASURE_READ,
+  intDot: KT_MEASURE_INT_DOT,
+  int4Dot: KT_MEASURE_INT4_DOT,
+  bf16Dot: KT_MEASURE_BF16_DOT,
+  fma: KT_MEASURE_FMA,
+} as const
 
-/** `read`: bytes/s from memory; `intDot` (int8) and `fma` (f32): operations/s on registers, two a multiply-add. */
+/**
+ * `read`: bytes/s; the others operations/s on registers, two a multiply-add: int8 activations by weights of 8 (`intDot`)
+ * and 4 bits (`int4Dot`), bf16, f32.
+ */
 export type Measurement = keyof typeof KINDS
 
 /** 512 MiB: beyond any last-level cache, so that `read` is memory's own rate. */

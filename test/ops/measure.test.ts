@@ -13,12 +13,24 @@ describeBackends("measure", (backend) => {
     expect(ops).toBeGreaterThan(5e9)
     expect(fma).toBeGreaterThan(1e9)
     expect(ops).toBeGreaterThan(fma)
+    const four = measure(backend, "int4Dot", { seconds: 0.02 })
+    const bf16 = measure(backend, "bf16Dot", { seconds: 0.02 })
+    expect(four).toBeGreaterThan(ops * 0.5)
+    expect(four).toBeLessThan(ops * 4)
+    expect(bf16).toBeGreaterThan(fma * 0.5)
+    expect(bf16).toBeLessThan(fma * 100)
     expect(ops).toBeLessThan(1e15)
+  })
+
+  test("what fits into a cache is read faster than memory", () => {
+    const near = measure(backend, "read", { bytes: 2 * 128 * 1024, seconds: 0.03 })
+    const far = measure(backend, "read", { bytes: 256 * 1024 * 1024, seconds: 0.05 })
+    expect(near).toBeGreaterThan(far)
   })
 
   test("impossible requests are refused", () => {
     expect(() => measure(backend, "read", { bytes: 100 })).toThrow(
-      "bytes is 100, expected at least 1024",
+      "bytes is 100, expected at least 4096",
     )
     expect(() => measure(backend, "fma", { seconds: 0 })).toThrow("seconds is 0")
     expect(() => measure(backend, "fma", { seconds: NaN })).toThrow("seconds is nan")

@@ -106,8 +106,10 @@ typedef struct kt_isa_table {
   /* head_linear.inc */
   void (*head_transposed)(const kt_matmul_t *job, int64_t row0, int64_t row1, int64_t token0, int64_t token1, int64_t block_values, int64_t block_bytes, float *scratch);
   /* measure.inc */
-  uint64_t (*read_bytes)(const void *data, int64_t bytes);
-  int64_t (*int_dot_rounds)(int64_t rounds);
+  uint64_t (*read_bytes)(const void *data, int64_t bytes, int variant);
+  int64_t (*int_dot_rounds)(int64_t rounds, int variant);
+  int64_t (*int4_dot_rounds)(int64_t rounds);
+  int64_t (*bf16_dot_rounds)(int64_t rounds);
   int64_t (*fma_rounds)(int64_t rounds);
   /* vmath.inc; out may be x */
   void (*exp_row)(const float *x, float *out, int64_t n);
