@@ -37,6 +37,11 @@ export interface ChatFormat {
   readonly toolCalls: ToolCallFormat | undefined
 }
 
+/** Every format of tool calls that is known. */
+export function toolCallFormats(): ToolCallFormat[] {
+  return TOOL_CALLS.map(([, format]) => format)
+}
+
 /** Reasoning between tags, in the order in which templates are searched for them. */
 const REASONING: readonly (readonly [mark: RegExp, format: ReasoningFormat])[] = [
   [/<\|channel\|>/, reasoning("harmony", "<|channel|>analysis<|message|>", "<|end|>")],
