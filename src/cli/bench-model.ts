@@ -3,21 +3,40 @@ import { engineConfig } from "../config.ts"
 import { buildModel } from "../engine/build.ts"
 import { Engine } from "../engine/engine.ts"
 import { KtError } from "../errors.ts"
-import type { ModelConfig } from "../models/config.ts"
-import type { WeightSource } from "../weights/source.ts"
-import { type PeerProgram, runPeer } from "./bench-peer.ts"
-import { measureLimits } from "./roofline.ts"
+import {
+  bestLimits,
+  kindsOf,
+  leastSeconds,
+  type Limits,
+  measureLimits,
+  type ModelWork,
+  modelWork,
+} from "./bench-limits.ts"
+import { canRun, choosePeer, type Peer, type PeerChoice, runPeer } from "./bench-peer.ts"
 
 export interface BenchCase {
   /** pp: prompt processing; tg: token generation. */
   readonly kind: "pp" | "tg"
   readonly tokens: number
+  /** Sequences at once; their tokens are counted together. */
+  readonly streams: number
+  /** Positions that are there before. */
+  readonly depth: number
 }
 
 export interface Spread {
   readonly median: number
   readonly min: number
   readonly max: number
+}
+
+/** Another program's rates. */
+export interface PeerResult extends Spread {
+  readonly program: string
+  readonly flags: readonly string[]
+  readonly threads: number
+  /** Median over repetitions of our rate divided by this one. */
+  readonly ratio: number
 }
 
 /** A line of the result; rates are tokens/s. */
@@ -27,86 +46,167 @@ export interface BenchRow extends Spread {
   /** What the machine's own limit would give. */
   readonly limit: number
   readonly share: number
-  readonly peer?: Spread
-  /** Median over repetitions of our rate divided by the peer's. */
+  readonly peers?: readonly PeerResult[]
+  /** Against the better of the peers. */
   readonly ratio?: number
 }
 
 export interface BenchOptions {
   readonly cases: readonly BenchCase[]
   readonly repetitions: number
-  readonly peer: PeerProgram | undefined
+  readonly peers: readonly Peer[]
   readonly log: (line: string) => void
 }
 
-/** Measures one model at one thread count. */
+/** Seconds for each of the machine's limits, before and after the model's own measurements. */
+const LIMIT_SECONDS = 0.25
+
+export function caseName({ kind, tokens, streams, depth }: BenchCase): string {
+  const many = streams > 1 ? ` x${streams}` : ""
+  return `${kind}${tokens}${many}${depth > 0 ? ` @${depth}` : ""}`
+}
+
+/** Measures one model at one thread count: ours and each peer in turns, repetition by repetition. */
 export async function benchModel(options: EngineConfig, bench: BenchOptions): Promise<BenchRow[]> {
-  const { cases, repetitions, peer, log } = bench
+  const { cases, repetitions, peers, log } = bench
   const work = await workOf(options)
   const longest = Math.max(...cases.map(({ tokens }) => tokens)) + 1
+  const streams = Math.max(...cases.map((one) => one.streams))
+  const pages = streams * Math.ceil((longest + 1) / options.pageSize)
   const config = engineConfig({
     ...options,
     contextLength: longest,
-    maxBatchSize: 1,
+    kvCacheTokens: pages * options.pageSize,
+    maxBatchSize: streams,
     // every prompt is computed
     prefixCache: false,
   })
-  const limits = [measureLimits(config.threads)]
-  const samples = cases.map(() => ({ ours: [] as number[], peers: [] as number[] }))
+  const limits = [limitsOf(config, work)]
+  const results: Measured[] = []
+  let kvBytes: number
   let threads: number
   {
     using engine = await Engine.create(config)
-    threads = engine.info.threads
-    for (const { kind, tokens } of cases) runOnce(engine, kind, tokens)
-    for (let r = 0; r < repetitions; r++) {
-      for (const [i, { kind, tokens }] of cases.entries()) {
-        const { ours, peers } = samples[i]!
-        const we = (): void => void ours.push(runOnce(engine, kind, tokens))
-        const they = async (): Promise<void> => {
-          if (peer === undefined) return
-          peers.push(await runPeer(peer, { model: options.model, kind, tokens, threads }))
-        }
-        if (r % 2 === 0) {
-          we()
-          await they()
-        } else {
-          await they()
-          we()
-        }
-        const theirs = peers.at(-1) === undefined ? "" : `, peer ${peers.at(-1)!.toFixed(1)}`
+    ;({ threads } = engine.info)
+    kvBytes = engine.info.kvCacheBytes / engine.info.kvCacheTokens
+    for (const one of cases) {
+      runOnce(engine, one)
+      const chosen = await choices(peers, options.model, one, threads)
+      const measured: Measured = { ours: [], peers: chosen.map((peer) => ({ ...peer, rates: [] })) }
+      results.push(measured)
+      for (let r = 0; r < repetitions; r++) {
+        const runs = [
+          () => void measured.ours.push(runOnce(engine, one)),
+          ...measured.peers.map(({ peer, choice, rates }) => async () => {
+            rates.push(await runPeer(peer, peerRun(options.model, one), choice))
+          }),
+        ]
+        for (let i = 0; i < runs.length; i++) await runs[(i + r) % runs.length]?.()
+        const theirs = measured.peers.map(({ rates }) => `, peer ${rates.at(-1)!.toFixed(1)}`)
         log(
-          `${kind}${tokens} -t ${threads}, repetition ${r + 1}: ${ours.at(-1)!.toFixed(1)} tokens/s${theirs}`,
+          `${caseName(one)} -t ${threads}, repetition ${r + 1}: ${measured.ours.at(-1)!.toFixed(1)} tokens/s${theirs.join("")}`,
         )
       }
     }
   }
-  limits.push(measureLimits(config.threads))
-  const read = Math.max(...limits.map((l) => l.readBytes))
-  const dot = Math.max(...limits.map((l) => l.intDot))
-  return cases.map(({ kind, tokens }, i) => {
-    const { ours, peers } = samples[i]!
-    const limit = kind === "tg" ? read / work.bytesPerToken : dot / work.operationsPerToken
-    const spread = spreadOf(ours)
-    const row = {
-      test: `${kind}${tokens}`,
-      threads,
-      ...spread,
-      limit,
-      share: spread.median / limit,
-    }
-    if (peers.length === 0) return row
-    return { ...row, peer: spreadOf(peers), ratio: median(ours.map((rate, r) => rate / peers[r]!)) }
-  })
+  limits.push(limitsOf(config, work))
+  const machine = bestLimits(limits)
+  return cases.map((one, i) =>
+    rowOf(one, threads, results[i] as Measured, limitOf(config, work, machine, one, kvBytes)),
+  )
 }
 
-/** Tokens/s of a prompt until its first token is there, or of tokens after a prompt of one, as llama-bench counts. */
-function runOnce(engine: Engine, kind: "pp" | "tg", tokens: number): number {
-  const { vocabSize } = engine.info
-  const ids = new Int32Array(kind === "pp" ? tokens : 1)
-  for (let i = 0; i < ids.length; i++) ids[i] = Math.floor(Math.random() * vocabSize)
+/** Rates of one case. */
+export interface Measured {
+  readonly ours: number[]
+  readonly peers: readonly { peer: Peer; choice: PeerChoice; rates: number[] }[]
+}
+
+/** What makes each peer fastest that can run the case at all; several streams at once none of them can. */
+export async function choices(
+  peers: readonly Peer[],
+  model: string,
+  one: BenchCase,
+  threads: number,
+): Promise<{ readonly peer: Peer; readonly choice: PeerChoice }[]> {
+  const run = peerRun(model, one)
+  const able = one.streams > 1 ? [] : peers.filter((peer) => canRun(peer, run))
+  const found: { peer: Peer; choice: PeerChoice }[] = []
+  for (const peer of able) {
+    const short = { ...run, depth: 0 }
+    found.push({ peer, choice: await choosePeer(peer, short, threads) })
+  }
+  return found
+}
+
+export function peerRun(
+  model: string,
+  { kind, tokens, depth }: BenchCase,
+  repetitions = 1,
+): Parameters<typeof runPeer>[1] {
+  return { model, kind, tokens, depth, repetitions }
+}
+
+export function rowOf(
+  one: BenchCase,
+  threads: number,
+  { ours, peers }: Measured,
+  limit: number,
+): BenchRow {
+  const spread = spreadOf(ours)
+  const row = { test: caseName(one), threads, ...spread, limit, share: spread.median / limit }
+  if (peers.length === 0) return row
+  const results = peers.map(({ peer, choice, rates }) => ({
+    program: peer.program,
+    flags: [...choice.flags, ...peer.args],
+    threads: choice.threads,
+    ...spreadOf(rates),
+    ratio: median(
+      ours.flatMap((rate, r) => (rates[r] === undefined ? [] : [rate / (rates[r] as number)])),
+    ),
+  }))
+  return { ...row, peers: results, ratio: Math.min(...results.map(({ ratio }) => ratio)) }
+}
+
+/** Tokens/s that the machine would reach in a case. */
+export function limitOf(
+  config: EngineConfig,
+  work: ModelWork,
+  limits: Limits,
+  { kind, tokens, streams, depth }: BenchCase,
+  kvBytes: number,
+): number {
+  if (kind === "tg") {
+    const step = { sequences: streams, tokens: 1, depth: depth + (tokens - 1) / 2, kvBytes }
+    return streams / leastSeconds(work, limits, step)
+  }
+  let seconds = 0
+  for (let at = 0; at < tokens; at += config.maxBatchTokens) {
+    const chunk = Math.min(config.maxBatchTokens, tokens - at)
+    const step = { sequences: 1, tokens: chunk, depth: depth + at, kvBytes }
+    seconds += leastSeconds(work, limits, step)
+  }
+  return tokens / seconds
+}
+
+/** Tokens/s of a prompt until its first token is there, or of tokens after prompts of one, as llama-bench counts. */
+function runOnce(engine: Engine, { kind, tokens, streams }: BenchCase): number {
   const started = performance.now()
-  engine.add(1, ids, {
-    maxTokens: kind === "pp" ? 1 : tokens,
+  for (let s = 1; s <= streams; s++) {
+    const ids = randomIds(kind === "pp" ? tokens : 1, engine.info.vocabSize)
+    addSequence(engine, s, ids, kind === "pp" ? 1 : tokens)
+  }
+  runToEnd(engine)
+  return (streams * tokens) / ((performance.now() - started) / 1000)
+}
+
+export function randomIds(count: number, vocabSize: number): Int32Array {
+  return new Int32Array(count).map(() => Math.floor(Math.random() * vocabSize))
+}
+
+export function addSequence(engine: Engine, id: number, ids: Int32Array, maxTokens: number): void {
+  engine.add(id, ids, {
+    maxTokens,
     stopTokens: [],
     ignoreEos: true,
     temperature: 0,
@@ -117,49 +217,36 @@ function runOnce(engine: Engine, kind: "pp" | "tg", tokens: number): number {
     presencePenalty: 0,
     frequencyPenalty: 0,
   })
+}
+
+/** Prompt tokens that were known from before. @throws KtError where a step fails */
+export function runToEnd(engine: Engine): number {
+  let cached = 0
   while (engine.hasWork)
-    for (const event of engine.step())
+    for (const event of engine.step()) {
       if (event.finish === "error") throw new KtError(event.error ?? "the step failed")
-  return tokens / ((performance.now() - started) / 1000)
+      cached += event.first?.cachedTokens ?? 0
+    }
+  return cached
 }
 
-/** What a token costs: the bytes of weights read for it, and the multiply-adds of its matrices (2 operations each). */
-interface TokenWork {
-  readonly bytesPerToken: number
-  readonly operationsPerToken: number
-}
-
-async function workOf(options: EngineConfig): Promise<TokenWork> {
+export async function workOf(options: EngineConfig): Promise<ModelWork> {
   const { config, weights } = await buildModel(options)
   try {
-    return tokenWork(config, weights)
+    return modelWork(config, weights, options.precision)
   } finally {
     weights.close()
   }
 }
 
-const EMBEDDING = /^(token_embd|model\.embed_tokens)\.weight$/
-const OUTPUT = /^(output|lm_head)\.weight$/
-const EXPERT = /(_exps\.|\.experts\.)/
-
-/** Of experts, a token touches those that its router picks; of the embedding a row, unless it is the output matrix too. */
-export function tokenWork(config: ModelConfig, weights: WeightSource): TokenWork {
-  const names = [...weights.names()]
-  const hasOutput = names.some((name) => OUTPUT.test(name))
-  const active = config.num_experts > 0 ? config.num_experts_per_tok / config.num_experts : 1
-  let bytesPerToken = 0
-  let parameters = 0
-  for (const name of names) {
-    const entry = weights.get(name)
-    if (entry === undefined) continue
-    const share = EXPERT.test(name) ? active : 1
-    const isEmbedding = EMBEDDING.test(name)
-    if (!isEmbedding || !hasOutput) bytesPerToken += entry.byteLength * share
-    // the output matrix is computed for a prompt's last token only
-    if (!isEmbedding && !OUTPUT.test(name) && entry.shape.length > 1)
-      parameters += entry.shape.reduce((a, b) => a * b, 1) * share
-  }
-  return { bytesPerToken, operationsPerToken: 2 * parameters }
+/** The machine's limits for the work of a model, which a cache may hold whole. */
+export function limitsOf({ threads }: EngineConfig, work: ModelWork): Limits {
+  return measureLimits({
+    threads,
+    seconds: LIMIT_SECONDS,
+    kinds: kindsOf(work),
+    workingSet: work.bytes + work.expertBytes,
+  })
 }
 
 function spreadOf(values: readonly number[]): Spread {

@@ -2,23 +2,21 @@ import { UsageError } from "../errors.ts"
 import { JSON_FLAG } from "./args/common.ts"
 import { defineCommand } from "./args/spec.ts"
 import { type BenchCase, benchModel, type BenchRow } from "./bench-model.ts"
-import { COMPUTE_KEYS, engineOptions, MODEL_POSITIONAL } from "./engine-options.ts"
+import { benchEngine, counts, PEER_FLAGS, peersOf, report } from "./bench-table.ts"
+import { engineOptions, MODEL_POSITIONAL } from "./engine-options.ts"
 import { logger } from "./log.ts"
-import { table, write, writeJson } from "./output.ts"
-
-/** More would be a typing error. */
-const MAX_TOKENS = 131_072
+import { write, writeJson } from "./output.ts"
 
 export const bench = defineCommand({
   name: "bench",
   summary: "Measure prompt processing and generation against the machine's own limit",
-  details: `pp512 is a prompt of 512 tokens, tg64 the generation of 64, in tokens/s. The limit is measured in
-the same run: for generation, read bandwidth divided by the bytes of weights that a token touches; for
-prompts, the rate of int8 dot products divided by 2 operations per active parameter (embeddings
-left out). --peer runs llama-bench, or a program with its flags and JSON, on the same model in turns with
-ours, repetition by repetition, who begins changing each time. --json prints {"rows":[…]}.`,
+  details: `pp512 is a prompt of 512 tokens, tg64 the generation of 64, in tokens/s; "tg64 x8" is that of 8 sequences at
+once, counted together. The limit is measured in the same run: the longer of reading (weights, of experts those that tokens
+go to, keys and values) and computing (products at the rate of the weights' type, attention). --peer runs llama-bench, or
+a program with its flags and JSON, on the same model in turns with ours, repetition by repetition; of -fa 0 and 1, -rtr 0
+and 1 (with -fmoe 1) and half the threads for generation, what it knows and is fastest with. --json prints {"rows":[…]}.`,
   positionals: [MODEL_POSITIONAL],
-  engine: COMPUTE_KEYS.filter((key) => key !== "threads"),
+  engine: benchEngine,
   flags: {
     prompt: {
       type: "string",
@@ -33,6 +31,13 @@ ours, repetition by repetition, who begins changing each time. --json prints {"r
       hint: "n,…",
       default: "64",
       help: "tokens to generate; 0 = none",
+    },
+    streams: {
+      type: "string",
+      short: "s",
+      hint: "n,…",
+      default: "1",
+      help: "sequences generated at once",
     },
     threads: {
       type: "string",
@@ -49,75 +54,48 @@ ours, repetition by repetition, who begins changing each time. --json prints {"r
       default: 5,
       help: "repetitions of each",
     },
-    peer: { type: "string", hint: "program", help: "llama-bench, or what takes its flags" },
-    "peer-args": {
-      type: "string",
-      hint: "flags",
-      default: "",
-      help: "further flags for it, as one word",
-    },
+    ...PEER_FLAGS,
     ...JSON_FLAG,
   },
-  subCommands: { roofline: async () => (await import("./roofline.ts")).roofline },
+  subCommands: {
+    roofline: async () => (await import("./bench-roofline.ts")).roofline,
+    sweep: async () => (await import("./bench-sweep.ts")).sweep,
+  },
   examples: [
     { command: "kt bench model.gguf -p 512 -n 64 -t 1,2 -r 5", says: "the usual table" },
     {
-      command: 'kt bench model.gguf --peer ./llama-bench --peer-args "-fa 1"',
-      says: "side by side with another program, with the ratios",
+      command: "kt bench model.gguf --peer ./llama-bench --peer ./other/llama-bench",
+      says: "side by side with other programs, with the ratios",
     },
+    { command: "kt bench model.gguf -p 0 -s 1,8", says: "one sequence against eight at once" },
+    { command: "kt bench sweep model.gguf", says: "against the length of the context" },
     { command: "kt bench roofline -t 1,2", says: "what the machine itself can do" },
   ],
   async run(invocation) {
     const { flags } = invocation
+    const streams = counts("--streams", flags.streams, 1)
     const cases: BenchCase[] = [
-      ...counts("--prompt", flags.prompt, 0).map((tokens): BenchCase => ({ kind: "pp", tokens })),
-      ...counts("--gen", flags.gen, 0).map((tokens): BenchCase => ({ kind: "tg", tokens })),
+      ...counts("--prompt", flags.prompt, 0).map((tokens): BenchCase => ({
+        kind: "pp",
+        tokens,
+        streams: 1,
+        depth: 0,
+      })),
+      ...counts("--gen", flags.gen, 0).flatMap((tokens) =>
+        streams.map((count): BenchCase => ({ kind: "tg", tokens, streams: count, depth: 0 })),
+      ),
     ].filter(({ tokens }) => tokens > 0)
     if (cases.length === 0) throw new UsageError("-p 0 -n 0 leaves nothing to measure")
     const threads = flags.threads === undefined ? [0] : counts("--threads", flags.threads, 1)
+    const peers = await peersOf(flags)
+    const { repetitions } = flags
+    const log = (line: string): void => logger("bench").info(line)
     const rows: BenchRow[] = []
     for (const count of threads) {
       const options = engineOptions(invocation, undefined, { threads: count })
-      const peer =
-        flags.peer === undefined
-          ? undefined
-          : {
-              program: flags.peer,
-              args: flags["peer-args"].split(/\s+/).filter((arg) => arg !== ""),
-            }
-      const { repetitions } = flags
-      const log = (line: string): void => logger("bench").info(line)
-      rows.push(...(await benchModel(options, { cases, repetitions, peer, log })))
+      rows.push(...(await benchModel(options, { cases, repetitions, peers, log })))
     }
     if (flags.json) return writeJson({ rows })
     await write(report(rows))
   },
 })
-
-function report(rows: readonly BenchRow[]): string {
-  const head = ["TEST", "THREADS", "MEDIAN t/s", "MIN", "MAX", "LIMIT", "SHARE"]
-  const hasPeer = rows.some(({ peer }) => peer !== undefined)
-  if (hasPeer) head.push("PEER t/s", "RATIO")
-  const cells = rows.map((row) => [
-    row.test,
-    row.threads,
-    row.median.toFixed(1),
-    row.min.toFixed(1),
-    row.max.toFixed(1),
-    row.limit.toFixed(1),
-    `${(row.share * 100).toFixed(1)} %`,
-    ...(hasPeer ? [row.peer?.median.toFixed(1) ?? "", row.ratio?.toFixed(2) ?? ""] : []),
-  ])
-  return table(head, cells)
-}
-
-/** "1,2" as numbers. */
-export function counts(flag: string, text: string, min: number): number[] {
-  return text.split(",").map((word) => {
-    const count = word.trim() === "" ? Number.NaN : Number(word)
-    if (Number.isInteger(count) && count >= min && count <= MAX_TOKENS) return count
-    throw new UsageError(
-      `${flag} ${text}: expected integers in ${min}..${MAX_TOKENS} with commas between`,
-    )
-  })
-}

@@ -275,7 +275,7 @@ interface Row {
   readonly max: number
   readonly limit: number
   readonly share: number
-  readonly peer?: { median: number }
+  readonly peers?: { program: string; flags: string[]; median: number; ratio: number }[]
   readonly ratio?: number
 }
 
@@ -312,38 +312,89 @@ describe("kt bench", () => {
 
   test("a peer runs once a case and repetition, with llama-bench's flags; one that fails is named", async () => {
     const log = at("peer.log")
-    writeFileSync(
-      at("peer"),
-      `#!/bin/sh
+    const script = (help: string, rate: string): string => `#!/bin/sh
+[ "$1" = --help ] && { echo "${help}"; exit 0; }
 echo "$@" >> ${log}
-while [ $# -gt 0 ]; do case $1 in -p) p=$2;; -n) n=$2;; esac; shift; done
-echo "[{\\"n_prompt\\": $p, \\"n_gen\\": $n, \\"avg_ts\\": 100.0}]"
-`,
-      { mode: 0o755 },
-    )
-    const peer = ["--peer", at("peer"), "--peer-args", "-fa 1"]
+while [ $# -gt 0 ]; do case $1 in -p) p=$2;; -n) n=$2;; -fa) fa=$2;; esac; shift; done
+echo "[{\\"n_prompt\\": $p, \\"n_gen\\": $n, \\"avg_ts\\": ${rate}}]"
+`
+    writeFileSync(at("peer"), script("-m, --model", "100.0"), { mode: 0o755 })
+    const peer = ["--peer", at("peer"), "--peer-args", "-x 1"]
     const result = await kt(["bench", model, ...small, "-t", "1", ...peer, "--verbose"])
     expect(result.status).toBe(0)
     const { rows } = JSON.parse(result.out) as { rows: Row[] }
     for (const row of rows) {
-      expect(row.peer).toMatchObject({ median: 100 })
+      expect(row.peers).toMatchObject([{ program: at("peer"), flags: ["-x", "1"], median: 100 }])
       expect(row.ratio!).toBeCloseTo(row.median / 100, 6)
     }
     const calls = readFileSync(log, "utf8").trim().split("\n")
     expect(calls).toHaveLength(6)
-    expect(calls[0]).toBe(`-m ${model} -p 16 -n 0 -t 1 -r 1 -o json -fa 1`)
-    expect(calls[1]).toBe(`-m ${model} -p 0 -n 8 -t 1 -r 1 -o json -fa 1`)
+    expect(calls[0]).toBe(`-m ${model} -p 16 -n 0 -t 1 -r 1 -o json -x 1`)
+    expect(calls[3]).toBe(`-m ${model} -p 0 -n 8 -t 1 -r 1 -o json -x 1`)
     writeFileSync(at("failing"), "#!/bin/sh\necho no such flag >&2\nexit 3\n", { mode: 0o755 })
     const failed = await kt(["bench", model, ...small, "-t", "1", "--peer", at("failing")])
     expect(failed).toMatchObject({ status: 1, out: "" })
     expect(failed.err).toContain("ended with status 3: no such flag")
+    // with flash attention the second is faster, and better than the first
+    writeFileSync(at("quick"), script("-fa <0|1>  flash attention", "$((100 + 100 * fa)).0"), {
+      mode: 0o755,
+    })
+    const both = ["--peer", at("peer"), "--peer", at("quick")]
+    const two = await kt([
+      "bench",
+      model,
+      "-p",
+      "0",
+      "-n",
+      "8",
+      "-r",
+      "1",
+      "-t",
+      "1",
+      ...both,
+      "--json",
+    ])
+    const [row] = (JSON.parse(two.out) as { rows: Row[] }).rows
+    expect(row!.peers).toMatchObject([{ median: 100 }, { flags: ["-fa", "1"], median: 200 }])
+    expect(row!.ratio!).toBeCloseTo(row!.median / 200, 6)
   }, 60_000)
 
+  test("several sequences at once are one row", async () => {
+    const argv = ["bench", model, "-p", "0", "-n", "8", "-s", "1,4", "-r", "2", "-t", "1", "--json"]
+    const { rows } = JSON.parse((await kt(argv)).out) as { rows: Row[] }
+    expect(rows.map((row) => row.test)).toEqual(["tg8", "tg8 x4"])
+  }, 30_000)
+
+  test("sweep: each length of context, whose pages the prefix cache holds", async () => {
+    const argv = [
+      "bench",
+      "sweep",
+      model,
+      "-c",
+      "64,128",
+      "-p",
+      "32",
+      "-n",
+      "8",
+      "-r",
+      "2",
+      "-t",
+      "1",
+    ]
+    const result = await kt([...argv, "--json"])
+    expect(result).toMatchObject({ status: 0, err: "" })
+    const { rows } = JSON.parse(result.out) as { rows: Row[] }
+    expect(rows.map((row) => row.test)).toEqual(["pp32 @64", "tg8 @64", "pp32 @128", "tg8 @128"])
+    for (const row of rows) expect(row.share).toBeGreaterThan(0)
+  }, 30_000)
+
   test("roofline", async () => {
-    const result = await kt(["bench", "roofline", "-t", "1", "--seconds", "0.05", "--json"])
-    const { limits } = JSON.parse(result.out) as { limits: Record<string, number>[] }
-    expect(limits).toHaveLength(1)
-    for (const key of ["readBytes", "intDot", "fma"]) expect(limits[0]![key]).toBeGreaterThan(1e6)
+    const argv = ["bench", "roofline", "-t", "1", "--seconds", "0.05", "--json"]
+    const { limits } = JSON.parse((await kt(argv)).out) as { limits: Record<string, number>[] }
+    expect(limits.length).toBeGreaterThan(0)
+    for (const row of limits)
+      for (const key of ["readBytes", "int4Dot", "intDot", "bf16Dot", "fma"])
+        expect(row[key]).toBeGreaterThan(1e6)
   }, 30_000)
 })
 

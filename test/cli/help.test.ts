@@ -13,13 +13,18 @@ const ALL = await Promise.all(
   Object.entries(COMMANDS).map(async ([name, load]) => ({ name, command: await load() })),
 )
 const explain = await (await COMMANDS["rules"]!()).subCommands!["explain"]!()
-const roofline = await (await COMMANDS["bench"]!()).subCommands!["roofline"]!()
+const benches = await Promise.all(
+  Object.entries((await COMMANDS["bench"]!()).subCommands!).map(async ([name, load]) => ({
+    name: `bench ${name}`,
+    command: await load(),
+  })),
+)
 
 describe("help", () => {
   for (const { name, command } of [
     ...ALL,
     { name: "rules explain", command: explain },
-    { name: "bench roofline", command: roofline },
+    ...benches,
   ]) {
     test(`kt ${name} --help teaches with examples that parse`, async () => {
       const text = Bun.stripANSI(await helpText(command))
