@@ -3,6 +3,7 @@
 //!   zig build abi        regenerates src/native/abi.generated.ts from kernels/include/kt.h
 //!   zig build abi-text   writes the same below the prefix, so that tests can compare the two
 //!   zig build test       Zig unit tests (pool, cpuid, status, slab)
+//!   zig build test-aarch64   op tests of every 64-bit ARM level through the C ABI, under qemu-aarch64
 const std = @import("std");
 const cpu = @import("kernels/build/cpu.zig");
 
@@ -21,4 +22,7 @@ pub fn build(b: *std.Build) void {
 
     const unit = b.step("test", "run the Zig unit tests");
     unit.dependOn(cpu.addTests(b, optimize));
+
+    const arm = b.step("test-aarch64", "run the op tests of 64-bit ARM under qemu's user mode");
+    arm.dependOn(cpu.addArmTests(b));
 }

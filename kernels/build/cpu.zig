@@ -37,14 +37,19 @@ fn isasOf(arch: std.Target.Cpu.Arch) []const Isa {
     };
 }
 
-fn targetOf(b: *std.Build, os: std.Target.Os.Tag, arch: std.Target.Cpu.Arch, isa: Isa) std.Build.ResolvedTarget {
+/// glibc for libraries; musl makes programs that need nothing of the machine they run on.
+const Libc = enum { glibc, musl };
+
+fn targetOf(b: *std.Build, os: std.Target.Os.Tag, arch: std.Target.Cpu.Arch, libc: Libc, isa: Isa) std.Build.ResolvedTarget {
     var query: std.Target.Query = .{
         .cpu_arch = arch,
         .os_tag = os,
         .cpu_model = .{ .explicit = isa.model },
         .cpu_features_add = isa.add,
     };
-    if (os == .linux) {
+    if (libc == .musl) {
+        query.abi = .musl;
+    } else if (os == .linux) {
         query.abi = .gnu;
         query.glibc_version = .{ .major = 2, .minor = 28, .patch = 0 };
     } else if (os == .windows) {
@@ -61,17 +66,17 @@ const c_flags = [_][]const u8{
 
 pub fn addLibrary(b: *std.Build, os: std.Target.Os.Tag, arch: std.Target.Cpu.Arch, optimize: std.builtin.OptimizeMode) *std.Build.Step.Compile {
     const isas = isasOf(arch);
-    const module = cpuModule(b, os, arch, optimize);
+    const module = cpuModule(b, os, arch, .glibc, optimize);
     const lib = b.addLibrary(.{ .name = "kt_cpu", .linkage = .dynamic, .root_module = module });
     lib.link_gc_sections = true;
-    for (isas) |isa| module.linkLibrary(isaLibrary(b, os, arch, isa, optimize));
+    for (isas) |isa| module.linkLibrary(isaLibrary(b, os, arch, .glibc, isa, optimize));
     return lib;
 }
 
-fn cpuModule(b: *std.Build, os: std.Target.Os.Tag, arch: std.Target.Cpu.Arch, optimize: std.builtin.OptimizeMode) *std.Build.Module {
+fn cpuModule(b: *std.Build, os: std.Target.Os.Tag, arch: std.Target.Cpu.Arch, libc: Libc, optimize: std.builtin.OptimizeMode) *std.Build.Module {
     const module = b.createModule(.{
         .root_source_file = b.path("kernels/cpu/root.zig"),
-        .target = targetOf(b, os, arch, isasOf(arch)[0]),
+        .target = targetOf(b, os, arch, libc, isasOf(arch)[0]),
         .optimize = optimize,
         .link_libc = true,
         .pic = true,
@@ -93,9 +98,9 @@ fn abiTable(b: *std.Build) *std.Build.Module {
     return table;
 }
 
-fn isaLibrary(b: *std.Build, os: std.Target.Os.Tag, arch: std.Target.Cpu.Arch, isa: Isa, optimize: std.builtin.OptimizeMode) *std.Build.Step.Compile {
+fn isaLibrary(b: *std.Build, os: std.Target.Os.Tag, arch: std.Target.Cpu.Arch, libc: Libc, isa: Isa, optimize: std.builtin.OptimizeMode) *std.Build.Step.Compile {
     const module = b.createModule(.{
-        .target = targetOf(b, os, arch, isa),
+        .target = targetOf(b, os, arch, libc, isa),
         .optimize = optimize,
         .link_libc = true,
         .pic = true,
@@ -129,8 +134,53 @@ pub fn addAbiGenerator(b: *std.Build, text: std.Build.LazyPath) *std.Build.Step 
 
 pub fn addTests(b: *std.Build, optimize: std.builtin.OptimizeMode) *std.Build.Step {
     const host = b.graph.host.result;
-    const module = cpuModule(b, host.os.tag, host.cpu.arch, if (optimize == .ReleaseFast) .ReleaseSafe else optimize);
-    for (isasOf(host.cpu.arch)) |isa| module.linkLibrary(isaLibrary(b, host.os.tag, host.cpu.arch, isa, optimize));
+    const module = cpuModule(b, host.os.tag, host.cpu.arch, .glibc, if (optimize == .ReleaseFast) .ReleaseSafe else optimize);
+    for (isasOf(host.cpu.arch)) |isa| module.linkLibrary(isaLibrary(b, host.os.tag, host.cpu.arch, .glibc, isa, optimize));
     const tests = b.addTest(.{ .name = "kt-cpu-test", .root_module = module });
     return &b.addRunArtifact(tests).step;
+}
+
+/// A level, and the weakest of qemu's processors that has it: what it lacks is an illegal instruction there.
+const ArmRun = struct { level: []const u8, processor: []const u8, forced: bool = false };
+const arm_runs = [_]ArmRun{
+    .{ .level = "scalar", .processor = "cortex-a53", .forced = true },
+    .{ .level = "neon", .processor = "cortex-a53" },
+    .{ .level = "dotprod", .processor = "neoverse-n1" },
+    .{ .level = "i8mm", .processor = "max" },
+};
+
+/// Op tests through the C ABI for 64-bit ARM, run by qemu's user mode; without it the step says so and does nothing.
+pub fn addArmTests(b: *std.Build) *std.Build.Step {
+    const optimize: std.builtin.OptimizeMode = .ReleaseFast;
+    const module = b.createModule(.{
+        .root_source_file = b.path("kernels/test/root.zig"),
+        .target = targetOf(b, .linux, .aarch64, .musl, arm_isas[0]),
+        .optimize = .ReleaseSafe,
+        .link_libc = true,
+    });
+    module.addIncludePath(b.path("kernels/include"));
+    const library = b.addLibrary(.{
+        .name = "kt_cpu",
+        .linkage = .static,
+        .root_module = cpuModule(b, .linux, .aarch64, .musl, optimize),
+    });
+    module.linkLibrary(library);
+    for (arm_isas) |isa| module.linkLibrary(isaLibrary(b, .linux, .aarch64, .musl, isa, optimize));
+    const tests = b.addTest(.{ .name = "kt-arm-test", .root_module = module });
+    const all = b.allocator.create(std.Build.Step) catch @panic("OOM");
+    all.* = .init(.{ .id = .custom, .name = "op tests for 64-bit ARM", .owner = b });
+    if (b.findProgram(&.{"qemu-aarch64"}, &.{})) |_| {
+        b.enable_qemu = true;
+        for (arm_runs) |wanted| {
+            const run = b.addRunArtifact(tests);
+            run.setName(b.fmt("run {s} on {s}", .{ wanted.level, wanted.processor }));
+            run.setEnvironmentVariable("QEMU_CPU", wanted.processor);
+            run.setEnvironmentVariable("KT_EXPECT_ISA", wanted.level);
+            run.setEnvironmentVariable("KT_CPU_ISA", if (wanted.forced) wanted.level else "");
+            all.dependOn(&run.step);
+        }
+    } else |_| {
+        all.dependOn(&b.addSystemCommand(&.{ "echo", "skipped: qemu-aarch64 was not found (Debian: qemu-user)" }).step);
+    }
+    return all;
 }

@@ -102,8 +102,9 @@ fn armFeatures() ArmFeatures {
     switch (builtin.os.tag) {
         .linux => {
             // HWCAP_FPHP, HWCAP_ASIMDHP and HWCAP_ASIMDDP, HWCAP2_I8MM and HWCAP2_BF16 of asm/hwcap.h
-            const first = std.os.linux.getauxval(std.elf.AT_HWCAP);
-            const second = std.os.linux.getauxval(std.elf.AT_HWCAP2);
+            // of libc: Zig's own is set by the start of a Zig program, which a library does not have
+            const first = std.c.getauxval(std.elf.AT_HWCAP);
+            const second = std.c.getauxval(std.elf.AT_HWCAP2);
             return .{
                 .half = bitOf(first, 9) and bitOf(first, 10),
                 .dotprod = bitOf(first, 20),

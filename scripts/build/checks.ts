@@ -25,6 +25,7 @@ export interface Check {
 const TEST_TIMEOUT_MS = 300_000
 /** No folder may hold up the rest for longer. */
 const PROCESS_TIMEOUT_MS = 20 * 60_000
+const ARM_TESTS = "zig build test-aarch64"
 
 /** Every part of the test command, cheap ones first. */
 export function allChecks(root: string, zig: string): Check[] {
@@ -39,8 +40,11 @@ export function allChecks(root: string, zig: string): Check[] {
     ),
     {
       name: "zig build test",
-      run: async () => [zigOutcome(await run(root, [zig, "build", "test", "--summary", "all"]))],
+      run: async () => [
+        zigOutcome("zig build test", await run(root, [zig, "build", "test", "--summary", "all"])),
+      ],
     },
+    { name: ARM_TESTS, run: async () => [await armTests(root, zig)] },
     ...crossTargets.map((name) =>
       single(`library for ${name} compiles`, async () => {
         try {
@@ -77,12 +81,23 @@ function single(name: string, work: () => Promise<CommandResult>): Check {
   }
 }
 
-function zigOutcome({ code, output }: CommandResult): Outcome {
+/** The kernels of 64-bit ARM run on any machine that has qemu's user mode. */
+async function armTests(root: string, zig: string): Promise<Outcome> {
+  if (Bun.which("qemu-aarch64"))
+    return zigOutcome(
+      ARM_TESTS,
+      await run(root, [zig, "build", "test-aarch64", "--summary", "all"]),
+    )
+  const reason = `${ARM_TESTS}: qemu-aarch64 was not found (Debian: apt-get install qemu-user)`
+  return { name: ARM_TESTS, passed: 0, failed: 0, skipped: 1, output: "", skips: [reason] }
+}
+
+function zigOutcome(name: string, { code, output }: CommandResult): Outcome {
   const [, passed = "1", total = "1"] = /(\d+)\/(\d+) tests passed/.exec(output) ?? []
   const skipped = Number(/(\d+) skipped/.exec(output)?.[1] ?? 0)
   const failed = Number(total) - Number(passed) - skipped
   return {
-    name: "zig build test",
+    name,
     passed: code === 0 ? Number(passed) : Math.max(0, Number(passed) - 1),
     failed: code === 0 ? 0 : Math.max(1, failed),
     skipped,
