@@ -1,6 +1,7 @@
 //! What this CPU can run, which ISA level a context uses, and how many cores the process may use.
 const std = @import("std");
 const builtin = @import("builtin");
+const topology = @import("topology.zig");
 const c = @import("core").c;
 
 pub const Level = u32; // KT_ISA_*
@@ -139,65 +140,41 @@ pub fn best(mask: u32) ?Level {
 }
 
 pub const Cores = struct {
-    /// Logical CPU numbers the process may use, the first hyper-thread of every physical core first.
-    order: []u32,
+    topology: topology.Topology,
+    /// Cut to the cgroup's CPU quota.
     physical: u32,
     logical: u32,
+
+    pub fn deinit(self: Cores, gpa: std.mem.Allocator) void {
+        self.topology.deinit(gpa);
+    }
 };
 
-pub const Affinity = if (builtin.os.tag == .linux) std.os.linux.cpu_set_t else [1]usize;
-
-pub fn threadAffinity() ?Affinity {
-    if (builtin.os.tag != .linux) return null;
-    return std.posix.sched_getaffinity(0) catch null;
-}
-
-/// A forbidden mask costs speed only.
-pub fn setThreadAffinity(mask: Affinity) void {
-    if (builtin.os.tag != .linux) return;
-    std.os.linux.sched_setaffinity(0, &mask) catch {};
-}
-
-var process_affinity: Affinity = undefined;
+var process_affinity: topology.Affinity = undefined;
 var affinity_once = std.once(readProcessAffinity);
 
 /// The main thread's mask, not the caller's: a pinned caller would find its own core only.
 fn readProcessAffinity() void {
-    process_affinity = std.posix.sched_getaffinity(std.os.linux.getpid()) catch std.mem.zeroes(Affinity);
+    process_affinity = std.posix.sched_getaffinity(std.os.linux.getpid()) catch std.mem.zeroes(topology.Affinity);
 }
 
-/// Cores available to this process: its affinity mask as it was before any thread was pinned, physical cores told from hyper-threads by sysfs, both cut to the
-/// cgroup's CPU quota. The caller frees `order`.
+/// Cores available to this process: its affinity mask as it was before any thread was pinned, which is also what a
+/// container's cpuset leaves. The caller deinits the result.
 pub fn cores(gpa: std.mem.Allocator) !Cores {
     if (builtin.os.tag != .linux) {
         const count: u32 = @intCast(try std.Thread.getCpuCount());
-        const order = try gpa.alloc(u32, count);
-        for (order, 0..) |*cpu, i| cpu.* = @intCast(i);
-        return .{ .order = order, .physical = count, .logical = count };
+        return .{ .topology = try topology.flat(gpa, count), .physical = count, .logical = count };
     }
     affinity_once.call();
-    const affinity = process_affinity;
-    if (std.mem.allEqual(usize, &affinity, 0)) return error.NoAffinity;
-    var first: std.ArrayList(u32) = .empty;
-    defer first.deinit(gpa);
-    var second: std.ArrayList(u32) = .empty;
-    defer second.deinit(gpa);
-    const words: []const usize = &affinity;
-    for (0..words.len * @bitSizeOf(usize)) |cpu| {
-        if ((words[cpu / @bitSizeOf(usize)] >> @intCast(cpu % @bitSizeOf(usize))) & 1 == 0) continue;
-        const sibling = firstSibling(cpu) orelse cpu;
-        const sibling_allowed = (words[sibling / @bitSizeOf(usize)] >> @intCast(sibling % @bitSizeOf(usize))) & 1 == 1;
-        const list = if (sibling == cpu or !sibling_allowed) &first else &second;
-        try list.append(gpa, @intCast(cpu));
-    }
-    var physical: u32 = @intCast(first.items.len);
-    var logical: u32 = physical + @as(u32, @intCast(second.items.len));
-    try first.appendSlice(gpa, second.items);
+    if (std.mem.allEqual(usize, &process_affinity, 0)) return error.NoAffinity;
+    const found = try topology.read(gpa, "/sys/devices", process_affinity);
+    var physical = found.physical();
+    var logical: u32 = @intCast(found.cpus.len);
     if (cgroupQuota()) |quota| {
         physical = @max(1, @min(physical, quota));
         logical = @max(1, @min(logical, quota));
     }
-    return .{ .order = try first.toOwnedSlice(gpa), .physical = physical, .logical = logical };
+    return .{ .topology = found, .physical = physical, .logical = logical };
 }
 
 fn readSmall(path: []const u8, buffer: []u8) ?[]const u8 {
@@ -205,16 +182,6 @@ fn readSmall(path: []const u8, buffer: []u8) ?[]const u8 {
     defer file.close();
     const len = file.readAll(buffer) catch return null;
     return std.mem.trim(u8, buffer[0..len], " \n\t");
-}
-
-/// The lowest-numbered hyper-thread of a CPU's core; "0-1" and "0,8" are the forms of the sysfs file.
-fn firstSibling(cpu: usize) ?usize {
-    var path: [96]u8 = undefined;
-    var buffer: [256]u8 = undefined;
-    const name = std.fmt.bufPrint(&path, "/sys/devices/system/cpu/cpu{d}/topology/thread_siblings_list", .{cpu}) catch return null;
-    const text = readSmall(name, &buffer) orelse return null;
-    const end = std.mem.indexOfAny(u8, text, "-,") orelse text.len;
-    return std.fmt.parseInt(usize, text[0..end], 10) catch null;
 }
 
 /// Whole CPUs of the cgroup's quota (v2 cpu.max, v1 cfs_quota_us), or null without one.
@@ -266,6 +233,6 @@ test "levels have names and this machine has one" {
 
 test "the process has at least one core" {
     const found = try cores(std.testing.allocator);
-    defer std.testing.allocator.free(found.order);
-    try std.testing.expect(found.physical >= 1 and found.order.len >= found.physical);
+    defer found.deinit(std.testing.allocator);
+    try std.testing.expect(found.physical >= 1 and found.topology.cpus.len >= found.physical);
 }

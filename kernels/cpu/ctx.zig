@@ -4,6 +4,7 @@ const builtin = @import("builtin");
 const core = @import("core");
 const cpuid = @import("cpuid.zig");
 const Pool = @import("pool.zig").Pool;
+const topology = @import("topology.zig");
 const c = core.c;
 const status = core.status;
 
@@ -18,6 +19,8 @@ pub const Ctx = struct {
     level: cpuid.Level,
     precision: u32,
     pool: *Pool,
+    /// The system's number of each of the pool's nodes; null where nodes only divide the work.
+    system_nodes: [topology.max_nodes]?u32 = [_]?u32{null} ** topology.max_nodes,
     scratch: []align(64) u8 = &.{},
 
     /// Memory for one call's intermediate results, grown as needed and kept. Valid until the next call of reserve.
@@ -99,16 +102,22 @@ export fn kt_ctx_create(options: ?*const c.kt_ctx_options_t, out: ?*?*c.kt_ctx_t
     const chosen = chooseLevel(given.isa, &level);
     if (chosen != c.KT_OK) return chosen;
     const found = cpuid.cores(gpa) catch |err| return status.fail(c.KT_ERR_INTERNAL, "cannot count cores: {s}", .{@errorName(err)});
-    defer gpa.free(found.order);
+    defer found.deinit(gpa);
     const threads = if (given.num_threads == 0) found.physical else given.num_threads;
-    // Pinning more threads than cores would put two on one core for good.
-    const pin: ?[]const u32 = if (given.pin_threads == 1 and threads <= found.order.len) found.order else null;
+    // Pinning more threads than CPUs would put two on one for good.
+    const pin = given.pin_threads == 1 and threads <= found.topology.cpus.len;
+    const nodes = found.topology.nodeCount(given.numa_nodes, threads);
+    const places = found.topology.places(gpa, threads, nodes, pin) catch return status.outOfMemory(threads * @sizeOf(topology.Place));
+    defer gpa.free(places);
     const ctx = gpa.create(Ctx) catch return status.outOfMemory(@sizeOf(Ctx));
-    const pool = Pool.create(gpa, threads, if (given.spin_us == 0) default_spin_us else given.spin_us, pin) catch |err| {
+    const pool = Pool.create(gpa, places, if (given.spin_us == 0) default_spin_us else given.spin_us) catch |err| {
         gpa.destroy(ctx);
         return status.fail(c.KT_ERR_INTERNAL, "cannot start {d} threads: {s}", .{ threads, @errorName(err) });
     };
     ctx.* = .{ .isa = tableOf(level), .level = level, .precision = given.precision, .pool = pool };
+    if (nodes == found.topology.nodes.len) for (found.topology.nodes, ctx.system_nodes[0..nodes]) |number, *slot_of| {
+        slot_of.* = number;
+    };
     slot.* = @ptrCast(ctx);
     return c.KT_OK;
 }
@@ -127,6 +136,7 @@ export fn kt_ctx_query(handle: ?*c.kt_ctx_t, out: ?*c.kt_ctx_info_t) status.Stat
     info.num_threads = ctx.pool.num_threads;
     info.isa = ctx.level;
     info.precision = ctx.precision;
+    info.num_nodes = ctx.pool.num_nodes;
     return c.KT_OK;
 }
 
@@ -140,7 +150,7 @@ export fn kt_ctx_set_precision(handle: ?*c.kt_ctx_t, precision: u32) status.Stat
 export fn kt_cpu_query(out: ?*c.kt_cpu_info_t) status.Status {
     const info = out orelse return status.invalid("out is NULL", .{});
     const found = cpuid.cores(gpa) catch |err| return status.fail(c.KT_ERR_INTERNAL, "cannot count cores: {s}", .{@errorName(err)});
-    defer gpa.free(found.order);
+    defer found.deinit(gpa);
     info.isa_mask = cpuid.isaMask();
     info.physical_cores = found.physical;
     info.logical_cores = found.logical;

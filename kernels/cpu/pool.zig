@@ -1,67 +1,108 @@
-//! The thread pool: the caller and n-1 pinned workers run one function together. A region starts with one store and ends
-//! with one counter; workers spin between regions and park after a while, so that an idle engine costs nothing.
+//! The thread pool: the caller and n-1 workers run one function together. A region starts with one store to the line that
+//! idle workers watch, and ends when every member that came has left; workers spin between regions and park after a while,
+//! so that an idle engine costs nothing.
 //!
 //! No one waits for a worker that has not come: work is claimed in chunks, a barrier waits for chunks and not for threads,
 //! and the caller closes the region when its work is done. A core that another program keeps busy costs its share of the
-//! speed, never a whole time slice a region.
+//! speed, never a whole time slice a region. What is left to wait for is a chunk whose thread lost its core within it;
+//! therefore whoever has nothing to do offers its core now and then, so that other programs run there at such moments.
+//!
+//! Members belong to NUMA nodes. A phase may be cut into one part a node, which that node's members claim before they help
+//! the others.
 const std = @import("std");
 const builtin = @import("builtin");
-const cpuid = @import("cpuid.zig");
+const topology = @import("topology.zig");
 
-/// Phases of one region: each has a claim counter and a count of finished chunks.
+/// Phases of one region, each with counters of its own.
 pub const max_phases = 16;
+pub const max_nodes = topology.max_nodes;
 
-/// CPUs of one cache line's distance apart write nothing in common.
+/// CPUs of one cache line's distance apart write nothing in common; neighbouring lines are fetched in pairs.
 fn Padded(comptime T: type) type {
     return struct { value: T align(128) = undefined };
 }
 
-const Counter = Padded(std.atomic.Value(u32));
+/// Low half: chunks claimed, and claims in vain. High half: chunks finished.
+const Counter = Padded(std.atomic.Value(u64));
+const one_claimed: u64 = 1;
+const one_finished: u64 = 1 << 32;
 const no_phase = max_phases;
+
+/// A claimed chunk of a phase with parts: its number within the part of `node`.
+pub const Placed = struct { node: u32, index: usize };
 
 /// One thread's part in a region.
 pub const Member = struct {
     pool: *Pool,
     index: u32,
     count: u32,
+    /// The NUMA node, by number within the pool, whose memory this thread is near.
+    node: u32 = 0,
     phase: usize = no_phase,
-    total: usize = 0,
-    finished: u32 = 0,
+    part: u32 = 0,
+    parts: u32 = 0,
+    exhausted: u32 = 0,
+    totals: [max_nodes]u32 = undefined,
+    /// Reported by the next claim: a chunk costs one atomic operation.
+    finished: u64 = 0,
     sense: u32 = 0,
+    phases_seen: u32 = 0,
+    parts_seen: u32 = 0,
 
     /// The next chunk of a phase, or null when all `total` are claimed. A phase is claimed until null, and by all members
     /// with the same total; phases of one region have different numbers.
     pub fn claim(self: *Member, phase: usize, total: usize) ?usize {
-        if (self.count == 1) {
-            const next = self.pool.single[phase];
-            if (next >= total) return null;
-            self.pool.single[phase] = @intCast(next + 1);
-            return next;
+        if (self.phase != phase) self.begin(phase, &.{@intCast(total)}, 0);
+        if (self.count == 1) return self.next(0);
+        return self.take(0);
+    }
+
+    /// The same where memory is near one node or another: chunks of this member's node first, then those that other nodes
+    /// have left. `totals` has one entry a node of the pool.
+    pub fn claimPlaced(self: *Member, phase: usize, totals: []const u32) ?Placed {
+        if (self.phase != phase) self.begin(phase, totals, self.node % @as(u32, @intCast(totals.len)));
+        while (self.exhausted < self.parts) {
+            const node = self.part;
+            if (if (self.count == 1) self.next(node) else self.take(node)) |index| return .{ .node = node, .index = index };
+            self.exhausted += 1;
+            self.part = if (node + 1 == self.parts) 0 else node + 1;
         }
-        if (self.phase != phase) {
-            self.flush();
-            self.phase = phase;
-            self.total = total;
-        } else self.finished += 1;
-        const next = self.pool.counters[phase].value.fetchAdd(1, .monotonic);
-        if (next < total) return next;
-        self.flush();
         return null;
     }
 
-    fn flush(self: *Member) void {
-        if (self.finished == 0) return;
-        _ = self.pool.done[self.phase].value.fetchAdd(self.finished, .release);
-        self.finished = 0;
+    fn begin(self: *Member, phase: usize, totals: []const u32, part: u32) void {
+        @memcpy(self.totals[0..totals.len], totals);
+        self.phase = phase;
+        self.part = part;
+        self.parts = @intCast(totals.len);
+        self.exhausted = 0;
+        self.phases_seen |= @as(u32, 1) << @intCast(phase);
+        self.parts_seen = @max(self.parts_seen, self.parts);
+        if (self.count == 1) @memset(self.pool.single[0..totals.len], 0);
+    }
+
+    fn take(self: *Member, part: u32) ?usize {
+        const before = self.pool.counters[self.phase][part].value.fetchAdd(one_claimed + self.finished, .release);
+        const index: u32 = @truncate(before);
+        self.finished = if (index < self.totals[part]) one_finished else 0;
+        return if (self.finished != 0) index else null;
+    }
+
+    /// Of a pool with one thread.
+    fn next(self: *Member, part: u32) ?usize {
+        const index = self.pool.single[part];
+        if (index >= self.totals[part]) return null;
+        self.pool.single[part] = index + 1;
+        return index;
     }
 
     /// Waits until every chunk of the phase claimed last is finished; what they wrote is visible after.
     pub fn barrier(self: *Member) void {
         if (self.count == 1 or self.phase == no_phase) return;
-        self.flush();
-        const done = &self.pool.done[self.phase].value;
-        var spins: u32 = 0;
-        while (done.load(.acquire) < self.total) spinOnce(&spins);
+        for (self.pool.counters[self.phase][0..self.parts], self.totals[0..self.parts]) |*counter, total| {
+            var spins: u32 = 0;
+            while (counter.value.load(.acquire) >> 32 < total) spinOnce(&spins);
+        }
     }
 
     /// Waits until every thread has come here. Only in regions of runAll.
@@ -79,64 +120,88 @@ pub const Member = struct {
     }
 };
 
-/// Spins, and gives the core away now and then: the thread waited for may need it.
+/// Pauses of about 25 ns before the first offer of the core, and between offers: an offer that nobody takes costs less than
+/// a microsecond.
+const spins_before_offer = 512;
+const spins_between_offers = 128;
+
+/// Spins, and offers the core now and then: the thread waited for may need it.
 fn spinOnce(spins: *u32) void {
     std.atomic.spinLoopHint();
     spins.* +%= 1;
-    if (spins.* % 16384 == 0) std.Thread.yield() catch {};
+    if (spins.* >= spins_before_offer and spins.* % spins_between_offers == 0) std.Thread.yield() catch {};
 }
 
 const Body = *const fn (context: *anyopaque, member: *Member) void;
 
-/// The gate of a region: its generation, whether it is closed, and how many workers are inside.
-const closed: u64 = 1 << 31;
+/// What idle workers watch. Odd numbers are open regions; the even number after is the same region, closed.
+const Gate = struct {
+    state: std.atomic.Value(u32) align(128) = .init(0),
+    body: Body = undefined,
+    context: *anyopaque = undefined,
+    stopping: bool = false,
+};
+
+/// The number of the region that the worker is in, and the even number after when it has left or had come too late.
+const Presence = Padded(std.atomic.Value(u32));
 
 pub const Pool = struct {
     threads: []std.Thread,
+    presence: []Presence,
     num_threads: u32,
+    num_nodes: u32,
+    places: []topology.Place,
     spin_ns: u64,
-    body: Body,
-    context: *anyopaque,
-    single: [max_phases]u32,
-    generation: Counter,
-    gate: Padded(std.atomic.Value(u64)),
-    parked: Counter,
-    arrived: Counter,
-    released: Counter,
-    counters: [max_phases]Counter,
-    done: [max_phases]Counter,
-    stopping: bool,
-    /// Cores of the creating thread before it was pinned.
-    before_pin: ?cpuid.Affinity = null,
+    single: [max_nodes]u32,
+    gate: Gate,
+    parked: Padded(std.atomic.Value(u32)),
+    arrived: Padded(std.atomic.Value(u32)),
+    released: Padded(std.atomic.Value(u32)),
+    counters: [max_phases][max_nodes]Counter,
+    /// In tests: workers stay where they are between seeing a region open and entering it.
+    hold: if (builtin.is_test) Padded(std.atomic.Value(bool)) else void = if (builtin.is_test) .{ .value = .init(false) } else {},
+    /// Cores of the creating thread before it was given others.
+    before: ?topology.Affinity = null,
 
-    pub fn create(gpa: std.mem.Allocator, num_threads: u32, spin_us: u32, pin: ?[]const u32) !*Pool {
+    /// One thread a place, the caller being the first; `places` is copied.
+    pub fn create(gpa: std.mem.Allocator, places: []const topology.Place, spin_us: u32) !*Pool {
+        const num_threads: u32 = @intCast(places.len);
         std.debug.assert(num_threads >= 1);
         const self = try gpa.create(Pool);
         errdefer gpa.destroy(self);
+        const threads = try gpa.alloc(std.Thread, num_threads - 1);
+        errdefer gpa.free(threads);
+        const presence = try gpa.alloc(Presence, num_threads - 1);
+        errdefer gpa.free(presence);
+        const copy = try gpa.dupe(topology.Place, places);
+        errdefer gpa.free(copy);
+        for (presence) |*one| one.value = .init(0);
+        var num_nodes: u32 = 1;
+        for (places) |place| num_nodes = @max(num_nodes, place.node + 1);
         self.* = .{
-            .threads = try gpa.alloc(std.Thread, num_threads - 1),
+            .threads = threads,
+            .presence = presence,
             .num_threads = num_threads,
+            .num_nodes = num_nodes,
+            .places = copy,
             .spin_ns = @as(u64, spin_us) * 1000,
-            .body = undefined,
-            .context = undefined,
             .single = undefined,
-            .generation = .{ .value = .init(0) },
-            .gate = .{ .value = .init(closed) },
+            .gate = .{},
             .parked = .{ .value = .init(0) },
             .arrived = .{ .value = .init(0) },
             .released = .{ .value = .init(0) },
             .counters = undefined,
-            .done = undefined,
-            .stopping = false,
         };
-        errdefer gpa.free(self.threads);
-        if (pin) |order| {
-            self.before_pin = cpuid.threadAffinity();
-            pinSelf(order[0]);
+        for (&self.counters) |*phase| for (phase) |*counter| {
+            counter.value = .init(0);
+        };
+        if (places[0].affinity) |mask| {
+            self.before = topology.threadAffinity();
+            topology.setThreadAffinity(mask);
         }
+        errdefer if (self.before) |mask| topology.setThreadAffinity(mask);
         for (self.threads, 1..) |*thread, index| {
-            const cpu: ?u32 = if (pin) |order| order[index % order.len] else null;
-            thread.* = std.Thread.spawn(.{ .stack_size = 1 << 20 }, worker, .{ self, @as(u32, @intCast(index)), cpu }) catch |err| {
+            thread.* = std.Thread.spawn(.{ .stack_size = 1 << 20 }, worker, .{ self, @as(u32, @intCast(index)) }) catch |err| {
                 self.stop(index - 1);
                 return err;
             };
@@ -147,29 +212,36 @@ pub const Pool = struct {
     /// Called by the thread that created the pool, which gets back the cores it had.
     pub fn destroy(self: *Pool, gpa: std.mem.Allocator) void {
         self.stop(self.threads.len);
-        if (self.before_pin) |mask| cpuid.setThreadAffinity(mask);
+        if (self.before) |mask| topology.setThreadAffinity(mask);
         gpa.free(self.threads);
+        gpa.free(self.presence);
+        gpa.free(self.places);
         gpa.destroy(self);
     }
 
     fn stop(self: *Pool, started: usize) void {
-        self.stopping = true;
-        self.announce(self.generation.value.raw +% 1);
+        self.gate.stopping = true;
+        _ = self.open();
         for (self.threads[0..started]) |thread| thread.join();
     }
 
     /// Runs body(context, member) on the caller and on every worker that comes before the work is done.
     pub fn run(self: *Pool, context: anytype, comptime body: fn (@TypeOf(context), *Member) void) void {
-        var member: Member = .{ .pool = self, .index = 0, .count = self.num_threads };
-        if (self.num_threads == 1) {
-            @memset(&self.single, 0);
-            return body(context, &member);
-        }
-        self.open(context, body);
+        var member: Member = .{ .pool = self, .index = 0, .count = self.num_threads, .node = self.places[0].node };
+        if (self.num_threads == 1) return body(context, &member);
+        const Context = @TypeOf(context);
+        const Erased = struct {
+            fn call(erased: *anyopaque, erased_member: *Member) void {
+                const typed: Context = @ptrCast(@alignCast(erased));
+                body(typed, erased_member);
+            }
+        };
+        self.gate.body = Erased.call;
+        self.gate.context = @ptrCast(@constCast(context));
+        const region = self.open();
         body(context, &member);
-        _ = self.gate.value.fetchOr(closed, .acq_rel);
-        var spins: u32 = 0;
-        while (self.gate.value.load(.acquire) & (closed - 1) != 0) spinOnce(&spins);
+        self.close(region);
+        self.reset(&member);
     }
 
     /// Runs body(context, member) on every thread; members may meet().
@@ -187,84 +259,81 @@ pub const Pool = struct {
         self.run(&both, Both.call);
     }
 
-    fn open(self: *Pool, context: anytype, comptime body: fn (@TypeOf(context), *Member) void) void {
-        const Context = @TypeOf(context);
-        const Erased = struct {
-            fn call(erased: *anyopaque, member: *Member) void {
-                const typed: Context = @ptrCast(@alignCast(erased));
-                body(typed, member);
-            }
-        };
-        for (&self.counters, &self.done) |*counter, *done| {
-            counter.value.store(0, .monotonic);
-            done.value.store(0, .monotonic);
+    fn open(self: *Pool) u32 {
+        const region = (self.gate.state.raw +% 1) | 1;
+        self.gate.state.store(region, .seq_cst);
+        if (self.parked.value.load(.seq_cst) > 0) std.Thread.Futex.wake(&self.gate.state, std.math.maxInt(u32));
+        return region;
+    }
+
+    /// Lets no more workers in and waits for those inside. When all have come and gone there is nothing to close.
+    fn close(self: *Pool, region: u32) void {
+        var missing = false;
+        for (self.presence) |*one| {
+            var spins: u32 = 0;
+            var state = one.value.load(.acquire);
+            while (state == region) : (state = one.value.load(.acquire)) spinOnce(&spins);
+            if (state != region +% 1) missing = true;
         }
-        self.body = Erased.call;
-        self.context = @ptrCast(@constCast(context));
-        const next = self.generation.value.raw +% 1;
-        self.gate.value.store(@as(u64, next) << 32, .release);
-        self.announce(next);
-    }
-
-    fn announce(self: *Pool, next: u32) void {
-        self.generation.value.store(next, .seq_cst);
-        if (self.parked.value.load(.seq_cst) > 0) std.Thread.Futex.wake(&self.generation.value, std.math.maxInt(u32));
-    }
-
-    /// Counts the worker in, unless the region has been closed.
-    fn enter(self: *Pool, generation: u32) bool {
-        var gate = self.gate.value.load(.acquire);
-        while (gate & closed == 0 and gate >> 32 == generation) {
-            gate = self.gate.value.cmpxchgWeak(gate, gate + 1, .acq_rel, .acquire) orelse return true;
+        if (!missing) return;
+        // Either the worker sees the gate closed, or it is seen here.
+        self.gate.state.store(region +% 1, .seq_cst);
+        for (self.presence) |*one| {
+            var spins: u32 = 0;
+            while (one.value.load(.seq_cst) == region) spinOnce(&spins);
         }
-        return false;
     }
 
-    fn worker(self: *Pool, index: u32, cpu: ?u32) void {
-        if (cpu) |number| pinSelf(number);
-        var seen: u32 = 0;
+    /// Counters of the phases that were used go back to zero; the caller has been in all of them.
+    fn reset(self: *Pool, member: *const Member) void {
+        var phases = member.phases_seen;
+        while (phases != 0) : (phases &= phases - 1) {
+            for (self.counters[@ctz(phases)][0..member.parts_seen]) |*counter| counter.value.store(0, .monotonic);
+        }
+    }
+
+    fn worker(self: *Pool, index: u32) void {
+        const place = self.places[index];
+        if (place.affinity) |mask| topology.setThreadAffinity(mask);
+        const presence = &self.presence[index - 1].value;
+        var region: u32 = 0;
         while (true) {
-            seen = self.waitChange(seen);
-            if (self.stopping) return;
-            if (!self.enter(seen)) continue;
-            var member: Member = .{ .pool = self, .index = index, .count = self.num_threads };
-            self.body(self.context, &member);
-            _ = self.gate.value.fetchSub(1, .release);
+            region = self.waitOpen(region);
+            if (self.gate.stopping) return;
+            if (builtin.is_test) while (self.hold.value.load(.seq_cst)) std.Thread.sleep(std.time.ns_per_ms);
+            presence.store(region, .seq_cst);
+            if (self.gate.state.load(.seq_cst) == region) {
+                var member: Member = .{ .pool = self, .index = index, .count = self.num_threads, .node = place.node };
+                self.gate.body(self.gate.context, &member);
+            }
+            presence.store(region +% 1, .release);
         }
     }
 
-    fn waitChange(self: *Pool, seen: u32) u32 {
+    /// The number of the next open region after the one seen last.
+    fn waitOpen(self: *Pool, seen: u32) u32 {
         var spins: u32 = 0;
         var timer: ?std.time.Timer = null;
         while (true) {
-            const now = self.generation.value.load(.acquire);
-            if (now != seen) return now;
-            std.atomic.spinLoopHint();
-            spins +%= 1;
+            const state = self.gate.state.load(.acquire);
+            if (state & 1 == 1 and state != seen) return state;
+            spinOnce(&spins);
             if (spins % 1024 != 0) continue;
             if (timer) |*running| {
-                if (running.read() >= self.spin_ns) self.park(seen);
+                if (running.read() >= self.spin_ns) self.park(state);
             } else {
                 timer = std.time.Timer.start() catch null;
-                if (timer == null) self.park(seen);
+                if (timer == null) self.park(state);
             }
         }
     }
 
-    fn park(self: *Pool, seen: u32) void {
+    fn park(self: *Pool, state: u32) void {
         _ = self.parked.value.fetchAdd(1, .seq_cst);
-        std.Thread.Futex.wait(&self.generation.value, seen);
+        std.Thread.Futex.wait(&self.gate.state, state);
         _ = self.parked.value.fetchSub(1, .seq_cst);
     }
 };
-
-fn pinSelf(cpu: u32) void {
-    if (builtin.os.tag != .linux) return;
-    var set = std.mem.zeroes(cpuid.Affinity);
-    const word = @bitSizeOf(usize);
-    set[cpu / word] |= @as(usize, 1) << @intCast(cpu % word);
-    cpuid.setThreadAffinity(set);
-}
 
 const Sum = struct {
     total: std.atomic.Value(u64) = .init(0),
@@ -290,9 +359,22 @@ const Sum = struct {
     }
 };
 
+fn placesOf(gpa: std.mem.Allocator, threads: u32, nodes: u32) ![]topology.Place {
+    const places = try gpa.alloc(topology.Place, threads);
+    for (places, 0..) |*place, i| place.* = .{ .node = @intCast(i % nodes) };
+    return places;
+}
+
+fn createTest(threads: u32, nodes: u32, spin_us: u32) !*Pool {
+    const gpa = std.testing.allocator;
+    const places = try placesOf(gpa, threads, nodes);
+    defer gpa.free(places);
+    return Pool.create(gpa, places, spin_us);
+}
+
 test "every chunk is claimed once, barriers hold, over many regions and parked workers" {
     for ([_]u32{ 1, 2, 3, 5 }) |threads| {
-        const pool = try Pool.create(std.testing.allocator, threads, 50, null);
+        const pool = try createTest(threads, 1, 50);
         defer pool.destroy(std.testing.allocator);
         for (0..500) |round| {
             var sum: Sum = .{};
@@ -309,16 +391,94 @@ test "every chunk is claimed once, barriers hold, over many regions and parked w
     }
 }
 
+const Parts = struct {
+    totals: []const u32,
+    marks: [max_nodes][64]std.atomic.Value(u32) = [_][64]std.atomic.Value(u32){[_]std.atomic.Value(u32){.init(0)} ** 64} ** max_nodes,
+    missed: std.atomic.Value(u32) = .init(0),
+    foreign_first: std.atomic.Value(u32) = .init(0),
+
+    fn body(self: *Parts, member: *Member) void {
+        var first = true;
+        while (member.claimPlaced(3, self.totals)) |at| {
+            if (first and at.node != member.node) _ = self.foreign_first.fetchAdd(1, .monotonic);
+            first = false;
+            _ = self.marks[at.node][at.index].fetchAdd(1, .monotonic);
+        }
+        member.barrier();
+        for (self.totals, 0..) |total, node| for (self.marks[node][0..total]) |*mark| {
+            if (mark.load(.monotonic) != 1) _ = self.missed.fetchAdd(1, .monotonic);
+        };
+        while (member.claim(4, 1)) |_| {}
+    }
+};
+
+test "parts of nodes are claimed once each, the own node's first, and no node is left behind" {
+    const gpa = std.testing.allocator;
+    for ([_][2]u32{ .{ 1, 1 }, .{ 1, 2 }, .{ 2, 2 }, .{ 3, 2 }, .{ 4, 3 } }) |shape| {
+        const pool = try createTest(shape[0], @min(shape[0], shape[1]), 50);
+        defer pool.destroy(gpa);
+        const totals = [_]u32{ 17, 0, 64 };
+        for (0..200) |_| {
+            var parts: Parts = .{ .totals = totals[0..shape[1]] };
+            pool.run(&parts, Parts.body);
+            try std.testing.expectEqual(@as(u32, 0), parts.missed.raw);
+            for (totals[0..shape[1]], 0..) |total, node| for (parts.marks[node], 0..) |mark, index| {
+                try std.testing.expectEqual(@as(u32, @intFromBool(index < total)), mark.raw);
+            };
+        }
+    }
+}
+
+const Alone = struct {
+    by: [3][8]u32 = [_][8]u32{[_]u32{99} ** 8} ** 3,
+
+    fn body(self: *Alone, member: *Member) void {
+        for (&self.by, 0..) |*phase, number| {
+            while (member.claim(number, phase.len)) |i| phase[i] = member.index;
+            member.barrier();
+        }
+    }
+};
+
+test "a region ends without a worker that has lost its core, and that worker finds it over" {
+    const gpa = std.testing.allocator;
+    const pool = try createTest(2, 1, 1_000_000);
+    defer pool.destroy(gpa);
+    pool.hold.value.store(true, .seq_cst);
+    for (0..100) |_| {
+        var alone: Alone = .{};
+        pool.run(&alone, Alone.body);
+        for (alone.by) |phase| for (phase) |index| try std.testing.expectEqual(@as(u32, 0), index);
+    }
+    pool.hold.value.store(false, .seq_cst);
+    // the worker comes back and shares the work again
+    var rounds: u32 = 0;
+    var shared = false;
+    while (!shared) : (rounds += 1) {
+        if (rounds == 1_000_000) return error.WorkerIsLost;
+        var alone: Alone = .{};
+        pool.run(&alone, Alone.body);
+        for (alone.by) |phase| for (phase) |index| {
+            try std.testing.expect(index < 2);
+            if (index == 1) shared = true;
+        };
+    }
+}
+
 test "a pinned pool gives its creator the cores back, and hides none from the next" {
     if (builtin.os.tag != .linux) return error.SkipZigTest;
     const gpa = std.testing.allocator;
+    const cpuid = @import("cpuid.zig");
     const found = try cpuid.cores(gpa);
-    defer gpa.free(found.order);
-    const before = cpuid.threadAffinity().?;
-    const pool = try Pool.create(gpa, 1, 100, found.order);
+    defer found.deinit(gpa);
+    const before = topology.threadAffinity().?;
+    const places = try found.topology.places(gpa, 1, 1, true);
+    defer gpa.free(places);
+    const pool = try Pool.create(gpa, places, 100);
+    try std.testing.expectEqual(places[0].affinity.?, topology.threadAffinity().?);
     const pinned = try cpuid.cores(gpa);
-    defer gpa.free(pinned.order);
-    try std.testing.expectEqualSlices(u32, found.order, pinned.order);
+    defer pinned.deinit(gpa);
+    try std.testing.expectEqualSlices(topology.Cpu, found.topology.cpus, pinned.topology.cpus);
     pool.destroy(gpa);
-    try std.testing.expectEqual(before, cpuid.threadAffinity().?);
+    try std.testing.expectEqual(before, topology.threadAffinity().?);
 }

@@ -25,6 +25,7 @@ test {
     _ = @import("core");
     _ = @import("cpuid.zig");
     _ = @import("pool.zig");
+    _ = @import("topology.zig");
     _ = @import("ctx.zig");
     _ = @import("vmath_test.zig");
     _ = @import("candidates.zig");

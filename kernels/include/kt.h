@@ -113,12 +113,12 @@ typedef struct kt_ctx_options {
   uint32_t precision;   /* KT_PRECISION_* */
   uint32_t pin_threads; /* 1: one core a thread */
   uint32_t spin_us;     /* how long an idle worker spins before it parks; 0 = default */
-  uint32_t reserved;
+  uint32_t numa_nodes;  /* 0 = those of the machine; 1 = none told apart; another number only divides work and memory */
 } kt_ctx_options_t;
 
 typedef struct kt_ctx_info {
   uint32_t struct_size, abi_version;
-  uint32_t num_threads, isa, precision, reserved;
+  uint32_t num_threads, isa, precision, num_nodes;
 } kt_ctx_info_t;
 
 /* What the machine has; filled without a context. */
