@@ -122,8 +122,8 @@ pub const Member = struct {
 
 /// Pauses of about 25 ns before the first offer of the core, and between offers: an offer that nobody takes costs less than
 /// a microsecond.
-const spins_before_offer = 512;
-const spins_between_offers = 128;
+const spins_before_offer = 64;
+const spins_between_offers = 64;
 
 /// Spins, and offers the core now and then: the thread waited for may need it.
 fn spinOnce(spins: *u32) void {
