@@ -1,7 +1,7 @@
 import { writeFileSync } from "node:fs"
 
 import { FormatError, KtError } from "../errors.ts"
-import { chatPrompt } from "../server/chat-prompt.ts"
+import { chatPrompt } from "../server/chat.ts"
 import {
   DEFAULT_SERVER_CONFIG,
   type SamplingDefaults,
@@ -127,7 +127,7 @@ export class ChatSession {
     const { sampling, seed, forceThink, out, note } = this.#options
     try {
       const config = { ...DEFAULT_SERVER_CONFIG, forceThink }
-      const prompt = chatPrompt(tokenizer, this.messages, {}, config)
+      const prompt = chatPrompt({ tokenizer, config }, this.messages, { reasoning: "none" })
       if (prompt.prefix !== "") out(prompt.prefix)
       const result = await answer(
         this.#session,

@@ -68,6 +68,12 @@ SIGTERM and Ctrl-C let running answers finish for --grace seconds, a second one 
       aliases: ["force_think"],
       help: "start every answer with <think>",
     },
+    "reasoning-format": {
+      type: "enum",
+      values: ["auto", "none"],
+      default: "auto",
+      help: "auto: reasoning goes into a field of its own; none: it stays in the answer's text",
+    },
     "cors-origin": {
       type: "list",
       hint: "origin",
@@ -123,6 +129,7 @@ SIGTERM and Ctrl-C let running answers finish for --grace seconds, a second one 
           corsOrigins: flags["cors-origin"],
           defaults: samplingFrom(flags, maxTokens),
           forceThink,
+          reasoningFormat: flags["reasoning-format"] === "none" ? "none" : "auto",
         },
         onFailure: (error, id) => logger("server").error(`${id}: ${reasonOf(error)}`),
       })

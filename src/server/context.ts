@@ -53,10 +53,17 @@ export function startGeneration(
   c: RequestContext,
   sequences: readonly SequenceRequest[],
   stop: readonly string[],
+  keepToken?: (id: number) => boolean,
 ): Generation {
   return generate(
     { ...context, requestTimeoutMs: context.config.requestTimeoutMs },
-    { sequences, stop, signal: c.req.raw.signal, arrivedMs: c.get("arrivedMs") },
+    {
+      sequences,
+      stop,
+      signal: c.req.raw.signal,
+      arrivedMs: c.get("arrivedMs"),
+      ...(keepToken === undefined ? {} : { keepToken }),
+    },
   )
 }
 

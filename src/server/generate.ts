@@ -17,6 +17,8 @@ export interface GenerationRequest {
   readonly sequences: readonly SequenceRequest[]
   /** Strings that end a choice; not part of its text. */
   readonly stop: readonly string[]
+  /** Control tokens whose text belongs to the answer; others are left out. */
+  readonly keepToken?: (id: number) => boolean
   /** Aborted when the client goes away. */
   readonly signal: AbortSignal | undefined
   /** performance.now() when the request came in. */
@@ -181,7 +183,7 @@ async function* runChoice(
   if (sequence === undefined) throw new RangeError(`choice ${choice}`)
   const { ids, params } = sequence
   const wantLogprobs = params.logprobs !== undefined
-  const text = new TextStream(deps.tokenizer, request.stop)
+  const text = new TextStream(deps.tokenizer, request.stop, request.keepToken)
   let first: TokenEvent["first"]
   let firstMs = 0
   let lastMs = 0

@@ -22,8 +22,13 @@ export class TextStream {
   #sent = 0
   #stopString: string | undefined
 
-  constructor(tokenizer: ServerTokenizer, stops: readonly string[]) {
-    this.#detokenizer = new Detokenizer(tokenizer)
+  /** @param keepToken Control tokens whose text is kept */
+  constructor(
+    tokenizer: ServerTokenizer,
+    stops: readonly string[],
+    keepToken?: (id: number) => boolean,
+  ) {
+    this.#detokenizer = new Detokenizer(tokenizer, keepToken === undefined ? {} : { keepToken })
     this.#matcher = new StopMatcher(stops)
   }
 

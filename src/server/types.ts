@@ -109,8 +109,10 @@ export interface ServerConfig {
   /** Largest request body in bytes. */
   readonly bodyLimit: number
   readonly defaults: SamplingDefaults
-  /** Start every chat answer with "<think>\n". */
+  /** Start every chat answer with the model's mark of reasoning, "<think>\n" where it has none. */
   readonly forceThink: boolean
+  /** "auto": reasoning goes into a field of its own; "none": it stays in the content, as the model marks it. */
+  readonly reasoningFormat: "auto" | "none"
   /** Longest time for one request; 0 for none. */
   readonly requestTimeoutMs: number
   /**
@@ -129,6 +131,7 @@ export const DEFAULT_SERVER_CONFIG: ServerConfig = {
   bodyLimit: DEFAULT_BODY_LIMIT,
   defaults: DEFAULT_SAMPLING,
   forceThink: false,
+  reasoningFormat: "auto",
   requestTimeoutMs: 0,
   heartbeatMs: 15_000,
 }

@@ -7,6 +7,8 @@ export interface TokenBytes {
 export interface DetokenizerOptions {
   /** Leave out control tokens; default true. */
   readonly skipSpecial?: boolean
+  /** Control tokens that are not left out. */
+  readonly keepToken?: (id: number) => boolean
   /** The text begins here, so a leading space that the tokenizer adds is taken away; default false: it continues a prompt. */
   readonly atStart?: boolean
 }
@@ -15,6 +17,7 @@ export interface DetokenizerOptions {
 export class Detokenizer {
   readonly #tokenizer: TokenBytes
   readonly #skipSpecial: boolean
+  readonly #keepToken: ((id: number) => boolean) | undefined
   readonly #decoder = new TextDecoder("utf-8", { ignoreBOM: true })
   #stripSpace: boolean
 
@@ -24,12 +27,14 @@ export class Detokenizer {
   ) {
     this.#tokenizer = tokenizer
     this.#skipSpecial = options.skipSpecial ?? true
+    this.#keepToken = options.keepToken
     this.#stripSpace = options.atStart === true && tokenizer.stripsLeadingSpace === true
   }
 
   /** The text that this token completes, perhaps empty. */
   push(id: number): string {
-    if (this.#skipSpecial && this.#tokenizer.isSpecial(id)) return ""
+    if (this.#skipSpecial && this.#tokenizer.isSpecial(id) && this.#keepToken?.(id) !== true)
+      return ""
     return this.#strip(this.#decoder.decode(this.#tokenizer.tokenBytes(id), { stream: true }))
   }
 

@@ -1,6 +1,7 @@
 import type { KtError } from "../../src/errors.ts"
 import { createApp, type ServerApp } from "../../src/server/app.ts"
 import type { ServerConfig, ServerTokenizer, TemplateMessage } from "../../src/server/types.ts"
+import { toolCallFormats } from "../../src/tokenizer/chat-formats.ts"
 import type {
   EngineClient,
   EngineInfo,
@@ -27,6 +28,10 @@ export const byteTokenizer: ServerTokenizer = {
   encodePrompt: (text) => Int32Array.from([BOS, ...encoder.encode(text)]),
   tokenBytes: (id) => (id < 256 ? Uint8Array.of(id) : encoder.encode(id === BOS ? "<s>" : "</s>")),
   isSpecial: (id) => id >= 256,
+  chatFormat: {
+    reasoning: undefined,
+    toolCalls: toolCallFormats().find(({ name }) => name === "hermes"),
+  },
   renderChat(messages, { tools, addGenerationPrompt = true, vars } = {}) {
     if (messages[0]?.role === "assistant") throw new Error("a conversation starts with the user")
     const lines = messages.map((message) => `${message.role}:${contentOf(message)}\n`)

@@ -1,7 +1,7 @@
 import { describe, expect, test } from "bun:test"
 
 import { chatResponseSchema, generateResponseSchema } from "../../src/server/ollama/schema.ts"
-import { at, json, list, ndjson, testServer } from "./fakes.ts"
+import { at, type Json, json, list, ndjson, testServer } from "./fakes.ts"
 
 const hello = { model: "fake", messages: [{ role: "user", content: "hi" }] }
 const RFC3339 = /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z$/
@@ -228,7 +228,7 @@ describe("refusals are one sentence in Ollama's shape", () => {
     ["unknown model", "/api/chat", { ...hello, model: "x" }, 404, 'model "x" not found'],
     ["show unknown", "/api/show", { model: "x" }, 404, 'model "x" not found'],
     ["format", "/api/chat", { ...hello, format: "json" }, 400, 'format "json"'],
-    ["think", "/api/chat", { ...hello, think: true }, 400, "think true"],
+    ["think", "/api/chat", { ...hello, think: "hard" }, 400, "think"],
     [
       "images",
       "/api/chat",
@@ -274,4 +274,27 @@ describe("refusals are one sentence in Ollama's shape", () => {
     expect(at(answer, "error")).toContain(text)
     expect(client.calls.length).toBe(0)
   })
+})
+
+test("tool calls have their arguments as objects, after the text; thinking has its field", async () => {
+  const tools = [{ type: "function", function: { name: "f" } }]
+  const answer = 'hm</think>See.\n<tool_call>{"name": "f", "arguments": {"x": [1]}}</tool_call>'
+  const { post } = testServer({ answer }, { forceThink: true })
+  const message = {
+    role: "assistant",
+    content: "See.",
+    thinking: "hm",
+    tool_calls: [{ function: { index: 0, name: "f", arguments: { x: [1] } } }],
+  }
+  const whole = await json(post("/api/chat", { ...hello, tools, stream: false }))
+  expect(at(whole, "message")).toEqual(message)
+  const lines = (await (await post("/api/chat", { ...hello, tools })).text()).trim().split("\n")
+  const items = lines.map((line) => JSON.parse(line) as Json)
+  const texts = (field: string): string =>
+    items.map((item) => at(item, "message", field) ?? "").join("")
+  expect([texts("thinking"), texts("content")]).toEqual(["hm", "See."])
+  expect(items.flatMap((item) => list(item, "message", "tool_calls"))).toEqual(message.tool_calls)
+  expect(at(items.at(-1)!, "done_reason")).toBe("stop")
+  const generated = await json(post("/api/generate", { model: "fake", prompt: "x", stream: false }))
+  expect(generated).toMatchObject({ thinking: "hm", response: answer.slice("hm</think>".length) })
 })

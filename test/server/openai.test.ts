@@ -286,13 +286,81 @@ describe("chat completions", () => {
     expect(client.prompt(1)).toBe("user:hi\nassistant:")
   })
 
-  test("forceThink opens the thinking in prompt and answer", async () => {
-    const { post, client } = testServer({ answer: "hm</think>yes" }, { forceThink: true })
+  test("forceThink opens the thinking in the prompt; it is the reasoning", async () => {
+    const { post, client } = testServer({ answer: "hm\n</think>\n\nyes" }, { forceThink: true })
     const body = await json(post(CHAT, hello))
-    expect(at(body, "choices", 0, "message", "content")).toBe("<think>\nhm</think>yes")
+    expect(at(body, "choices", 0, "message")).toMatchObject({
+      reasoning_content: "hm",
+      content: "yes",
+    })
     expect(client.prompt()).toEndWith("assistant:<think>\n")
     const items = await streamed(await post(CHAT, { ...hello, stream: true }))
-    expect(contentOf(items)).toBe("<think>\nhm</think>yes")
+    expect(contentOf(items)).toBe("yes")
+    const thought = items.map((item) => at(item, "choices", 0, "delta", "reasoning_content") ?? "")
+    expect(thought.join("")).toBe("hm")
+    const whole = await json(post(CHAT, { ...hello, reasoning_format: "none" }))
+    expect(at(whole, "choices", 0, "message", "content")).toBe("<think>\nhm\n</think>\n\nyes")
+  })
+
+  describe("tool calls", () => {
+    const tools = [{ type: "function", function: { name: "f", parameters: { type: "object" } } }]
+    const call = (x: number): string =>
+      `<tool_call>\n{"name": "f", "arguments": {"x": ${x}}}\n</tool_call>`
+    const answer = `Let me see.\n${call(1)}\n${call(2)}`
+
+    test("of a whole answer", async () => {
+      const body = await json(testServer({ answer }).post(CHAT, { ...hello, tools }))
+      const choice = list(body, "choices")[0] as Json
+      expect(at(choice, "finish_reason")).toBe("tool_calls")
+      expect(at(choice, "message", "content")).toBe("Let me see.")
+      const calls = list(choice, "message", "tool_calls")
+      expect(calls.map((one) => at(one, "function"))).toEqual([
+        { name: "f", arguments: '{"x": 1}' },
+        { name: "f", arguments: '{"x": 2}' },
+      ])
+      const ids = calls.map((one) => String(at(one, "id")))
+      expect(new Set(ids).size).toBe(2)
+      for (const id of ids) expect(id).toMatch(/^call_\w{24}$/)
+      expect(chatResponseSchema.parse(body)).toBeTruthy()
+    })
+
+    test("without text the content is null", async () => {
+      const body = await json(testServer({ answer: call(1) }).post(CHAT, { ...hello, tools }))
+      expect(at(body, "choices", 0, "message", "content")).toBeNull()
+    })
+
+    test("of a stream: id and name once, then arguments as they come", async () => {
+      const items = await streamed(
+        await testServer({ answer }).post(CHAT, { ...hello, tools, stream: true }),
+      )
+      const deltas = items.flatMap((item) => [...list(item, "choices", 0, "delta", "tool_calls")])
+      const named = deltas.filter((delta) => at(delta, "id") !== undefined)
+      expect(named.map((delta) => at(delta, "index"))).toEqual([0, 1])
+      for (const [index, text] of ['{"x": 1}', '{"x": 2}'].entries()) {
+        const own = deltas.filter((delta) => at(delta, "index") === index)
+        expect(own.map((delta) => at(delta, "function", "arguments")).join("")).toBe(text)
+        expect(own.length).toBeGreaterThan(3)
+      }
+      expect(contentOf(items)).toBe("Let me see.")
+      expect(items.map((item) => at(item, "choices", 0, "finish_reason"))).toContain("tool_calls")
+    })
+
+    test("parallel_tool_calls false keeps the first", async () => {
+      const { post } = testServer({ answer })
+      const body = await json(post(CHAT, { ...hello, tools, parallel_tool_calls: false }))
+      expect(list(body, "choices", 0, "message", "tool_calls")).toHaveLength(1)
+    })
+
+    test("without tools they are text; what is no call is text", async () => {
+      const body = await json(testServer({ answer }).post(CHAT, hello))
+      expect(at(body, "choices", 0, "message", "content")).toBe(answer)
+      const odd = "<tool_call>{]</tool_call>"
+      const other = await json(testServer({ answer: odd }).post(CHAT, { ...hello, tools }))
+      expect(at(other, "choices", 0)).toMatchObject({
+        message: { content: odd },
+        finish_reason: "stop",
+      })
+    })
   })
 
   test("an engine failure is a 500, or an error event once the stream has begun", async () => {

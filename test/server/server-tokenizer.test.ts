@@ -1,7 +1,7 @@
 import { expect, test } from "bun:test"
 
 import { RequestError } from "../../src/errors.ts"
-import { chatPrompt } from "../../src/server/chat-prompt.ts"
+import { chatPrompt } from "../../src/server/chat.ts"
 import { serverTokenizer } from "../../src/server/server-tokenizer.ts"
 import { TextStream } from "../../src/server/text-stream.ts"
 import { DEFAULT_SERVER_CONFIG } from "../../src/server/types.ts"
@@ -14,7 +14,9 @@ const real = Tokenizer.fromGguf(readGgufMetadata(golden("gguf", "llama-f16.gguf"
 test("a conversation becomes the template's text as ids, special tokens recognised", () => {
   const tokenizer = serverTokenizer(real)
   const messages = [{ role: "user", content: "Hello" }]
-  const { ids, prefix } = chatPrompt(tokenizer, messages, {}, DEFAULT_SERVER_CONFIG)
+  const { ids, prefix } = chatPrompt({ tokenizer, config: DEFAULT_SERVER_CONFIG }, messages, {
+    reasoning: "none",
+  })
   const text = tokenizer.renderChat(messages)
   expect(prefix).toBe("")
   expect(text).toContain("Hello")
@@ -30,7 +32,9 @@ test("a template of the user's own, and its refusal", () => {
   const user = [{ role: "user", content: "a" }]
   expect(tokenizer.renderChat(user, { tools: [{}, {}], vars: { mood: "calm" } })).toBe("a|2|calm")
   const system = [{ role: "system", content: "a" }]
-  expect(() => chatPrompt(tokenizer, system, {}, DEFAULT_SERVER_CONFIG)).toThrow(/user first/)
+  expect(() =>
+    chatPrompt({ tokenizer, config: DEFAULT_SERVER_CONFIG }, system, { reasoning: "none" }),
+  ).toThrow(/user first/)
 })
 
 test("a model without a template warns once and uses ChatML", () => {
@@ -59,7 +63,9 @@ test("what a template refuses is a 400 with the template's words", () => {
   const template = "{{ raise_exception('roles must alternate') }}"
   const tokenizer = serverTokenizer(real, { template })
   try {
-    chatPrompt(tokenizer, [{ role: "user", content: "a" }], {}, DEFAULT_SERVER_CONFIG)
+    chatPrompt({ tokenizer, config: DEFAULT_SERVER_CONFIG }, [{ role: "user", content: "a" }], {
+      reasoning: "none",
+    })
     expect.unreachable()
   } catch (error) {
     expect(error).toBeInstanceOf(RequestError)
@@ -72,10 +78,9 @@ test("forced reasoning begins with the model's own marker, unless the template h
   const config = { ...DEFAULT_SERVER_CONFIG, forceThink: true }
   const prompt = (template: string): { text: string; prefix: string } => {
     const { ids, prefix } = chatPrompt(
-      serverTokenizer(real, { template }),
+      { tokenizer: serverTokenizer(real, { template }), config },
       [{ role: "user", content: "a" }],
-      {},
-      config,
+      { reasoning: "none" },
     )
     return { text: real.decode(ids, { skipSpecial: true }), prefix }
   }

@@ -1,16 +1,25 @@
 import { RequestError } from "../../errors.ts"
 import { ollamaErrorBody } from "../api-error.ts"
 import {
+  addParts,
+  type ChatEvent,
+  chatEvents,
+  type ChatMessage,
+  type ChatOptions,
+  type ChatPrompt,
+} from "../chat.ts"
+import {
   type RequestContext,
   type ServerContext,
   startGeneration,
   streamOptions,
 } from "../context.ts"
-import { fitTokens, type Generation, type GenerationEvent } from "../generate.ts"
+import { fitTokens, type TokenLogprob } from "../generate.ts"
 import { type ChatLogprob, chatLogprobs } from "../openai/format.ts"
 import { generateParams } from "../sampling.ts"
 import { stopStrings } from "../schema.ts"
 import { ndjsonResponse } from "../stream.ts"
+import type { ServerConfig } from "../types.ts"
 import type { OllamaOptions } from "./schema.ts"
 
 /** What /api/chat and /api/generate have in common. */
@@ -24,16 +33,31 @@ export interface AnswerRequest {
   readonly keep_alive?: string | number | null | undefined
 }
 
-/** Puts text where the route has it: `message.content` or `response`. */
-export type TextField = (text: string) => Record<string, unknown>
+/** Puts an answer, or a piece of one, where the route has it: into `message`, or `response` and `thinking`. */
+export type AnswerField = (message: ChatMessage) => Record<string, unknown>
+
+const NOTHING: ChatMessage = { content: "", reasoning: "", calls: [] }
+
+/** What a request's `think` means for template and answer. */
+export function thinking(
+  think: boolean | string | null | undefined,
+  config: ServerConfig,
+): Pick<ChatOptions, "vars" | "reasoning"> {
+  const reasoning = config.reasoningFormat
+  if (think === undefined || think === null) return { reasoning }
+  if (typeof think === "string")
+    return { vars: { enable_thinking: true, reasoning_effort: think }, reasoning }
+  return { vars: { enable_thinking: think }, reasoning }
+}
 
 /** Generates from `ids` and answers as one object or as lines. */
 export async function respond(
   context: ServerContext,
   c: RequestContext,
   request: AnswerRequest,
-  prompt: { readonly ids: Int32Array; readonly prefix: string; readonly param: string },
-  field: TextField,
+  prompt: ChatPrompt,
+  param: string,
+  field: AnswerField,
 ): Promise<Response> {
   const { client, config, tokenizer } = context
   const options: OllamaOptions = request.options ?? {}
@@ -44,12 +68,7 @@ export async function respond(
       param: "options.num_predict",
     })
   }
-  const maxTokens = fitTokens(
-    client,
-    prompt.ids.length,
-    predict < 0 ? undefined : predict,
-    prompt.param,
-  )
+  const maxTokens = fitTokens(client, prompt.ids.length, predict < 0 ? undefined : predict, param)
   const params = generateParams(
     {
       temperature: options.temperature,
@@ -71,22 +90,24 @@ export async function respond(
     c,
     [{ ids: prompt.ids, params }],
     stopStrings(options.stop),
+    prompt.keepToken,
   )
   const write = new AnswerWriter(context, request, c.get("arrivedMs"), field)
-  if (request.stream === false) return Response.json(await write.whole(generation, prompt.prefix))
-  const lines = write.lines(generation, prompt.prefix)
+  const events = chatEvents(generation, prompt, 1)
+  if (request.stream === false) return Response.json(await write.whole(events, prompt.prefix))
+  const lines = write.lines(events, prompt.prefix)
   return ndjsonResponse(lines, streamOptions(context, c, generation, ollamaErrorBody))
 }
 
 /** The answer to an empty prompt, which asks only that the model be loaded. */
-export function loaded(request: AnswerRequest, field: TextField): Response {
+export function loaded(request: AnswerRequest, field: AnswerField): Response {
   if (request.keep_alive === 0 || request.keep_alive === "0") {
     throw new RequestError(400, "keep_alive 0: the model stays loaded while the server runs", {
       code: "unsupported_value",
       param: "keep_alive",
     })
   }
-  return Response.json({ ...head(request), ...field(""), done: true, done_reason: "load" })
+  return Response.json({ ...head(request), ...field(NOTHING), done: true, done_reason: "load" })
 }
 
 function head(request: AnswerRequest): { readonly model: string; readonly created_at: string } {
@@ -97,26 +118,31 @@ class AnswerWriter {
   readonly #context: ServerContext
   readonly #request: AnswerRequest
   readonly #arrivedMs: number
-  readonly #field: TextField
+  readonly #field: AnswerField
 
-  constructor(context: ServerContext, request: AnswerRequest, arrivedMs: number, field: TextField) {
+  constructor(
+    context: ServerContext,
+    request: AnswerRequest,
+    arrivedMs: number,
+    field: AnswerField,
+  ) {
     this.#context = context
     this.#request = request
     this.#arrivedMs = arrivedMs
     this.#field = field
   }
 
-  async whole(generation: Generation, prefix: string): Promise<unknown> {
-    let text = prefix
+  async whole(events: AsyncIterable<ChatEvent>, prefix: string): Promise<unknown> {
+    const message: ChatMessage = { content: prefix, reasoning: "", calls: [] }
     const logprobs: unknown[] = []
-    for await (const event of generation) {
-      if (event.type === "text") {
-        text += event.text
-        logprobs.push(...this.#logprobs(event))
+    for await (const event of events) {
+      if (event.type === "parts") {
+        addParts(message, event.parts)
+        logprobs.push(...this.#logprobs(event.logprobs))
       } else {
         return {
           ...head(this.#request),
-          ...this.#field(text),
+          ...this.#field(message),
           ...(this.#request.logprobs === true ? { logprobs } : {}),
           ...this.#end(event),
         }
@@ -125,35 +151,44 @@ class AnswerWriter {
     throw new RequestError(500, "the answer has no end", { code: "internal_error" })
   }
 
-  async *lines(generation: Generation, prefix: string): AsyncGenerator<unknown> {
-    if (prefix !== "") yield { ...head(this.#request), ...this.#field(prefix), done: false }
-    for await (const event of generation) {
-      if (event.type === "text") {
-        yield {
-          ...head(this.#request),
-          ...this.#field(event.text),
-          ...(this.#request.logprobs === true ? { logprobs: this.#logprobs(event) } : {}),
-          done: false,
-        }
+  /** Text as it comes; calls once they are complete, since their arguments are objects here. */
+  async *lines(events: AsyncIterable<ChatEvent>, prefix: string): AsyncGenerator<unknown> {
+    const line = (message: ChatMessage): Record<string, unknown> => ({
+      ...head(this.#request),
+      ...this.#field(message),
+      done: false,
+    })
+    if (prefix !== "") yield line({ ...NOTHING, content: prefix })
+    const all: ChatMessage = { content: "", reasoning: "", calls: [] }
+    for await (const event of events) {
+      if (event.type === "parts") {
+        addParts(all, event.parts)
+        const piece: ChatMessage = { content: all.content, reasoning: all.reasoning, calls: [] }
+        all.content = ""
+        all.reasoning = ""
+        if (piece.content === "" && piece.reasoning === "") continue
+        const logprobs = this.#logprobs(event.logprobs)
+        yield { ...line(piece), ...(this.#request.logprobs === true ? { logprobs } : {}) }
       } else {
-        yield { ...head(this.#request), ...this.#field(""), ...this.#end(event) }
+        if (all.calls.length > 0) yield line(all)
+        yield { ...head(this.#request), ...this.#field(NOTHING), ...this.#end(event) }
       }
     }
   }
 
   /** Ollama's entries are OpenAI's, without an empty list of alternatives. */
-  #logprobs(event: GenerationEvent & { type: "text" }): readonly ChatLogprob[] {
+  #logprobs(tokens: readonly TokenLogprob[]): readonly ChatLogprob[] {
     if (this.#request.logprobs !== true) return []
-    const { content } = chatLogprobs(this.#context.tokenizer, event.logprobs)
+    const { content } = chatLogprobs(this.#context.tokenizer, tokens)
     if ((this.#request.top_logprobs ?? 0) > 0) return content
     return content.map(({ token, logprob, bytes }) => ({ token, logprob, bytes }))
   }
 
-  #end(event: GenerationEvent & { type: "end" }): Record<string, unknown> {
+  #end(event: ChatEvent & { type: "end" }): Record<string, unknown> {
     const { usage, timings } = event
     return {
       done: true,
-      done_reason: event.finishReason,
+      done_reason: event.finishReason === "length" ? "length" : "stop",
       total_duration: nanoseconds(performance.now() - this.#arrivedMs),
       // The model is loaded before the server answers at all.
       load_duration: 0,

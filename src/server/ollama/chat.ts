@@ -1,11 +1,30 @@
-import { chatPrompt } from "../chat-prompt.ts"
+import { type ChatMessage, chatPrompt } from "../chat.ts"
 import { type App, checkModel, document, jsonContent, type ServerContext } from "../context.ts"
 import { readBody } from "../request.ts"
-import type { RenderOptions, TemplateMessage } from "../types.ts"
-import { loaded, respond, type TextField } from "./answer.ts"
+import type { TemplateMessage } from "../types.ts"
+import { type AnswerField, loaded, respond, thinking } from "./answer.ts"
 import { chatRequestSchema, chatResponseSchema, errorSchema, type OllamaMessage } from "./schema.ts"
 
-const field: TextField = (text) => ({ message: { role: "assistant", content: text } })
+const field: AnswerField = ({ content, reasoning, calls }) => ({
+  message: {
+    role: "assistant",
+    content,
+    ...(reasoning === "" ? {} : { thinking: reasoning }),
+    ...(calls.length === 0 ? {} : { tool_calls: calls.map(toolCall) }),
+  },
+})
+
+function toolCall(call: ChatMessage["calls"][number], index: number): unknown {
+  const { name, arguments: text } = call
+  let parsed: unknown
+  try {
+    parsed = JSON.parse(text)
+  } catch {
+    // what the model wrote is no JSON: the client sees it as it is
+    parsed = text
+  }
+  return { function: { index, name, arguments: parsed } }
+}
 
 export function addChat(app: App, context: ServerContext): void {
   document(app, {
@@ -24,17 +43,11 @@ export function addChat(app: App, context: ServerContext): void {
     checkModel(context, body.model)
     const messages = body.messages ?? []
     if (messages.length === 0) return loaded(body, field)
-    const options: RenderOptions = {
-      ...(body.tools && body.tools.length > 0 ? { tools: body.tools } : {}),
-      ...(body.think === false ? { vars: { enable_thinking: false } } : {}),
-    }
-    const prompt = chatPrompt(
-      context.tokenizer,
-      messages.map(templateMessage),
-      options,
-      context.config,
-    )
-    return respond(context, c, body, { ...prompt, param: "messages" }, field)
+    const prompt = chatPrompt(context, messages.map(templateMessage), {
+      tools: body.tools,
+      ...thinking(body.think, context.config),
+    })
+    return respond(context, c, body, prompt, "messages", field)
   })
 }
 

@@ -1,12 +1,20 @@
 import { RequestError } from "../../errors.ts"
-import { type ChatPrompt, chatPrompt } from "../chat-prompt.ts"
+import { type ChatPrompt, chatPrompt, plainPrompt } from "../chat.ts"
 import { type App, checkModel, document, jsonContent, type ServerContext } from "../context.ts"
 import { readBody } from "../request.ts"
 import type { TemplateMessage } from "../types.ts"
-import { loaded, respond, type TextField } from "./answer.ts"
-import { errorSchema, generateRequestSchema, generateResponseSchema } from "./schema.ts"
+import { type AnswerField, loaded, respond, thinking } from "./answer.ts"
+import {
+  errorSchema,
+  type GenerateRequest,
+  generateRequestSchema,
+  generateResponseSchema,
+} from "./schema.ts"
 
-const field: TextField = (text) => ({ response: text })
+const field: AnswerField = ({ content, reasoning }) => ({
+  response: content,
+  ...(reasoning === "" ? {} : { thinking: reasoning }),
+})
 
 export function addGenerate(app: App, context: ServerContext): void {
   document(app, {
@@ -31,29 +39,17 @@ export function addGenerate(app: App, context: ServerContext): void {
         param: "system",
       })
     }
-    const prompt =
-      body.raw === true
-        ? rawPrompt(context, text)
-        : templated(context, text, body.system ?? "", body.think === false)
-    return respond(context, c, body, { ...prompt, param: "prompt" }, field)
+    const prompt = body.raw === true ? rawPrompt(context, text) : templated(context, text, body)
+    return respond(context, c, body, prompt, "prompt", field)
   })
 }
 
 function rawPrompt(context: ServerContext, text: string): ChatPrompt {
-  return {
-    ids: context.tokenizer.encode(text, { addSpecial: true, parseSpecial: true }),
-    prefix: "",
-  }
+  return plainPrompt(context.tokenizer.encode(text, { addSpecial: true, parseSpecial: true }))
 }
 
-function templated(
-  context: ServerContext,
-  text: string,
-  system: string,
-  noThinking: boolean,
-): ChatPrompt {
+function templated(context: ServerContext, text: string, body: GenerateRequest): ChatPrompt {
   const messages: TemplateMessage[] = [{ role: "user", content: text }]
-  if (system !== "") messages.unshift({ role: "system", content: system })
-  const options = noThinking ? { vars: { enable_thinking: false } } : {}
-  return chatPrompt(context.tokenizer, messages, options, context.config)
+  if (body.system) messages.unshift({ role: "system", content: body.system })
+  return chatPrompt(context, messages, thinking(body.think, context.config))
 }

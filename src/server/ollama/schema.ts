@@ -55,7 +55,12 @@ const common = {
     .union([z.string(), z.number()])
     .nullish()
     .openapi({ description: "The model stays loaded while the server runs" }),
-  think: refused("thinking is not told apart from the answer yet", (v) => v === false),
+  think: z
+    .union([z.boolean(), z.enum(["low", "medium", "high"])])
+    .nullish()
+    .openapi({
+      description: "false asks the model not to; by default it thinks if its template lets it",
+    }),
   logprobs: z.boolean().nullish(),
   top_logprobs: z.int().min(0).max(MAX_TOP_LOGPROBS).nullish(),
   truncate: refused("prompts are never cut", (v) => v === false),
@@ -108,6 +113,8 @@ export const generateRequestSchema = z
   })
   .openapi("OllamaGenerateRequest")
 
+export type GenerateRequest = z.infer<typeof generateRequestSchema>
+
 export const showRequestSchema = z
   .strictObject({
     model: z.string().nullish(),
@@ -135,11 +142,25 @@ const answer = {
 }
 
 export const chatResponseSchema = z
-  .object({ ...answer, message: z.object({ role: z.literal("assistant"), content: z.string() }) })
+  .object({
+    ...answer,
+    message: z.object({
+      role: z.literal("assistant"),
+      content: z.string(),
+      thinking: z.string().optional(),
+      tool_calls: z
+        .array(
+          z.object({
+            function: z.object({ index: z.int(), name: z.string(), arguments: z.unknown() }),
+          }),
+        )
+        .optional(),
+    }),
+  })
   .openapi("OllamaChatResponse")
 
 export const generateResponseSchema = z
-  .object({ ...answer, response: z.string() })
+  .object({ ...answer, response: z.string(), thinking: z.string().optional() })
   .openapi("OllamaGenerateResponse")
 
 export const errorSchema = z.object({ error: z.string() }).openapi("OllamaError")

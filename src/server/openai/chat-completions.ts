@@ -1,5 +1,13 @@
 import { openaiErrorBody } from "../api-error.ts"
-import { chatPrompt } from "../chat-prompt.ts"
+import {
+  addParts,
+  type ChatEvent,
+  chatEvents,
+  type ChatMessage,
+  type ChatOptions,
+  type ChatPrompt,
+  chatPrompt,
+} from "../chat.ts"
 import {
   type App,
   checkModel,
@@ -9,12 +17,12 @@ import {
   startGeneration,
   streamOptions,
 } from "../context.ts"
-import { fitTokens, type Generation } from "../generate.ts"
+import { fitTokens } from "../generate.ts"
 import { readBody } from "../request.ts"
 import { forChoice, generateParams } from "../sampling.ts"
 import { stopStrings } from "../schema.ts"
 import { sseResponse } from "../stream.ts"
-import type { RenderOptions } from "../types.ts"
+import type { AnswerPart } from "../tools/answer.ts"
 import { completionId, envelope, samplingOf } from "./common.ts"
 import { chatLogprobs, type FinishedChoice, timingsOf, usageOf } from "./format.ts"
 import { templateMessage } from "./messages.ts"
@@ -37,10 +45,9 @@ export function addChatCompletions(app: App, context: ServerContext): void {
     checkModel(context, body.model)
     const { tokenizer, client, config } = context
     const prompt = chatPrompt(
-      tokenizer,
+      context,
       body.messages.map(templateMessage),
-      renderOptions(body),
-      config,
+      chatOptions(body, config.reasoningFormat),
     )
     const asked = body.max_completion_tokens ?? body.max_tokens ?? config.defaults.maxTokens
     const maxTokens = fitTokens(client, prompt.ids.length, asked, "messages")
@@ -51,13 +58,21 @@ export function addChatCompletions(app: App, context: ServerContext): void {
       ids: prompt.ids,
       params: forChoice(params, i),
     }))
-    const generation = startGeneration(context, c, sequences, stopStrings(body.stop))
+    const generation = startGeneration(
+      context,
+      c,
+      sequences,
+      stopStrings(body.stop),
+      prompt.keepToken,
+    )
     const answer: Answer = {
       id: completionId("chatcmpl"),
       context,
-      generation,
+      events: chatEvents(generation, prompt, count, {
+        oneCall: body.parallel_tool_calls === false,
+      }),
       count,
-      prefix: prompt.prefix,
+      prompt,
       wantLogprobs: logprobs !== undefined,
       includeUsage: body.stream_options?.include_usage === true,
     }
@@ -69,37 +84,39 @@ export function addChatCompletions(app: App, context: ServerContext): void {
 interface Answer {
   readonly id: string
   readonly context: ServerContext
-  readonly generation: Generation
+  readonly events: AsyncIterable<ChatEvent>
   readonly count: number
-  /** Text that every choice starts with. */
-  readonly prefix: string
+  readonly prompt: ChatPrompt
   readonly wantLogprobs: boolean
   readonly includeUsage: boolean
 }
 
-function renderOptions(body: ChatRequest): RenderOptions {
-  const vars = {
-    ...(body.reasoning_effort ? { reasoning_effort: body.reasoning_effort } : {}),
-    ...body.chat_template_kwargs,
+function chatOptions(body: ChatRequest, reasoning: "auto" | "none"): ChatOptions {
+  return {
+    vars: {
+      ...(body.reasoning_effort ? { reasoning_effort: body.reasoning_effort } : {}),
+      ...body.chat_template_kwargs,
+    },
+    tools: body.tool_choice === "none" ? undefined : body.tools,
+    reasoning:
+      body.reasoning_format === "none" ? "none" : body.reasoning_format ? "auto" : reasoning,
   }
-  const tools = body.tool_choice === "none" ? undefined : body.tools
-  return { vars, ...(tools && tools.length > 0 ? { tools } : {}) }
 }
 
 async function whole(answer: Answer): Promise<unknown> {
   const { context, wantLogprobs } = answer
   const choices = Array.from({ length: answer.count }, (_, index) => ({
     index,
-    message: { role: "assistant", content: answer.prefix, refusal: null },
+    message: { content: answer.prompt.prefix, reasoning: "", calls: [] } as ChatMessage,
     logprobs: wantLogprobs ? chatLogprobs(context.tokenizer, []) : null,
     finish_reason: "stop",
   }))
   const finished: FinishedChoice[] = []
-  for await (const event of answer.generation) {
+  for await (const event of answer.events) {
     const choice = choices[event.choice]
     if (choice === undefined) throw new RangeError(`choice ${event.choice}`)
-    if (event.type === "text") {
-      choice.message.content += event.text
+    if (event.type === "parts") {
+      addParts(choice.message, event.parts)
       if (choice.logprobs !== null) {
         const more = chatLogprobs(context.tokenizer, event.logprobs)
         choice.logprobs = { content: choice.logprobs.content.concat(more.content), refusal: null }
@@ -111,9 +128,51 @@ async function whole(answer: Answer): Promise<unknown> {
   }
   return {
     ...envelope(answer.id, "chat.completion", context),
-    choices,
+    choices: choices.map(({ message, ...choice }) => ({
+      ...choice,
+      message: messageOf(message, answer.prompt),
+    })),
     usage: usageOf(finished),
     timings: timingsOf(finished),
+  }
+}
+
+function messageOf({ content, reasoning, calls }: ChatMessage, prompt: ChatPrompt): unknown {
+  return {
+    role: "assistant",
+    content: content === "" && calls.length > 0 ? null : content,
+    refusal: null,
+    ...(reasoning === "" ? {} : { reasoning_content: reasoning }),
+    ...(calls.length === 0
+      ? {}
+      : {
+          tool_calls: calls.map(({ id, name, arguments: args }) => ({
+            id: prompt.callId(id),
+            type: "function",
+            function: { name, arguments: args },
+          })),
+        }),
+  }
+}
+
+function deltaOf(part: AnswerPart, prompt: ChatPrompt): unknown {
+  switch (part.type) {
+    case "content":
+      return { content: part.text }
+    case "reasoning":
+      return { reasoning_content: part.text }
+    case "call": {
+      const { index, id, name } = part
+      const call = {
+        index,
+        id: prompt.callId(id),
+        type: "function",
+        function: { name, arguments: "" },
+      }
+      return { tool_calls: [call] }
+    }
+    case "arguments":
+      return { tool_calls: [{ index: part.index, function: { arguments: part.text } }] }
   }
 }
 
@@ -134,14 +193,18 @@ async function* chunks(answer: Answer): AsyncGenerator<unknown> {
   })
   for (let i = 0; i < answer.count; i++)
     yield chunk(i, { role: "assistant", content: "" }, null, null)
-  if (answer.prefix !== "") {
-    for (let i = 0; i < answer.count; i++) yield chunk(i, { content: answer.prefix }, null, null)
+  if (answer.prompt.prefix !== "") {
+    for (let i = 0; i < answer.count; i++)
+      yield chunk(i, { content: answer.prompt.prefix }, null, null)
   }
   const finished: FinishedChoice[] = []
-  for await (const event of answer.generation) {
-    if (event.type === "text") {
+  for await (const event of answer.events) {
+    if (event.type === "parts") {
       const logprobs = wantLogprobs ? chatLogprobs(context.tokenizer, event.logprobs) : null
-      yield chunk(event.choice, { content: event.text }, null, logprobs)
+      const deltas =
+        event.parts.length > 0 ? event.parts.map((part) => deltaOf(part, answer.prompt)) : [{}]
+      for (const [i, delta] of deltas.entries())
+        yield chunk(event.choice, delta, null, i === 0 ? logprobs : null)
     } else {
       const choice = { prompt: 0, usage: event.usage, timings: event.timings }
       finished.push(choice)

@@ -106,7 +106,14 @@ export const chatRequestSchema = z
       .nullish()
       .openapi({ description: "Rendered by the model's chat template" }),
     tool_choice: refused('the model cannot be forced to call: use "auto" or "none"', isNoneOrAuto),
-    parallel_tool_calls: accepted("the model decides"),
+    parallel_tool_calls: z
+      .boolean()
+      .nullish()
+      .openapi({ description: "false: the answer ends after its first call" }),
+    reasoning_format: z
+      .enum(["auto", "deepseek", "none"])
+      .nullish()
+      .openapi({ description: "Extension; none leaves reasoning in the content" }),
     reasoning_effort: z.string().nullish().openapi({ description: "Passed to the chat template" }),
     chat_template_kwargs: z
       .record(z.string(), z.unknown())
@@ -172,7 +179,7 @@ const timings = z
   })
   .openapi("Timings")
 
-const finishReason = z.enum(["stop", "length"])
+const finishReason = z.enum(["stop", "length", "tool_calls"])
 const envelope = {
   id: z.string(),
   created: z.int(),
@@ -193,7 +200,21 @@ export const chatResponseSchema = z
     choices: z.array(
       z.object({
         index: z.int(),
-        message: z.object({ role: z.literal("assistant"), content: z.string(), refusal: z.null() }),
+        message: z.object({
+          role: z.literal("assistant"),
+          content: z.string().nullable(),
+          refusal: z.null(),
+          reasoning_content: z.string().optional(),
+          tool_calls: z
+            .array(
+              z.object({
+                id: z.string(),
+                type: z.literal("function"),
+                function: z.object({ name: z.string(), arguments: z.string() }),
+              }),
+            )
+            .optional(),
+        }),
         logprobs: chatLogprobs.nullable(),
         finish_reason: finishReason,
       }),

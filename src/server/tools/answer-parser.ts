@@ -26,7 +26,7 @@ class TagParser implements AnswerParser {
   readonly #openers: readonly string[]
   #state: "start" | "reasoning" | "content" | "section" | "call"
   #buffer = ""
-  /** Spaces between parts belong to neither; those within content are sent with what follows them. */
+  /** Spaces between parts belong to neither, so those within content are sent with what follows them. */
   #skipSpace: boolean
   #spaces = ""
   /** Calls of earlier bodies, and what has been sent of the current body's. */
@@ -209,7 +209,7 @@ class TagParser implements AnswerParser {
     let whole = this.#spaces + text
     this.#spaces = ""
     if (this.#skipSpace) whole = whole.trimStart()
-    if (type === "reasoning" || !isLast) {
+    if (type === "reasoning" || (!isLast && this.#openers.length > 0)) {
       const trimmed = whole.trimEnd()
       if (!isLast) this.#spaces = whole.slice(trimmed.length)
       whole = trimmed
