@@ -1,9 +1,11 @@
-//! kt_fused_experts: tokens grouped by expert, then gate+up+activation and down as task lists over (expert, rows).
+//! kt_fused_experts: tokens grouped by expert, then one list of tasks over (expert, rows): gate, up and activation, and one for
+//! down. A down task waits for its own expert's intermediate values only, which are finished long before in all but the last.
 const std = @import("std");
 const core = @import("core");
 const ctx_mod = @import("ctx.zig");
 const check = @import("check.zig");
 const mm = @import("matmul.zig");
+const groups = @import("moe_groups.zig");
 const offsetBack = @import("fused.zig").offsetBack;
 const Member = @import("pool.zig").Member;
 const c = core.c;
@@ -12,216 +14,382 @@ const isa = ctx_mod.isa;
 const invalid = c.KT_ERR_INVALID_ARG;
 
 const Arg = ?*const c.kt_tensor_t;
+const Active = groups.Active;
+const Rows = groups.Rows;
 
-/// An expert that some tokens chose: its pairs (token, choice) are neighbours in the pair order.
-const Active = struct {
-    expert: u32,
-    first_pair: u32,
-    pairs: u32,
-    tile_tokens: u32,
-    /// Tiles of all active experts before this one.
-    first_tile: u32,
-    gate_up: mm.Tasks,
-    down: mm.Tasks,
-    /// Tasks of all active experts before this one.
-    first_gate_up: usize,
-    first_down: usize,
+/// Up to this many rows of input every thread prepares its own copy: cheaper than waiting for each other.
+const max_private = 2;
+/// Up to this many pairs the thread that finishes some rows of all experts adds them up at once; with more, all threads do after.
+const max_immediate = 64;
+/// Bytes of weights of one task, gate and up together, and down: little enough to balance, and long enough for the prefetchers.
+const gate_up_bytes = 256 << 10;
+const down_bytes = 128 << 10;
+/// Columns that activations are quantised together in.
+const quant_columns = 32;
+const line = 64;
+/// Of a stream of weights that are asked for before it begins.
+const prefetch_bytes = 2048;
+
+const Pending = struct {
+    count: std.atomic.Value(u32) align(line),
+
+    /// Whether this was the last.
+    fn finish(self: *Pending) bool {
+        return self.count.fetchSub(1, .acq_rel) == 1;
+    }
+
+    fn wait(self: *const Pending) void {
+        var spins: u32 = 0;
+        while (self.count.load(.acquire) != 0) {
+            std.atomic.spinLoopHint();
+            spins +%= 1;
+            // the thread that works on it may have lost its core to this one
+            if (spins % 512 == 0) std.Thread.yield() catch {};
+        }
+    }
 };
 
-fn tileTokens(pairs: usize) u32 {
-    return if (pairs <= 2) @intCast(pairs) else if (pairs <= 4) 4 else 8;
-}
-
-/// The activations of one side (input or intermediate) for all pairs: int8 tiles per expert, or float rows.
+/// The activations of one side (input or intermediate) of all pairs: int8 tiles, float rows, or both.
 const Side = struct {
     n: usize,
     int8: bool,
-    /// Bytes of a tile of 8 tokens; smaller tiles leave the rest unused.
-    tile_bytes: usize,
+    float: bool,
+    slot_bytes: usize,
     tiles: [*]u8 = undefined,
     rows: [*]f32 = undefined, // [pairs][n]
+
+    fn init(ctx: *const ctx_mod.Ctx, n: usize, weights: []const mm.Weight) Side {
+        var self: Side = .{ .n = n, .int8 = false, .float = false, .slot_bytes = 0 };
+        for (weights) |w| {
+            if (isInt8(ctx, w)) self.int8 = true else self.float = true;
+        }
+        if (self.int8) self.slot_bytes = std.mem.alignForward(usize, n / quant_columns * @as(usize, @intCast(ctx.isa.act_token_bytes)), line);
+        return self;
+    }
+
+    fn tileBytes(self: Side, pairs: usize) usize {
+        return if (self.int8) groups.slotsBound(pairs) * self.slot_bytes else 0;
+    }
+
+    fn rowBytes(self: Side, pairs: usize) usize {
+        return if (self.float) pairs * self.n * 4 else 0;
+    }
 };
+
+fn isInt8(ctx: *const ctx_mod.Ctx, w: mm.Weight) bool {
+    return w.quantized and ctx.fast();
+}
 
 /// One projection of all experts: [experts, rows, cols], and biases [experts, rows].
 const Matrices = struct {
     weight: mm.Weight,
     bias: ?[*]const f32,
+    int8: bool,
+    /// Bytes from one expert to the next.
+    stride: usize,
 
     fn from(comptime name: []const u8, ctx: *ctx_mod.Ctx, w: Arg, bias: Arg) ?Matrices {
         const weight = mm.Weight.stack(name, ctx, w) orelse return null;
-        if (bias == null) return .{ .weight = weight, .bias = null };
+        const stride: i64 = if (weight.packed_rows)
+            ctx.isa.packed_bytes.?(weight.tensor.dtype, @intCast(weight.rows), @intCast(weight.cols))
+        else
+            weight.tensor.stride[0];
+        var self: Matrices = .{ .weight = weight, .bias = null, .int8 = isInt8(ctx, weight), .stride = @intCast(stride) };
+        if (bias == null) return self;
         const t = check.f32s(name ++ "_bias", bias, 2) orelse return null;
         if (!check.size(name ++ "_bias", t, 0, weight.tensor.shape[0]) or !check.size(name ++ "_bias", t, 1, weight.tensor.shape[1])) return null;
         if (t.stride[0] != t.shape[1] * 4) {
             _ = status.invalid(name ++ "_bias must be contiguous", .{});
             return null;
         }
-        return .{ .weight = weight, .bias = @ptrCast(@alignCast(t.data.?)) };
+        self.bias = @ptrCast(@alignCast(t.data.?));
+        return self;
     }
 };
 
-const Experts = struct {
-    ctx: *ctx_mod.Ctx,
+/// The rows of input that experts see: the tokens', or one of its own for each choice where the weights scale the input.
+const Sources = struct {
     x: check.Rows,
-    out: check.Rows,
     weights: check.Rows,
     k: usize,
+    scaled: bool,
+    count: usize,
+
+    fn of(self: Sources, choice: usize) usize {
+        return if (self.scaled) choice else choice / self.k;
+    }
+
+    /// A source's row; a scaled one is made in `room`.
+    fn row(self: Sources, index: usize, room: [*]f32) [*]const f32 {
+        if (!self.scaled) return self.x.f32Row(index);
+        const n: usize = @intCast(self.x.n);
+        const weight = self.weights.f32Row(index / self.k)[index % self.k];
+        for (room[0..n], self.x.f32Row(index / self.k)[0..n]) |*to, value| to.* = weight * value;
+        return room;
+    }
+};
+
+/// The sources as they are needed, each once: tiles of one token, and scaled rows.
+const Prepared = struct {
+    tiles: [*]u8,
+    scaled: [*]f32,
+    /// Both sources in one tile, where there are two.
+    both: [*]u8,
+};
+
+const Room = struct { scratch: [*]u8, gate: [*]f32, up: [*]f32 };
+
+const Experts = struct {
+    ctx: *ctx_mod.Ctx,
+    sources: Sources,
+    private: bool,
+    out: check.Rows,
     act: u32,
-    /// The router's weights multiply the input and not the output.
-    scale_input: bool,
     gate: Matrices,
     up: Matrices,
     down: Matrices,
     active: []const Active,
-    /// Pair -> its token * k + choice, and back.
-    pair_choice: []const u32,
-    choice_pair: []const u32,
+    order: groups.Order,
     input: Side,
     middle: Side,
-    total_tiles: usize,
+    gate_up_rows: Rows,
+    down_rows: Rows,
     total_gate_up: usize,
     total_down: usize,
+    immediate: bool,
+    /// Gate and up tasks to come, an expert each.
+    inner: [*]Pending = undefined,
+    /// Down tasks to come, for each range of rows and, last, all of them.
+    outer: [*]Pending = undefined,
+    prepared: [*]u8 = undefined,
+    prepared_bytes: usize,
     result: [*]f32 = undefined, // [pairs][hidden]
-    scratch: [*]u8 = undefined,
+    rooms: [*]u8 = undefined,
+    room_bytes: usize,
     scratch_bytes: usize,
-    buffers: [*]u8 = undefined,
-    buffer_bytes: usize,
 
     fn body(self: *const Experts, member: *Member) void {
-        const table = self.ctx.isa;
-        const scratch = self.scratch + member.index * self.scratch_bytes;
-        while (member.claim(0, self.total_tiles)) |tile| self.fillTile(&self.input, tile, @ptrCast(@alignCast(scratch)));
-        member.barrier();
-        const buffer: [*]f32 = @ptrCast(@alignCast(self.buffers + member.index * self.buffer_bytes));
-        const half = self.buffer_bytes / 8;
-        while (member.claim(1, self.total_gate_up)) |claimed| {
-            const e = self.find(claimed, "first_gate_up");
-            const r = e.gate_up.range(claimed - e.first_gate_up);
-            const stride = e.gate_up.rows_per_task;
-            const corner = r.token0 * stride + r.row0;
-            var gate_job = self.job(e, self.gate, &self.input, offsetBack(buffer, corner), stride);
-            var up_job = self.job(e, self.up, &self.input, offsetBack(buffer + half, corner), stride);
-            table.matmul.?(&gate_job, @intCast(r.row0), @intCast(r.row1), @intCast(r.token0), @intCast(r.token1), scratch);
-            table.matmul.?(&up_job, @intCast(r.row0), @intCast(r.row1), @intCast(r.token0), @intCast(r.token1), scratch);
-            for (r.token0..r.token1) |pair| {
-                const line = (pair - r.token0) * stride;
-                const to = self.middle.rows + (e.first_pair + pair) * self.middle.n + r.row0;
-                table.act_mul_row.?(self.act, buffer + line, buffer + half + line, to, @intCast(r.row1 - r.row0));
-            }
+        const at = self.rooms + member.index * self.room_bytes;
+        const buffers: [*]f32 = @ptrCast(@alignCast(at + self.scratch_bytes));
+        const room: Room = .{ .scratch = at, .gate = buffers, .up = buffers + (self.room_bytes - self.scratch_bytes) / 8 };
+        const prepared = self.prepare(member);
+        var gate_up = member.claim(2, self.total_gate_up);
+        while (gate_up) |task| {
+            const t = self.taskOf(task, "first_gate_up", self.gate_up_rows);
+            self.prefetch(t, &self.up);
+            self.gateProduct(t, prepared, room);
+            gate_up = member.claim(2, self.total_gate_up);
+            if (gate_up) |next| self.prefetch(self.taskOf(next, "first_gate_up", self.gate_up_rows), &self.gate);
+            self.upProduct(t, prepared, room);
         }
-        member.barrier();
-        if (self.middle.int8) {
-            while (member.claim(2, self.total_tiles)) |tile| self.fillTile(&self.middle, tile, null);
+        var down = member.claim(3, self.total_down);
+        while (down) |task| {
+            down = member.claim(3, self.total_down);
+            if (down) |next| self.prefetch(self.taskOf(next, "first_down", self.down_rows), &self.down);
+            self.downTask(self.taskOf(task, "first_down", self.down_rows), room);
+        }
+        if (self.immediate) return;
+        self.outer[self.down_rows.tasks].wait();
+        while (member.claim(4, self.out.count)) |token| self.combine(token, 0, self.down.weight.rows);
+    }
+
+    // ---- input ----
+
+    fn preparedOf(self: *const Experts, index: usize) Prepared {
+        const at = self.prepared + index * self.prepared_bytes;
+        const both = at + self.sources.count * self.input.slot_bytes;
+        return .{ .tiles = at, .both = both, .scaled = @ptrCast(@alignCast(both + if (self.private) 2 * self.input.slot_bytes else 0)) };
+    }
+
+    fn preparedBytes(self: *const Experts) usize {
+        const tiles = (self.sources.count + if (self.private) @as(usize, 2) else 0) * self.input.slot_bytes;
+        return tiles + if (self.sources.scaled) self.sources.count * self.input.n * 4 else 0;
+    }
+
+    /// Quantises each source once, then gathers them for the experts that several tokens chose.
+    fn prepare(self: *const Experts, member: *Member) Prepared {
+        const prepared = self.preparedOf(if (self.private) member.index else 0);
+        if (self.private) {
+            for (0..self.sources.count) |source| self.prepareSource(prepared, source);
+            return prepared;
+        }
+        if (self.input.int8 or self.sources.scaled) {
+            while (member.claim(0, self.sources.count)) |source| self.prepareSource(prepared, source);
             member.barrier();
         }
-        while (member.claim(3, self.total_down)) |claimed| {
-            const e = self.find(claimed, "first_down");
-            const r = e.down.range(claimed - e.first_down);
-            const hidden = self.down.weight.rows;
-            var down_job = self.job(e, self.down, &self.middle, self.result + e.first_pair * hidden, hidden);
-            table.matmul.?(&down_job, @intCast(r.row0), @intCast(r.row1), @intCast(r.token0), @intCast(r.token1), scratch);
-        }
+        while (member.claim(1, self.active.len)) |index| self.gather(&self.active[index], prepared);
         member.barrier();
-        while (member.claim(4, self.x.count)) |token| self.combine(token);
+        return prepared;
     }
 
-    /// Quantises (or, for float input, gathers) the rows of one tile, from the tokens where there is room to scale one in.
-    fn fillTile(self: *const Experts, side: *const Side, tile: usize, token_room: ?[*]f32) void {
-        var index = self.active.len - 1;
-        while (self.active[index].first_tile > tile) index -= 1;
-        const e = &self.active[index];
-        const first = (tile - e.first_tile) * e.tile_tokens;
-        for (0..e.tile_tokens) |slot| {
-            const pair = first + slot;
-            const present = pair < e.pairs;
-            const at = e.first_pair + pair;
-            const source: ?[*]const f32 = if (!present) null else if (token_room) |room| self.inputRow(self.pair_choice[at], room) else side.rows + at * side.n;
-            if (side.int8) {
-                self.ctx.isa.quantize_row.?(source orelse null, @intCast(side.n), side.tiles + tile * side.tile_bytes, @intCast(e.tile_tokens), @intCast(slot));
-            } else if (source) |row| {
-                @memcpy((side.rows + at * side.n)[0..side.n], row[0..side.n]);
+    fn prepareSource(self: *const Experts, prepared: Prepared, source: usize) void {
+        const n: i64 = @intCast(self.input.n);
+        const row = self.sources.row(source, prepared.scaled + source * self.input.n);
+        if (!self.input.int8) return;
+        self.ctx.isa.quantize_row.?(row, n, prepared.tiles + source * self.input.slot_bytes, 1, 0);
+        if (self.private and self.sources.count == 2) self.ctx.isa.quantize_row.?(row, n, prepared.both, 2, @intCast(source));
+    }
+
+    fn gather(self: *const Experts, e: *const Active, prepared: Prepared) void {
+        if (e.pairs == 1) return;
+        const n = self.input.n;
+        for (0..e.slots()) |slot| {
+            const source = if (slot < e.pairs) self.sources.of(self.order.pair_choice[e.first_pair + slot]) else null;
+            if (self.input.int8) {
+                const tile = tileOf(e, slot);
+                const to = self.input.tiles + (e.first_slot + tile.first) * self.input.slot_bytes;
+                if (source) |index| {
+                    self.ctx.isa.copy_act.?(prepared.tiles + index * self.input.slot_bytes, 1, 0, to, tile.tokens, @intCast(slot - tile.first), @intCast(n));
+                } else {
+                    self.ctx.isa.quantize_row.?(null, @intCast(n), to, tile.tokens, @intCast(slot - tile.first));
+                }
             }
+            if (self.input.float) if (source) |index| {
+                const row = self.sourceRow(prepared, index);
+                @memcpy((self.input.rows + (e.first_pair + slot) * n)[0..n], row[0..n]);
+            };
         }
     }
 
-    /// What an expert sees of its token.
-    fn inputRow(self: *const Experts, choice: usize, room: [*]f32) [*]const f32 {
-        const row = self.x.f32Row(choice / self.k);
-        if (!self.scale_input) return row;
-        const weight = self.weights.f32Row(choice / self.k)[choice % self.k];
-        for (room[0..self.input.n], row[0..self.input.n]) |*to, value| to.* = weight * value;
-        return room;
+    fn sourceRow(self: *const Experts, prepared: Prepared, source: usize) [*]const f32 {
+        return if (self.sources.scaled) prepared.scaled + source * self.input.n else self.sources.x.f32Row(source);
     }
 
-    fn find(self: *const Experts, task: usize, comptime field: []const u8) *const Active {
-        var low: usize = 0;
-        var high: usize = self.active.len;
-        while (high - low > 1) {
-            const middle = (low + high) / 2;
-            if (@field(self.active[middle], field) <= task) low = middle else high = middle;
+    /// Where an expert's input lies: that of one token is the token's own.
+    fn inputOperand(self: *const Experts, e: *const Active, prepared: Prepared) Operand {
+        const side = &self.input;
+        if (e.pairs == 1) {
+            const source = self.sources.of(self.order.pair_choice[e.first_pair]);
+            return .{ .tiles = prepared.tiles + source * side.slot_bytes, .x = self.sourceRow(prepared, source), .x_stride = side.n };
         }
-        return &self.active[low];
+        if (self.private) return .{
+            .tiles = prepared.both,
+            .x = self.sourceRow(prepared, 0),
+            .x_stride = if (self.sources.scaled) side.n else self.sources.x.stride / 4,
+        };
+        return self.sideOperand(side, e);
     }
 
-    fn job(self: *const Experts, e: *const Active, m: Matrices, side: *const Side, out: [*]f32, out_stride: usize) isa.kt_matmul_t {
-        const w = m.weight;
-        var result = mm.weightJob(w);
-        const matrix: usize = if (w.packed_rows)
-            @intCast(self.ctx.isa.packed_bytes.?(w.tensor.dtype, @intCast(w.rows), @intCast(w.cols)))
-        else
-            @intCast(w.tensor.stride[0]);
-        result.w = @ptrFromInt(@intFromPtr(w.tensor.data.?) + e.expert * matrix);
-        if (side.int8) {
-            result.acts = side.tiles + e.first_tile * side.tile_bytes;
-            result.tile_bytes = @intCast(side.tile_bytes);
-        } else {
-            result.x = side.rows + e.first_pair * side.n;
-            result.x_stride = @intCast(side.n);
+    fn sideOperand(_: *const Experts, side: *const Side, e: *const Active) Operand {
+        return .{
+            .tiles = if (side.int8) side.tiles + e.first_slot * side.slot_bytes else undefined,
+            .x = if (side.float) side.rows + e.first_pair * side.n else undefined,
+            .x_stride = side.n,
+        };
+    }
+
+    // ---- tasks ----
+
+    fn taskOf(self: *const Experts, task: usize, comptime field: []const u8, cut: Rows) Task {
+        const index = groups.find(self.active, task, field);
+        const e = &self.active[index];
+        const local = task - @field(e, field);
+        const part = local % cut.tasks;
+        return .{ .index = index, .e = e, .part = part, .rows = cut.range(part), .tokens = e.tokens(local / cut.tasks) };
+    }
+
+    /// Asks for the beginning of a task's weights, which the next product but one reads.
+    fn prefetch(self: *const Experts, t: Task, m: *const Matrices) void {
+        const from = @intFromPtr(m.weight.tensor.data.?) + t.e.expert * m.stride;
+        const block: usize = @intCast(self.ctx.isa.row_block);
+        const row = if (m.weight.packed_rows) m.stride / ((m.weight.rows + block - 1) / block) * (t.rows[0] / block) else t.rows[0] * @as(usize, @intCast(m.weight.tensor.stride[1]));
+        var ahead: usize = 0;
+        while (ahead < prefetch_bytes) : (ahead += line) @prefetch(@as([*]const u8, @ptrFromInt(from + row + ahead)), .{});
+    }
+
+    fn gateProduct(self: *const Experts, t: Task, prepared: Prepared, room: Room) void {
+        self.product(t, &self.gate, self.inputOperand(t.e, prepared), self.input.slot_bytes, room.gate, self.gate_up_rows.per_task, room.scratch);
+    }
+
+    /// The second half of a task of gate and up: up, the activation, and its result in the form that down reads.
+    fn upProduct(self: *const Experts, t: Task, prepared: Prepared, room: Room) void {
+        const table = self.ctx.isa;
+        const e = t.e;
+        const stride = self.gate_up_rows.per_task;
+        const count = t.rows[1] - t.rows[0];
+        self.product(t, &self.up, self.inputOperand(e, prepared), self.input.slot_bytes, room.up, stride, room.scratch);
+        const end = if (t.tokens[1] == e.pairs and self.middle.int8) e.slots() else t.tokens[1];
+        for (t.tokens[0]..end) |slot| {
+            const at = (slot - t.tokens[0]) * stride;
+            const to = if (self.middle.int8) room.gate + at else self.middle.rows + (e.first_pair + slot) * self.middle.n + t.rows[0];
+            if (slot < e.pairs) table.act_mul_row.?(self.act, room.gate + at, room.up + at, to, @intCast(count));
+            if (!self.middle.int8) continue;
+            const tile = tileOf(e, slot);
+            const block: usize = @as(usize, @intCast(tile.tokens)) * @as(usize, @intCast(table.act_token_bytes));
+            const out = self.middle.tiles + (e.first_slot + tile.first) * self.middle.slot_bytes + t.rows[0] / quant_columns * block;
+            table.quantize_row.?(if (slot < e.pairs) to else null, @intCast(count), out, tile.tokens, @intCast(slot - tile.first));
         }
-        if (m.bias) |bias| result.bias = bias + e.expert * w.rows;
-        result.tile_tokens = @intCast(e.tile_tokens);
-        result.out = out;
-        result.out_stride = @intCast(out_stride);
-        return result;
+        _ = self.inner[t.index].finish();
+    }
+
+    fn downTask(self: *const Experts, t: Task, room: Room) void {
+        const hidden = self.down.weight.rows;
+        const out = self.result + (t.e.first_pair + t.tokens[0]) * hidden + t.rows[0];
+        self.inner[t.index].wait();
+        self.product(t, &self.down, self.sideOperand(&self.middle, t.e), self.middle.slot_bytes, out, hidden, room.scratch);
+        if (!self.immediate) {
+            _ = self.outer[self.down_rows.tasks].finish();
+        } else if (self.outer[t.part].finish()) {
+            for (0..self.out.count) |token| self.combine(token, t.rows[0], t.rows[1]);
+        }
+    }
+
+    /// Rows of one expert's matrix for some of its tokens, to out [tokens][out_stride]. This is where another kernel for many
+    /// tokens is chosen, which has its own form of the operand (prepare, and the end of gateUpTask).
+    fn product(self: *const Experts, t: Task, m: *const Matrices, operand: Operand, slot_bytes: usize, out: [*]f32, out_stride: usize, scratch: [*]u8) void {
+        const e = t.e;
+        const rows = t.rows;
+        const tokens = t.tokens;
+        var job = mm.weightJob(m.weight);
+        job.w = @ptrFromInt(@intFromPtr(m.weight.tensor.data.?) + e.expert * m.stride);
+        job.x = operand.x;
+        job.x_stride = @intCast(operand.x_stride);
+        if (m.bias) |bias| job.bias = bias + e.expert * m.weight.rows;
+        job.out_stride = @intCast(out_stride);
+        // the kernels index the whole output
+        job.out = offsetBack(out, tokens[0] * out_stride + rows[0]);
+        const matmul = self.ctx.isa.matmul.?;
+        if (!m.int8) return matmul(&job, @intCast(rows[0]), @intCast(rows[1]), @intCast(tokens[0]), @intCast(tokens[1]), scratch);
+        const full = @min(tokens[1], e.full);
+        if (tokens[0] < full) {
+            job.acts = operand.tiles;
+            job.tile_tokens = groups.full_tile;
+            job.tile_bytes = @intCast(groups.full_tile * slot_bytes);
+            matmul(&job, @intCast(rows[0]), @intCast(rows[1]), @intCast(tokens[0]), @intCast(full), scratch);
+        }
+        if (tokens[1] > full) {
+            job.acts = operand.tiles + full * slot_bytes;
+            job.tile_tokens = @intCast(e.rest_tile);
+            job.tile_bytes = @intCast(e.rest_tile * slot_bytes);
+            job.out = offsetBack(out, rows[0]) + (full - tokens[0]) * out_stride;
+            matmul(&job, @intCast(rows[0]), @intCast(rows[1]), 0, @intCast(tokens[1] - full), scratch);
+        }
     }
 
     /// The weighted sum of a token's experts, in the router's order.
-    fn combine(self: *const Experts, token: usize) void {
+    fn combine(self: *const Experts, token: usize, row0: usize, row1: usize) void {
         const hidden = self.down.weight.rows;
-        const out = self.out.f32Row(token)[0..hidden];
-        @memset(out, 0);
-        for (0..self.k) |choice| {
-            const weight = if (self.scale_input) 1 else self.weights.f32Row(token)[choice];
-            const row = (self.result + self.choice_pair[token * self.k + choice] * hidden)[0..hidden];
-            for (out, row) |*sum, value| sum.* += weight * value;
+        const k = self.sources.k;
+        const out = self.out.f32Row(token) + row0;
+        @memset(out[0 .. row1 - row0], 0);
+        for (0..k) |choice| {
+            const weight = if (self.sources.scaled) 1 else self.sources.weights.f32Row(token)[choice];
+            const row = self.result + self.order.choice_pair[token * k + choice] * hidden + row0;
+            self.ctx.isa.add_scaled_row.?(row, weight, out, @intCast(row1 - row0));
         }
     }
 };
 
-/// Groups the choices by expert: fills pair_choice and choice_pair, returns the number of active experts.
-fn group(ids: []const i32, active: []Active, pair_choice: []u32, choice_pair: []u32, counts: []u32) usize {
-    @memset(counts, 0);
-    for (ids) |id| counts[@intCast(id)] += 1;
-    var num_active: usize = 0;
-    var next: u32 = 0;
-    var tile: u32 = 0;
-    for (counts, 0..) |*count, expert| {
-        const pairs = count.*;
-        count.* = next; // from here on: the next free pair of the expert
-        if (pairs == 0) continue;
-        const per_tile = tileTokens(pairs);
-        active[num_active] = .{ .expert = @intCast(expert), .first_pair = next, .pairs = pairs, .tile_tokens = per_tile, .first_tile = tile, .gate_up = undefined, .down = undefined, .first_gate_up = 0, .first_down = 0 };
-        num_active += 1;
-        next += pairs;
-        tile += (pairs + per_tile - 1) / per_tile;
-    }
-    for (ids, 0..) |id, choice| {
-        const pair = counts[@intCast(id)];
-        counts[@intCast(id)] += 1;
-        pair_choice[pair] = @intCast(choice);
-        choice_pair[choice] = pair;
-    }
-    return num_active;
+/// Some rows of an expert's matrices for some of its tokens.
+const Task = struct { index: usize, e: *const Active, part: usize, rows: [2]usize, tokens: [2]usize };
+
+const Operand = struct { tiles: [*]const u8, x: [*]const f32, x_stride: usize };
+
+const Tile = struct { first: usize, tokens: i32 };
+
+fn tileOf(e: *const Active, slot: usize) Tile {
+    if (slot >= e.full) return .{ .first = e.full, .tokens = @intCast(e.rest_tile) };
+    return .{ .first = slot / groups.full_tile * groups.full_tile, .tokens = groups.full_tile };
 }
 
 export fn kt_fused_experts(handle: ?*c.kt_ctx_t, args: ?*const c.kt_experts_args_t) c.kt_status_t {
@@ -253,77 +421,90 @@ export fn kt_fused_experts(handle: ?*c.kt_ctx_t, args: ?*const c.kt_experts_args
     for (id_values) |id| if (id < 0 or id >= num_experts) return status.invalid("expert {d} of {d}", .{ id, num_experts });
 
     const pairs = tokens * k;
-    const hidden: usize = @intCast(tx.shape[1]);
-    const fast = ctx.fast();
-    const token_bytes: usize = @intCast(ctx.isa.act_token_bytes);
-    var input: Side = .{ .n = hidden, .int8 = fast and wg.quantized and wu.quantized, .tile_bytes = std.mem.alignForward(usize, hidden / 32 * 8 * token_bytes, 64) };
-    var middle: Side = .{ .n = wg.rows, .int8 = fast and wd.quantized, .tile_bytes = std.mem.alignForward(usize, wg.rows / 32 * 8 * token_bytes, 64) };
-    if (fast and wg.quantized != wu.quantized) return status.unsupported("gate and up must both be quantised, or neither", .{});
-
-    var layout: mm.Scratch = .{};
-    const active_at = layout.add(@min(pairs, num_experts) * @sizeOf(Active));
-    const pair_choice_at = layout.add(pairs * 4);
-    const choice_pair_at = layout.add(pairs * 4);
-    const counts_at = layout.add(num_experts * 4);
-    const tiles_bound = pairs; // a tile holds at least one pair
-    const input_at = layout.add(if (input.int8) tiles_bound * input.tile_bytes else pairs * hidden * 4);
-    const middle_rows_at = layout.add(pairs * middle.n * 4);
-    const middle_tiles_at = layout.add(if (middle.int8) tiles_bound * middle.tile_bytes else 0);
-    const result_at = layout.add(pairs * hidden * 4);
-    const per_thread = @max(mm.matmulScratch(ctx, wg.cols), mm.matmulScratch(ctx, wd.cols));
-    const scratch_at = layout.add(per_thread * ctx.pool.num_threads);
-    const block: usize = @intCast(ctx.isa.row_block);
-    const rows_bound = @max(mm.Tasks.of(ctx, wg, 1, 1).rows_per_task, @max(64, block));
-    const buffer_bytes = 2 * std.mem.alignForward(usize, rows_bound * tokens * 4, 64);
-    const buffers_at = layout.add(buffer_bytes * ctx.pool.num_threads);
-    const memory = layout.reserve(ctx) orelse return c.KT_ERR_OUT_OF_MEMORY;
-
-    const active = @as([*]Active, @ptrCast(@alignCast(memory + active_at)));
-    const pair_choice = @as([*]u32, @ptrCast(@alignCast(memory + pair_choice_at)))[0..pairs];
-    const choice_pair = @as([*]u32, @ptrCast(@alignCast(memory + choice_pair_at)))[0..pairs];
-    const counts = @as([*]u32, @ptrCast(@alignCast(memory + counts_at)))[0..num_experts];
-    const num_active = group(id_values, active[0..@min(pairs, num_experts)], pair_choice, choice_pair, counts);
-    var total_gate_up: usize = 0;
-    var total_down: usize = 0;
-    var total_tiles: usize = 0;
-    for (active[0..num_active]) |*e| {
-        e.gate_up = mm.Tasks.of(ctx, wg, e.pairs, e.tile_tokens);
-        e.down = mm.Tasks.of(ctx, wd, e.pairs, e.tile_tokens);
-        e.first_gate_up = total_gate_up;
-        e.first_down = total_down;
-        total_gate_up += e.gate_up.total;
-        total_down += e.down.total;
-        total_tiles = e.first_tile + (e.pairs + e.tile_tokens - 1) / e.tile_tokens;
-    }
-    input.tiles = memory + input_at;
-    input.rows = @ptrCast(@alignCast(memory + input_at));
-    middle.tiles = memory + middle_tiles_at;
-    middle.rows = @ptrCast(@alignCast(memory + middle_rows_at));
-    const region: Experts = .{
+    const threads = ctx.pool.num_threads;
+    const scaled = a.flags & c.KT_EXPERTS_SCALE_INPUT != 0;
+    var region: Experts = .{
         .ctx = ctx,
-        .x = check.rows("x", tx) orelse return invalid,
+        .sources = .{
+            .x = check.rows("x", tx) orelse return invalid,
+            .weights = check.rows("weights", tweights) orelse return invalid,
+            .k = k,
+            .scaled = scaled,
+            .count = if (scaled) pairs else tokens,
+        },
+        .private = (if (scaled) pairs else tokens) <= max_private,
         .out = check.rows("out", to) orelse return invalid,
-        .weights = check.rows("weights", tweights) orelse return invalid,
-        .k = k,
         .act = a.act,
-        .scale_input = a.flags & c.KT_EXPERTS_SCALE_INPUT != 0,
         .gate = gate,
         .up = up,
         .down = down,
-        .active = active[0..num_active],
-        .pair_choice = pair_choice,
-        .choice_pair = choice_pair,
-        .input = input,
-        .middle = middle,
-        .total_tiles = total_tiles,
-        .total_gate_up = total_gate_up,
-        .total_down = total_down,
-        .result = @ptrCast(@alignCast(memory + result_at)),
-        .scratch = memory + scratch_at,
-        .scratch_bytes = per_thread,
-        .buffers = memory + buffers_at,
-        .buffer_bytes = buffer_bytes,
+        .active = &.{},
+        .order = undefined,
+        .input = .init(ctx, wg.cols, &.{ wg, wu }),
+        .middle = .init(ctx, wg.rows, &.{wd}),
+        .gate_up_rows = undefined,
+        .down_rows = undefined,
+        .total_gate_up = 0,
+        .total_down = 0,
+        .immediate = pairs <= max_immediate,
+        .prepared_bytes = 0,
+        .room_bytes = 0,
+        .scratch_bytes = @max(mm.matmulScratch(ctx, wg.cols), mm.matmulScratch(ctx, wd.cols)),
     };
+    region.prepared_bytes = std.mem.alignForward(usize, region.preparedBytes(), line);
+
+    // the tasks' sizes depend on how many experts are active, which is bounded here and counted below
+    const block: usize = @intCast(ctx.isa.row_block);
+    const bound = @min(pairs, num_experts);
+    const unit = if (region.middle.int8) @max(block, quant_columns) else block;
+    region.gate_up_rows = .of(wg.rows, unit, wg.bytesPerRow() + wu.bytesPerRow(), gate_up_bytes, bound, threads);
+    region.down_rows = .of(wd.rows, block, wd.bytesPerRow(), down_bytes, bound, threads);
+    const buffer = std.mem.alignForward(usize, region.gate_up_rows.per_task * groups.taskTokens(pairs) * 4, line);
+    region.room_bytes = region.scratch_bytes + 2 * buffer;
+
+    var layout: mm.Scratch = .{};
+    const active_at = layout.add(bound * @sizeOf(Active));
+    const pair_choice_at = layout.add(pairs * 4);
+    const choice_pair_at = layout.add(pairs * 4);
+    const counts_at = layout.add(num_experts * 4);
+    const inner_at = layout.add(bound * @sizeOf(Pending));
+    const outer_at = layout.add((region.down_rows.tasks + 1) * @sizeOf(Pending));
+    const prepared_at = layout.add(region.prepared_bytes * if (region.private) threads else 1);
+    const input_tiles_at = layout.add(if (region.private) 0 else region.input.tileBytes(pairs));
+    const input_rows_at = layout.add(if (region.private) 0 else region.input.rowBytes(pairs));
+    const middle_tiles_at = layout.add(region.middle.tileBytes(pairs));
+    const middle_rows_at = layout.add(region.middle.rowBytes(pairs));
+    const result_at = layout.add(pairs * wd.rows * 4);
+    const rooms_at = layout.add(region.room_bytes * threads);
+    const memory = layout.reserve(ctx) orelse return c.KT_ERR_OUT_OF_MEMORY;
+
+    region.order = .{
+        .pair_choice = @as([*]u32, @ptrCast(@alignCast(memory + pair_choice_at)))[0..pairs],
+        .choice_pair = @as([*]u32, @ptrCast(@alignCast(memory + choice_pair_at)))[0..pairs],
+    };
+    const counts = @as([*]u32, @ptrCast(@alignCast(memory + counts_at)))[0..num_experts];
+    const room = @as([*]Active, @ptrCast(@alignCast(memory + active_at)))[0..bound];
+    const active = groups.group(id_values, room, region.order, counts, wg.packed_rows and wu.packed_rows and wd.packed_rows);
+    region.inner = @ptrCast(@alignCast(memory + inner_at));
+    region.outer = @ptrCast(@alignCast(memory + outer_at));
+    for (active, region.inner) |*e, *pending| {
+        e.first_gate_up = @intCast(region.total_gate_up);
+        e.first_down = @intCast(region.total_down);
+        const inner_tasks: u32 = @intCast(region.gate_up_rows.tasks * e.token_tasks);
+        region.total_gate_up += inner_tasks;
+        region.total_down += region.down_rows.tasks * e.token_tasks;
+        pending.count = .init(inner_tasks);
+    }
+    for (region.outer[0..region.down_rows.tasks]) |*pending| pending.count = .init(@intCast(region.total_down / region.down_rows.tasks));
+    region.outer[region.down_rows.tasks].count = .init(@intCast(region.total_down));
+    region.active = active;
+    region.prepared = memory + prepared_at;
+    region.input.tiles = memory + input_tiles_at;
+    region.input.rows = @ptrCast(@alignCast(memory + input_rows_at));
+    region.middle.tiles = memory + middle_tiles_at;
+    region.middle.rows = @ptrCast(@alignCast(memory + middle_rows_at));
+    region.result = @ptrCast(@alignCast(memory + result_at));
+    region.rooms = memory + rooms_at;
     ctx.pool.run(&region, Experts.body);
     return c.KT_OK;
 }

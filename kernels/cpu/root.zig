@@ -29,4 +29,5 @@ test {
     _ = @import("ctx.zig");
     _ = @import("vmath_test.zig");
     _ = @import("candidates.zig");
+    _ = @import("moe_groups.zig");
 }

@@ -1,5 +1,6 @@
 import { expect, test } from "bun:test"
 
+import { Backend } from "../../src/native/backend.ts"
 import { packWeight } from "../../src/ops/linear.ts"
 import { fusedExperts } from "../../src/ops/moe.ts"
 import {
@@ -22,7 +23,7 @@ import { dequantized, randomWeight } from "./weights.ts"
 
 interface ExpertsCase {
   readonly name: string
-  readonly types: readonly [gateUp: DTypeInfo, down: DTypeInfo]
+  readonly types: readonly [gate: DTypeInfo, down: DTypeInfo, up?: DTypeInfo]
   readonly experts: number
   readonly hidden: number
   readonly inter: number
@@ -40,6 +41,14 @@ const CASES: readonly ExpertsCase[] = [
     experts: 4,
     hidden: 256,
     inter: 256,
+    k: 2,
+  },
+  {
+    name: "three quantised types",
+    types: [Q4_K, Q8_0, IQ2_XXS],
+    experts: 4,
+    hidden: 256,
+    inter: 32,
     k: 2,
   },
   { name: "MXFP4", types: [MXFP4, MXFP4], experts: 4, hidden: 96, inter: 64, k: 2 },
@@ -83,7 +92,70 @@ const CASES: readonly ExpertsCase[] = [
   },
 ]
 
+/** Results for several numbers of tokens, as a backend with so many threads computes them. */
+function resultsOf(isa: string, threads: number): Float32Array[] {
+  using backend = new Backend({ isa, threads })
+  const [experts, hidden, inter, k] = [6, 256, 256, 2]
+  const w = {
+    gate: randomWeight(backend, Q4_K, [experts, inter, hidden], 1),
+    up: randomWeight(backend, Q6_K, [experts, inter, hidden], 2),
+    down: randomWeight(backend, Q8_0, [experts, hidden, inter], 3),
+  }
+  return [1, 2, 3, 33, 300].flatMap((tokens) => {
+    // one expert has half of the pairs, one has none
+    const ids = Int32Array.from({ length: tokens * k }, (_, i) =>
+      i % k === 0 ? 0 : 1 + ((i * 7) % 4),
+    )
+    const operands = {
+      x: Tensor.from(backend, randomArray(tokens * hidden, 5), [tokens, hidden]),
+      ids: Tensor.from(backend, ids, [tokens, k]),
+      weights: Tensor.from(backend, randomArray(tokens * k, 6), [tokens, k]),
+      ...w,
+      act: "silu",
+    } as const
+    return [false, true].map((scaleInput) =>
+      fusedExperts({ ...operands, scaleInput }).toFloat32Array(),
+    )
+  })
+}
+
 describeBackends("fusedExperts", (backend) => {
+  test("the number of threads changes no bit", () => {
+    const want = resultsOf(backend.isa, 1)
+    expect(want.flatMap((row) => Array.from(row)).every(Number.isFinite)).toBe(true)
+    for (const threads of [2, 5]) expect(resultsOf(backend.isa, threads)).toEqual(want)
+  }, 30_000)
+
+  test("a gate of blocks beside an up of floats", () => {
+    const [experts, hidden, inter, k, tokens] = [3, 64, 64, 2, 7]
+    const gate = randomWeight(backend, Q8_0, [experts, inter, hidden], 1)
+    const up = randomWeight(backend, F32, [experts, inter, hidden], 2)
+    const down = randomWeight(backend, F32, [experts, hidden, inter], 3)
+    const x = randomArray(tokens * hidden, 5)
+    const ids = Int32Array.from({ length: tokens * k }, (_, i) => i % experts)
+    const weights = randomArray(tokens * k, 6)
+    const stacks = { gate: dequantized(gate), up: dequantized(up), down: dequantized(down) }
+    const want = reference.fusedExperts(
+      x,
+      ids,
+      weights,
+      k,
+      { ...stacks, hidden, inter },
+      (row) => row,
+    )
+    const got = fusedExperts({
+      x: Tensor.from(backend, x, [tokens, hidden]),
+      ids: Tensor.from(backend, ids, [tokens, k]),
+      weights: Tensor.from(backend, weights, [tokens, k]),
+      gate,
+      up,
+      down,
+      act: "silu",
+    })
+    // the gate alone sees x in int8
+    expectClose(got.toFloat32Array(), want, 1e-2)
+  })
+
   for (const { name, types, experts, hidden, inter, k, ...how } of CASES) {
     test(name, () => {
       const { act = "silu", biased = false, scaleInput = false } = how
@@ -93,7 +165,7 @@ describeBackends("fusedExperts", (backend) => {
         randomArray(experts * hidden, 6),
       ] as const
       const gate = randomWeight(backend, types[0], [experts, inter, hidden], 1)
-      const up = randomWeight(backend, types[0], [experts, inter, hidden], 2)
+      const up = randomWeight(backend, types[2] ?? types[0], [experts, inter, hidden], 2)
       const down = randomWeight(backend, types[1], [experts, hidden, inter], 3)
       const stacks = {
         gate: dequantized(gate),

@@ -90,6 +90,7 @@ typedef struct kt_isa_table {
   /* elementwise.inc */
   void (*convert_row)(uint32_t from, const void *src, uint32_t to, void *out, int64_t n);
   void (*scale_row)(float *x, float scale, int64_t n);
+  void (*add_scaled_row)(const float *x, float scale, float *out, int64_t n);
   /* activation.inc: act is KT_ACT_*; out may be gate or up */
   void (*act_mul_row)(uint32_t act, const float *gate, const float *up, float *out, int64_t n);
   /* sampling.inc */
