@@ -16,12 +16,22 @@ const split_keys: usize = isa.KT_ATTENTION_SPLIT;
 /// Splits of one item when there are many more than threads.
 const max_splits_per_item = 8;
 
+/// The kernels' number of a type that caches may have.
+pub fn kindOf(dtype: u32) ?i32 {
+    return switch (dtype) {
+        c.KT_F32 => 0,
+        c.KT_F16 => 1,
+        c.KT_Q8_0 => 2,
+        else => null,
+    };
+}
+
 /// Caches [pages, kv_heads, page_size, dim], of the same type and outer dimensions.
 fn caches(k_cache: ?*const check.Tensor, v_cache: ?*const check.Tensor) ?[2]*const check.Tensor {
     const tk = check.tensor("k_cache", k_cache, 4) orelse return null;
     const tv = check.tensor("v_cache", v_cache, 4) orelse return null;
-    if (tk.dtype != c.KT_F16 and tk.dtype != c.KT_F32) {
-        _ = status.invalid("k_cache has type {d}, expected F16 or F32", .{tk.dtype});
+    if (kindOf(tk.dtype) == null) {
+        _ = status.invalid("k_cache has type {d}, expected F16, F32 or Q8_0", .{tk.dtype});
         return null;
     }
     if (tv.dtype != tk.dtype) {
@@ -170,9 +180,8 @@ const Job = struct {
         const item: isa.kt_attention_item_t = .{ .table = s.table, .token = s.token, .position = s.position, .count = s.count, .kv_head = @intCast(kv_head) };
         const row_stride = s.split_count * self.partialFloats();
         const rows = self.partials + s.partials + kv_head * group * count * row_stride;
-        for (first..@min(s.split_count, first + self.splits_per_item)) |split| {
+        for (first..@min(s.split_count, first + self.splits_per_item)) |split|
             self.ctx.isa.attention_split.?(&self.shared, &item, @intCast(s.split_first + split), rows + split * self.partialFloats(), @intCast(row_stride), scratch);
-        }
         if (s.split_count > 1) return;
         for (0..count * group) |row| {
             const head: i64 = @intCast(kv_head * group + row % group);
@@ -205,7 +214,7 @@ fn scratchFloats(shared: *const isa.kt_attention_t, queries_per_item: usize) usi
     const group: usize = @intCast(shared.group);
     const k = padded(@intCast(shared.k_dim));
     const v = padded(@intCast(shared.v_dim));
-    const split = @max(isa.KT_ATTENTION_SHORT, group) * (k + isa.KT_ATTENTION_SPLIT + 16);
+    const split = @max(isa.KT_ATTENTION_SHORT, group) * k + isa.KT_ATTENTION_SCORES;
     const rows = padded(queries_per_item * group + isa.KT_ATTENTION_TILE);
     const block = rows * (k + v + 2) + isa.KT_ATTENTION_BLOCK * (k + v + isa.KT_ATTENTION_TILE) + 64;
     return padded(@max(split, block));
@@ -290,7 +299,7 @@ export fn kt_paged_attention(handle: ?*c.kt_ctx_t, q: ?*const c.kt_tensor_t, k_c
         .k_dim = @intCast(k_dim),
         .v_dim = @intCast(v_dim),
         .page_size = @intCast(pair[0].shape[2]),
-        .half = @intFromBool(pair[0].dtype == c.KT_F16),
+        .kind = kindOf(pair[0].dtype).?,
         .window = p.sliding_window,
         .chunk = p.chunk_size,
         .scale = p.scale,

@@ -196,8 +196,8 @@ fn cacheRow(cache: *const check.Tensor, slot: i32, head: usize) *anyopaque {
 
 fn cacheArg(comptime name: []const u8, given: Arg) ?*const check.Tensor {
     const t = check.tensor(name, given, 4) orelse return null;
-    if (t.dtype == c.KT_F16 or t.dtype == c.KT_F32) return t;
-    _ = status.invalid("{s} has type {d}, expected F16 or F32", .{ name, t.dtype });
+    if (t.dtype == c.KT_F16 or t.dtype == c.KT_F32 or t.dtype == c.KT_Q8_0) return t;
+    _ = status.invalid("{s} has type {d}, expected F16, F32 or Q8_0", .{ name, t.dtype });
     return null;
 }
 

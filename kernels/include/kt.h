@@ -214,7 +214,7 @@ KT_API kt_status_t kt_rope_table(kt_ctx_t *ctx, const kt_tensor_t *positions, co
 KT_API kt_status_t kt_rope(kt_ctx_t *ctx, const kt_tensor_t *x, const kt_tensor_t *table, uint32_t interleaved);
 
 /* ---- attention ---- */
-/* k [tokens, kv_heads, k_dim], v [tokens, kv_heads, v_dim] f32 into caches [pages, kv_heads, page_size, dim] F16 or F32 at
+/* k [tokens, kv_heads, k_dim], v [tokens, kv_heads, v_dim] f32 into caches [pages, kv_heads, page_size, dim] F16, F32 or Q8_0 at
  * slot_mapping [tokens] i32 = page * page_size + offset. */
 KT_API kt_status_t kt_store_kv(kt_ctx_t *ctx, const kt_tensor_t *k, const kt_tensor_t *v, const kt_tensor_t *slot_mapping,
                                const kt_tensor_t *k_cache, const kt_tensor_t *v_cache);

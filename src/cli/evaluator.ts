@@ -1,6 +1,6 @@
 import type { EngineConfig } from "../config.ts"
 import { buildModel, type BuiltModel } from "../engine/build.ts"
-import { kvLayers, stateLayers } from "../engine/kv-layers.ts"
+import { kvLayers, kvType, stateLayers } from "../engine/kv-layers.ts"
 import { ConfigError, MemoryError } from "../errors.ts"
 import { kvBytesPerPage, KVPool } from "../kvcache/pool.ts"
 import { stateBytesPerSlot, StatePool } from "../kvcache/state-pool.ts"
@@ -8,7 +8,6 @@ import { maxContextLength, type ModelConfig } from "../models/config.ts"
 import { Backend, queryCpu } from "../native/backend.ts"
 import type { ForwardBatch } from "../nn/forward-batch.ts"
 import { packWeight } from "../ops/index.ts"
-import { F16, F32 } from "../tensor/dtype.ts"
 import { Tensor } from "../tensor/tensor.ts"
 import { loadWeights } from "../weights/load.ts"
 import { formatBytes } from "./output.ts"
@@ -61,10 +60,9 @@ export class Evaluator implements Disposable {
     const longest = maxContextLength(config)
     if (length > longest)
       throw new ConfigError(`a sequence of ${length} tokens: the model's context is ${longest}`)
-    const { threads, precision, pageSize, kvDtype } = options
-    const wide = kvDtype === "auto" ? precision === "f32" : kvDtype === "f32"
-    const dtype = wide ? F32 : F16
+    const { threads, precision, pageSize } = options
     const layers = kvLayers(config)
+    const dtype = kvType(options, layers)
     const linear = stateLayers(config)
     const pages = Math.ceil(length / pageSize)
     const cacheBytes = pages * kvBytesPerPage(layers, pageSize, dtype) + stateBytesPerSlot(linear)

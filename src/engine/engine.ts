@@ -7,13 +7,20 @@ import { maxContextLength, type ModelConfig } from "../models/config.ts"
 import type { CausalLM } from "../models/registry.ts"
 import { Backend, queryCpu } from "../native/backend.ts"
 import { packWeight } from "../ops/index.ts"
-import { type DTypeInfo, F16, F32 } from "../tensor/dtype.ts"
+import type { DTypeInfo } from "../tensor/dtype.ts"
 import { loadWeights } from "../weights/load.ts"
 import type { WeightSource } from "../weights/source.ts"
 import type { EngineInfo, EngineStats, GenerateParams, TokenEvent } from "../worker/protocol.ts"
 import { buildModel, type BuiltModel } from "./build.ts"
 import { EngineCore } from "./core.ts"
-import { attentionFloats, expandedBytes, kvLayers, stateLayers, stateSlots } from "./kv-layers.ts"
+import {
+  attentionFloats,
+  expandedBytes,
+  kvLayers,
+  kvType,
+  stateLayers,
+  stateSlots,
+} from "./kv-layers.ts"
 import { type MemoryPlan, planMemory } from "./memory-plan.ts"
 import { ModelRunner } from "./model-runner.ts"
 import { ropeKeyOf } from "./rope-key.ts"
@@ -65,7 +72,7 @@ export class Engine implements Disposable {
     const built = await buildModel(config, given)
     resources.defer(() => built.weights.close())
     for (const warning of built.plan.warnings) hooks.onLog?.("warning", warning)
-    const dtype = kvType(config)
+    const dtype = kvType(config, kvLayers(built.config))
     const memory = planFor(config, built, dtype)
     hooks.onProgress?.("model", 1, 1)
 
@@ -140,11 +147,6 @@ export class Engine implements Disposable {
   [Symbol.dispose](): void {
     this.#resources.dispose()
   }
-}
-
-function kvType(config: EngineConfig): DTypeInfo {
-  const f32 = config.kvDtype === "auto" ? config.precision === "f32" : config.kvDtype === "f32"
-  return f32 ? F32 : F16
 }
 
 function planFor(config: EngineConfig, built: BuiltModel, dtype: DTypeInfo): MemoryPlan {

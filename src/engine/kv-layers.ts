@@ -1,7 +1,32 @@
+import type { EngineConfig } from "../config.ts"
+import { ConfigError } from "../errors.ts"
 import type { KVLayerSpec } from "../kvcache/pool.ts"
 import type { StateLayerSpec } from "../kvcache/state-pool.ts"
 import { isLinearLayer, maxContextLength, type ModelConfig } from "../models/config.ts"
 import { EXPANDED_BYTES } from "../nn/latent-attention.ts"
+import { type DTypeInfo, F16, F32, Q8_0 } from "../tensor/dtype.ts"
+
+const KV_TYPES = { f16: F16, f32: F32, q8_0: Q8_0 } as const
+
+/**
+ * The type of a model's KV cache. States of linear attention are F32 whatever it is.
+ *
+ * @throws ConfigError where keys or values of a head are no whole blocks of the type
+ */
+export function kvType(
+  { kvDtype, precision }: Pick<EngineConfig, "kvDtype" | "precision">,
+  layers: readonly KVLayerSpec[],
+): DTypeInfo {
+  const dtype = KV_TYPES[kvDtype === "auto" ? (precision === "f32" ? "f32" : "f16") : kvDtype]
+  for (const { kDim, vDim } of layers) {
+    const uneven = [kDim, vDim].find((dim) => dim % dtype.blockSize !== 0)
+    if (uneven !== undefined)
+      throw new ConfigError(
+        `--kv-dtype ${kvDtype}: the model's heads have ${uneven} values, no whole blocks of ${dtype.blockSize}`,
+      )
+  }
+  return dtype
+}
 
 /** What each attention layer of a model caches per token, in order. */
 export function kvLayers(config: ModelConfig): KVLayerSpec[] {

@@ -20,7 +20,7 @@ export interface AttentionOptions {
 
 /**
  * Writes keys and values into a layer's pages. k [tokens, kvHeads, kDim], v [tokens, kvHeads, vDim] f32, slotMapping
- * [tokens] i32 = page · pageSize + offset (negative: the token is not kept), caches [pages, kvHeads, pageSize, dim] F16 or F32.
+ * [tokens] i32 = page · pageSize + offset (negative: the token is not kept), caches [pages, kvHeads, pageSize, dim] F16, F32 or Q8_0.
  */
 export function storeKv(
   k: Tensor,

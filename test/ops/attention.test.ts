@@ -2,7 +2,8 @@ import { describe, expect, test } from "bun:test"
 
 import { Backend } from "../../src/native/backend.ts"
 import { type AttentionOptions, pagedAttention, storeKv } from "../../src/ops/attention.ts"
-import { F16, F32 } from "../../src/tensor/dtype.ts"
+import { dequantize } from "../../src/ops/elementwise.ts"
+import { F16, F32, Q8_0 } from "../../src/tensor/dtype.ts"
 import { Tensor } from "../../src/tensor/tensor.ts"
 import { attention, type AttentionCase } from "../reference/attention.ts"
 import { describeBackends, expectClose, randomArray } from "./harness.ts"
@@ -16,8 +17,24 @@ interface Part {
 interface Layout extends AttentionCase {
   readonly pageSize: number
   readonly half: boolean
+  /** A cache of Q8_0; overrides `half`. */
+  readonly q8?: boolean
   /** Values are the first vDim of each key: one cache holds both. */
   readonly latent?: boolean
+}
+
+/** Values as blocks of 32 bytes with a half that scales them give them back; rows are whole blocks. */
+function throughQ8(values: Float32Array): Float32Array {
+  const out = new Float32Array(values.length)
+  for (let start = 0; start < values.length; start += 32) {
+    const block = values.subarray(start, start + 32)
+    const scale = Float16Array.of(Math.max(...block.map(Math.abs)) / 127)[0] as number
+    block.forEach((x, i) => {
+      const code = scale === 0 ? 0 : Math.max(-127, Math.min(127, Math.round(x / scale)))
+      out[start + i] = code * scale + 0 // no negative zeros
+    })
+  }
+  return out
 }
 
 /** K and V of whole sequences, stored into pages that are shuffled and hold garbage elsewhere. */
@@ -34,6 +51,7 @@ class Fixture {
     const { heads, kvHeads, kDim, vDim } = layout
     const rows = (count: number, width: number, index: number): Float32Array => {
       const values = randomArray(count * width, seed + index)
+      if (layout.q8) return throughQ8(values)
       return layout.half ? Float32Array.from(Float16Array.from(values)) : values
     }
     this.q = parts.map(({ queries }, i) =>
@@ -58,7 +76,7 @@ class Fixture {
     const pagesOf = lengths.map((length) => Math.ceil(length / pageSize))
     const pages = pagesOf.reduce((a, b) => a + b, 0) + 3
     const maxPages = Math.max(...pagesOf) + 1
-    const dtype = layout.half ? F16 : F32
+    const dtype = layout.q8 ? Q8_0 : layout.half ? F16 : F32
     const kCache = Tensor.empty(backend, dtype, [pages, kvHeads, pageSize, kDim])
     const vCache = layout.latent
       ? kCache.narrow(3, 0, vDim)
@@ -182,6 +200,38 @@ describeBackends("pagedAttention", (backend) => {
       })
     }
   }
+
+  for (const [heads, kvHeads] of [
+    [1, 1],
+    [2, 1],
+    [3, 1],
+    [4, 1],
+    [9, 3],
+  ] as const) {
+    test(`a cache of Q8_0, ${heads} heads on ${kvHeads}`, () => {
+      const layout = { ...BASE, heads, kvHeads, q8: true }
+      new Fixture(layout, MIXED, heads).check(backend)
+      new Fixture({ ...layout, kDim: 96, vDim: 32 }, SMALL, heads + 1).check(backend)
+      const latent = { ...layout, kvHeads: 1, latent: true, kDim: 96, vDim: 64, pageSize: 8 }
+      new Fixture(latent, SMALL, heads + 2).check(backend)
+    })
+  }
+
+  test("values of Q8_0 that are all zero, tiny or large are kept", () => {
+    const cache = (): Tensor => Tensor.empty(backend, Q8_0, [1, 1, 8, 64])
+    const [kCache, vCache] = [cache(), cache()]
+    const rows = new Float32Array(5 * 64)
+    for (let i = 0; i < 64; i++) {
+      rows[64 + i] = 1e-9 * i // its scale is none
+      rows[128 + i] = i === 5 ? 60000 : i - 20
+      rows[192 + i] = (i % 2 === 0 ? 1 : -1) * 0.37
+      rows[256 + i] = Math.sin(i)
+    }
+    const x = Tensor.from(backend, rows, [5, 1, 64])
+    storeKv(x, x, Tensor.from(backend, Int32Array.of(0, 1, 2, 3, 4)), kCache, vCache)
+    const stored = dequantize(kCache.reshape([8, 64]))
+    expect([...stored.toFloat32Array().slice(0, rows.length)]).toEqual([...throughQ8(rows)])
+  })
 
   for (const [heads, kvHeads] of [
     [1, 1],

@@ -27,6 +27,8 @@ typedef struct kt_matmul {
 #define KT_ATTENTION_ROWS 96   /* rows (queries times heads of a group) that a long query's item aims at */
 #define KT_ATTENTION_TILE 6    /* rows of a register tile */
 #define KT_ATTENTION_SHORT 16  /* rows up to which a query is short; one token always is */
+#define KT_ATTENTION_SPLIT_ROWS 4 /* of a short query that are computed together */
+#define KT_ATTENTION_SCORES ((KT_ATTENTION_SPLIT + 16) * KT_ATTENTION_SPLIT_ROWS)
 
 /* What every item of a call shares. Strides are bytes. */
 typedef struct kt_attention {
@@ -37,7 +39,7 @@ typedef struct kt_attention {
   int64_t k_page, k_head, k_row, v_page, v_head, v_row;
   int32_t kv_heads, group; /* heads of one kv head */
   int32_t k_dim, v_dim;
-  int32_t page_size, half; /* half: caches are F16, else F32 */
+  int32_t page_size, kind; /* kind of cache: 0 F32, 1 F16, 2 Q8_0 */
   int32_t window, chunk;   /* 0: none */
   float scale, soft_cap;
   float temperature_scale, temperature_floor; /* scale 0: none */
@@ -117,7 +119,7 @@ typedef struct kt_isa_table {
   void (*tanh_row)(const float *x, float *out, int64_t n);
   /* rope.inc: x [2n] in place, table [2n] */
   void (*rope_row)(float *x, const float *table, int64_t n, uint32_t interleaved);
-  /* attention.inc: one row of K or V to a cache of F16 or F32 */
+  /* attention.inc: one row of K or V to a cache of F16, F32 or Q8_0 */
   void (*store_row)(const float *x, void *out, uint32_t dtype, int64_t n);
   void (*attention_split)(const kt_attention_t *a, const kt_attention_item_t *item, int64_t split, float *partials, int64_t partial_stride, float *scratch);
   void (*attention_combine)(const kt_attention_t *a, int64_t token, int64_t head, const float *partials, int64_t count);
