@@ -8,12 +8,12 @@ pub const Format = struct { name: []const u8, dtype: u32, values: usize, bytes: 
 pub const quantised = [_]Format{
     .{ .name = "Q4_0", .dtype = c.KT_Q4_0, .values = 32, .bytes = 18, .packs = true },
     .{ .name = "Q4_1", .dtype = c.KT_Q4_1, .values = 32, .bytes = 20, .packs = true },
-    .{ .name = "Q5_0", .dtype = c.KT_Q5_0, .values = 32, .bytes = 22, .packs = false },
+    .{ .name = "Q5_0", .dtype = c.KT_Q5_0, .values = 32, .bytes = 22, .packs = true },
     .{ .name = "Q8_0", .dtype = c.KT_Q8_0, .values = 32, .bytes = 34, .packs = true },
-    .{ .name = "Q3_K", .dtype = c.KT_Q3_K, .values = 256, .bytes = 110, .packs = false },
+    .{ .name = "Q3_K", .dtype = c.KT_Q3_K, .values = 256, .bytes = 110, .packs = true },
     .{ .name = "Q4_K", .dtype = c.KT_Q4_K, .values = 256, .bytes = 144, .packs = true },
     .{ .name = "Q6_K", .dtype = c.KT_Q6_K, .values = 256, .bytes = 210, .packs = true },
-    .{ .name = "IQ4_NL", .dtype = c.KT_IQ4_NL, .values = 32, .bytes = 18, .packs = false },
+    .{ .name = "IQ4_NL", .dtype = c.KT_IQ4_NL, .values = 32, .bytes = 18, .packs = true },
 };
 
 /// Random blocks: every code is as likely, scales are small f16 numbers of either sign.
