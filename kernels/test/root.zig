@@ -11,4 +11,7 @@ test "the level is the best that this CPU runs" {
 
 test {
     _ = @import("linear.zig");
+    _ = @import("rows.zig");
+    _ = @import("attention.zig");
+    _ = @import("experts.zig");
 }
