@@ -1,4 +1,4 @@
-//! kt_argmax, kt_logprobs: what the model itself says of a token.
+//! kt_argmax, kt_logprobs, kt_mask_logits: what the model itself says of a token.
 const std = @import("std");
 const core = @import("core");
 const ctx_mod = @import("ctx.zig");
@@ -32,6 +32,35 @@ export fn kt_argmax(handle: ?*c.kt_ctx_t, logits: ?*const c.kt_tensor_t, out: ?*
     job.scan.chunks = memory.chunks;
     logits_scan.launch(&job, Argmax.body, 1);
     for (logits_scan.i32Data(to), 0..) |*id, row| id.* = @intCast(job.scan.best(row).index orelse 0);
+    return c.KT_OK;
+}
+
+export fn kt_mask_logits(handle: ?*c.kt_ctx_t, logits: ?*const c.kt_tensor_t, bits: ?*const c.kt_tensor_t) c.kt_status_t {
+    _ = ctx_mod.from(handle) orelse return invalid;
+    const tl = check.f32s("logits", logits, 2) orelse return invalid;
+    const tb = check.i32s("bits", bits, 2) orelse return invalid;
+    if (!check.size("bits", tb, 0, tl.shape[0])) return invalid;
+    if (!check.size("bits", tb, 1, @divFloor(tl.shape[1] + 31, 32))) return invalid;
+    const rows = check.rows("logits", tl) orelse return invalid;
+    const masks = check.rows("bits", tb) orelse return invalid;
+    const vocab: usize = @intCast(rows.n);
+    for (0..rows.count) |row| {
+        const values = rows.f32Row(row)[0..vocab];
+        const words: [*]const u32 = @ptrCast(@alignCast(masks.data + row * masks.stride));
+        var at: usize = 0;
+        while (at < vocab) : (at += 32) {
+            const word = words[at / 32];
+            if (word == std.math.maxInt(u32)) continue;
+            const part = values[at..@min(vocab, at + 32)];
+            if (word == 0) {
+                @memset(part, -inf);
+                continue;
+            }
+            for (part, 0..) |*value, bit| {
+                if (word >> @intCast(bit) & 1 == 0) value.* = -inf;
+            }
+        }
+    }
     return c.KT_OK;
 }
 

@@ -347,6 +347,8 @@ typedef struct kt_sampling_row {
   const float *bias_values;
   int32_t bias_len, reserved;
 } kt_sampling_row_t;
+/* logits [rows, vocab] f32 in place: minus infinity where bit t % 32 of bits[r][t / 32] is 0 for token t; bits [rows, ceil(vocab / 32)] i32. */
+KT_API kt_status_t kt_mask_logits(kt_ctx_t *ctx, const kt_tensor_t *logits, const kt_tensor_t *bits);
 /* Penalties, bias, temperature, top-k, top-p, min-p, draw. logits [rows, vocab] f32 are not changed; rows: one kt_sampling_row_t each; out [rows] i32. */
 KT_API kt_status_t kt_sample(kt_ctx_t *ctx, const kt_tensor_t *logits, const kt_sampling_row_t *rows, const kt_tensor_t *out);
 /* Log-probabilities under softmax(logits). tokens [rows] i32 -> out_token [rows] f32; the n best -> out_ids [rows, n] i32, out_logprobs [rows, n] f32 (both NULL for none). */

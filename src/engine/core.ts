@@ -1,6 +1,7 @@
 import { KtError } from "../errors.ts"
 import type { BlockManager } from "../kvcache/block-manager.ts"
 import type { EngineStats, FinishReason, GenerateParams, TokenEvent } from "../worker/protocol.ts"
+import type { SequenceGrammar } from "./grammar.ts"
 import { checkParams, checkTokens } from "./params.ts"
 import { type Batch, type Scheduler, wantsToken } from "./scheduler.ts"
 import { type RopeKey, Sequence } from "./sequence.ts"
@@ -57,10 +58,10 @@ export class EngineCore {
   }
 
   /** Queues a sequence. @throws ConfigError when it is empty, can never fit, or a parameter is out of range */
-  add(id: number, ids: Int32Array, params: GenerateParams): void {
+  add(id: number, ids: Int32Array, params: GenerateParams, grammar?: SequenceGrammar): void {
     checkParams(params, this.#vocabSize)
     checkTokens(ids, this.#vocabSize)
-    this.#scheduler.add(new Sequence(id, ids, params, { ropeKey: this.#ropeKey }))
+    this.#scheduler.add(new Sequence(id, ids, params, { ropeKey: this.#ropeKey, grammar }))
   }
 
   /** Ends a sequence now: it takes part in no further step. Its last event comes with the next step(). */
@@ -160,6 +161,7 @@ export class EngineCore {
   #finishReason(seq: Sequence, token: number): FinishReason | undefined {
     const { params } = seq
     if (params.ignoreEos !== true && params.stopTokens.includes(token)) return "stop"
+    if (seq.grammar?.isTerminated === true) return "stop"
     if (seq.numGenerated >= params.maxTokens) return "length"
     return seq.length >= this.#scheduler.maxLength ? "length" : undefined
   }

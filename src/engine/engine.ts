@@ -13,6 +13,7 @@ import type { WeightSource } from "../weights/source.ts"
 import type { EngineInfo, EngineStats, GenerateParams, TokenEvent } from "../worker/protocol.ts"
 import { buildModel, type BuiltModel } from "./build.ts"
 import { EngineCore } from "./core.ts"
+import { Grammars, type SequenceGrammar } from "./grammar.ts"
 import {
   attentionFloats,
   expandedBytes,
@@ -39,6 +40,7 @@ export class Engine implements Disposable {
   /** The module tree with its operators. */
   readonly model: CausalLM
   readonly #core: EngineCore
+  readonly #grammars: Grammars
   readonly #resources: DisposableStack
 
   private constructor(
@@ -52,6 +54,7 @@ export class Engine implements Disposable {
     this.streamIntervalMs = config.streamIntervalMs
     this.model = model
     this.#core = core
+    this.#grammars = resources.use(new Grammars(info.vocabSize))
     this.#resources = resources
   }
 
@@ -122,8 +125,23 @@ export class Engine implements Disposable {
   }
 
   /** Queues a sequence under an id of the caller's. @throws ConfigError when it is empty, too long or out of range */
-  add(id: number, ids: Int32Array, params: GenerateParams): void {
-    this.#core.add(id, ids, params)
+  add(id: number, ids: Int32Array, params: GenerateParams, grammar?: SequenceGrammar): void {
+    this.#core.add(id, ids, params, grammar)
+  }
+
+  /** What grammars are made of: see Grammars.setVocabulary. */
+  setVocabulary(tokens: readonly string[]): void {
+    this.#grammars.setVocabulary(tokens)
+  }
+
+  /** For add(); `stopTokens` may follow the end. @throws ConfigError when the grammar cannot be compiled */
+  grammar(text: string, stopTokens: readonly number[]): Promise<SequenceGrammar> {
+    return this.#grammars.matcher(text, stopTokens)
+  }
+
+  /** Undefined when the next step() can follow at once, else what must be awaited before it. */
+  prepare(): Promise<void> | undefined {
+    return this.#grammars.isFresh ? undefined : this.#grammars.refresh()
   }
 
   /** Ends a sequence before the next step; its last event, with finish "abort", comes from that step(). */

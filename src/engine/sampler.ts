@@ -1,5 +1,6 @@
 import type { Backend } from "../native/backend.ts"
-import { argmax, logprobs, SamplingBatch, SamplingState } from "../ops/index.ts"
+import { argmax, cast, logprobs, maskLogits, SamplingBatch, SamplingState } from "../ops/index.ts"
+import { F32 } from "../tensor/dtype.ts"
 import type { Tensor } from "../tensor/tensor.ts"
 import type { SamplingParams } from "../worker/protocol.ts"
 import type { StepOutput, TokenLogprobs } from "./core.ts"
@@ -14,6 +15,8 @@ export class Sampler {
   readonly #tokens: FixedInts
   readonly #uniforms: Float64Array
   readonly #states: SamplingState[] = []
+  /** The mask of one row. */
+  #bits: FixedInts | undefined
 
   constructor(backend: Backend, maxRows: number) {
     this.#backend = backend
@@ -24,14 +27,37 @@ export class Sampler {
 
   /** logits [rows, vocab] F32, one row per sequence. The result is valid until the next call. */
   sample(logits: Tensor, seqs: readonly Sequence[]): StepOutput {
+    const known = seqs.some((seq) => seq.grammar !== undefined) ? this.#mask(logits, seqs) : []
     const tokens = this.#tokens.view([seqs.length])
     if (seqs.every(isGreedy)) argmax(logits, tokens)
     else this.#draw(logits, seqs, tokens)
     const wantsLogprobs = seqs.some((seq) => seq.params.logprobs !== undefined)
     return {
       tokens: this.#tokens.values,
-      logprobs: wantsLogprobs ? seqs.map((seq, row) => rowLogprobs(seq, row, logits, tokens)) : [],
+      logprobs: wantsLogprobs
+        ? seqs.map((seq, row) =>
+            rowLogprobs(seq, known[row] ?? logits.narrow(0, row, 1), tokens.narrow(0, row, 1)),
+          )
+        : [],
     }
+  }
+
+  /** Forbids what grammars do not allow; the result has the logits as they were of rows whose log-probabilities are asked. */
+  #mask(logits: Tensor, seqs: readonly Sequence[]): (Tensor | undefined)[] {
+    const words = Math.ceil(logits.dim(1) / 32)
+    if (this.#bits === undefined || this.#bits.values.length < words) {
+      this.#bits?.[Symbol.dispose]()
+      this.#bits = new FixedInts(this.#backend, words)
+    }
+    const bits = this.#bits
+    return seqs.map((seq, row) => {
+      if (seq.grammar === undefined) return undefined
+      const own = logits.narrow(0, row, 1)
+      const before = seq.params.logprobs === undefined ? undefined : cast(own, F32)
+      bits.values.set(seq.grammar.mask.subarray(0, words))
+      maskLogits(own, bits.view([1, words]))
+      return before
+    })
   }
 
   #draw(logits: Tensor, seqs: readonly Sequence[], tokens: Tensor): void {
@@ -57,6 +83,7 @@ export class Sampler {
   [Symbol.dispose](): void {
     this.#batch[Symbol.dispose]()
     this.#tokens[Symbol.dispose]()
+    this.#bits?.[Symbol.dispose]()
   }
 }
 
@@ -74,15 +101,10 @@ function changesLogits(params: SamplingParams): boolean {
 }
 
 /** Of the model's own distribution: the logits are as the model gave them. */
-function rowLogprobs(
-  seq: Sequence,
-  row: number,
-  logits: Tensor,
-  tokens: Tensor,
-): TokenLogprobs | undefined {
+function rowLogprobs(seq: Sequence, logits: Tensor, tokens: Tensor): TokenLogprobs | undefined {
   const count = seq.params.logprobs
   if (count === undefined) return undefined
-  const out = logprobs(logits.narrow(0, row, 1), tokens.narrow(0, row, 1), count)
+  const out = logprobs(logits, tokens, count)
   const ids = out.topIds?.toInt32Array() ?? new Int32Array(0)
   const values = out.topLogprobs?.toFloat32Array() ?? new Float32Array(0)
   return {

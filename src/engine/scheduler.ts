@@ -135,6 +135,8 @@ export class Scheduler {
     this.#releasePages(seq)
     seq.sampling?.[Symbol.dispose]()
     seq.sampling = undefined
+    seq.grammar?.[Symbol.dispose]()
+    seq.grammar = undefined
     seq.state = "finished"
     return true
   }

@@ -1,5 +1,6 @@
 import type { CachedBlock } from "../kvcache/prefix-cache.ts"
 import type { GenerateParams } from "../worker/protocol.ts"
+import type { SequenceGrammar } from "./grammar.ts"
 
 /** Maps the length a token is rotated for to the choice it makes; equal choices give equal K. */
 export type RopeKey = (length: number) => number
@@ -41,6 +42,8 @@ export class Sequence {
   numCached = 0
   /** What the sampler keeps of it; disposed of when the sequence ends. */
   sampling: (Disposable & { push(token: number): void }) | undefined
+  /** What its output must match; disposed of when the sequence ends. */
+  grammar: SequenceGrammar | undefined
   readonly arrivedAt: number
   /** When the first step began that computed tokens of it; undefined before. */
   startedAt: number | undefined
@@ -52,8 +55,13 @@ export class Sequence {
     id: number,
     prompt: Int32Array,
     params: GenerateParams,
-    options: { ropeKey?: RopeKey | undefined; now?: number } = {},
+    options: {
+      ropeKey?: RopeKey | undefined
+      now?: number
+      grammar?: SequenceGrammar | undefined
+    } = {},
   ) {
+    this.grammar = options.grammar
     this.id = id
     this.params = params
     this.seed = params.seed ?? randomSeed()
@@ -104,6 +112,7 @@ export class Sequence {
       this.#ropeKeys[this.length] = this.#ropeKey(this.ropeLength(this.length))
     this.#tokens[this.length++] = token
     this.sampling?.push(token)
+    this.grammar?.accept(token)
   }
 }
 

@@ -41,6 +41,7 @@ export const symbols = {
   kt_gate_up_act: { args: ["ptr", "ptr", "ptr", "f32", "f32", "ptr", "ptr", "u32", "ptr"], returns: "i32" },
   kt_norm_linear: { args: ["ptr", "ptr", "ptr", "f32", "f32", "ptr", "ptr"], returns: "i32" },
   kt_argmax: { args: ["ptr", "ptr", "ptr"], returns: "i32" },
+  kt_mask_logits: { args: ["ptr", "ptr", "ptr"], returns: "i32" },
   kt_sample: { args: ["ptr", "ptr", "ptr", "ptr"], returns: "i32" },
   kt_logprobs: { args: ["ptr", "ptr", "ptr", "ptr", "ptr", "ptr"], returns: "i32" },
   kt_measure: { args: ["ptr", "u32", "i64", "f32", "ptr"], returns: "i32" },
@@ -140,4 +141,4 @@ export const KT_MEASURE_FMA = 2
 export const KT_MEASURE_INT4_DOT = 3
 export const KT_MEASURE_BF16_DOT = 4
 
-export const KT_ABI_HASH = 0xa128c917a6e55eccn
+export const KT_ABI_HASH = 0x87e54269b2d4ee31n

@@ -18,7 +18,14 @@ export {
   type RouterScore,
   type Routing,
 } from "./moe.ts"
-export { argmax, type Logprobs, logprobs, SamplingBatch, SamplingState } from "./sampling.ts"
+export {
+  argmax,
+  type Logprobs,
+  logprobs,
+  maskLogits,
+  SamplingBatch,
+  SamplingState,
+} from "./sampling.ts"
 export {
   causalConv1d,
   type DeltaRuleOperands,

@@ -18,6 +18,15 @@ export function argmax(logits: Tensor, out = empty(logits, [logits.dim(0)], I32)
   return out
 }
 
+/**
+ * Forbids tokens, in place: logits [rows, vocab] F32 are minus infinity where bit t % 32 of bits[r][t / 32] is 0.
+ * bits [rows, ceil(vocab / 32)] I32.
+ */
+export function maskLogits(logits: Tensor, bits: Tensor): void {
+  const backend = backendOf("maskLogits", logits, bits)
+  backend.check(backend.library.kt_mask_logits(backend.ctx, logits.desc, bits.desc), "maskLogits")
+}
+
 export interface Logprobs {
   /** Of the given tokens, [rows] F32. */
   readonly token: Tensor

@@ -1,8 +1,17 @@
 import { RequestError } from "../errors.ts"
 import { reasoningAtEnd, THINK_TAGS } from "../tokenizer/chat-formats.ts"
-import type { ChatFormat } from "../tokenizer/chat-formats.ts"
+import type { ChatFormat, ReasoningFormat, ToolCallFormat } from "../tokenizer/chat-formats.ts"
+import { BYTE_TO_CHAR } from "../tokenizer/vocabulary.ts"
+import type { EngineClient, GenerateParams } from "../worker/protocol.ts"
 import type { ServerContext } from "./context.ts"
 import type { ChoiceTimings, ChoiceUsage, Generation, TokenLogprob } from "./generate.ts"
+import {
+  afterReasoning,
+  type AnswerFormat,
+  callsInText,
+  grammarText,
+  oneCall,
+} from "./tools/answer-grammar.ts"
 import { answerParser, isMarker } from "./tools/answer-parser.ts"
 import type { AnswerParser, AnswerPart, ToolParameters } from "./tools/answer.ts"
 import { describeTools, GENERIC_FORMAT, withoutToolRoles } from "./tools/generic.ts"
@@ -22,6 +31,12 @@ export interface ChatOptions {
   readonly tools?: readonly Tool[] | null | undefined
   /** Extra variables for the template. */
   readonly vars?: Readonly<Record<string, unknown>>
+  /** Which tool must be called: its name, or "required" for any of them. */
+  readonly toolChoice?: "auto" | "required" | { readonly name: string }
+  /** Calls have the arguments of their schemas, whether or not there must be one. */
+  readonly strictTools?: boolean
+  /** What the content must be. */
+  readonly content?: AnswerFormat | undefined
   /** "none" leaves reasoning in the content, as the model marks it. */
   readonly reasoning: "auto" | "none"
 }
@@ -35,18 +50,21 @@ export interface ChatPrompt {
   readonly keepToken: (id: number) => boolean
   /** One for each choice. */
   readonly parser: () => AnswerParser
+  /** What the whole answer must match, as GenerateParams has it. */
+  readonly grammar: string | undefined
   /** A call's id: the model's own where it wrote one. */
   readonly callId: (written: string | undefined) => string
 }
 
 /** A prompt whose answer is text and nothing else. */
-export function plainPrompt(ids: Int32Array): ChatPrompt {
+export function plainPrompt(ids: Int32Array, content?: AnswerFormat): ChatPrompt {
   const format = { reasoning: undefined, toolCalls: undefined }
   return {
     ids,
     prefix: "",
     keepToken: () => false,
     parser: () => answerParser(format),
+    grammar: content === undefined ? undefined : grammarText(content),
     callId: (written) => written ?? newId(24),
   }
 }
@@ -76,7 +94,8 @@ export function chatPrompt(
     reasoning: options.reasoning === "none" ? undefined : reasoning,
     toolCalls: isGeneric ? GENERIC_FORMAT : known.toolCalls,
   }
-  let isOpen = reasoning !== undefined && reasoningAtEnd(text, reasoning) === "open"
+  const place = reasoning === undefined ? "none" : reasoningAtEnd(text, reasoning)
+  let isOpen = place === "open"
   let prefix = ""
   if (config.forceThink && reasoning !== undefined) {
     if (!isOpen) text += reasoning.start
@@ -97,11 +116,50 @@ export function chatPrompt(
         ...(tools.length > 0 ? { tools: parameters } : {}),
         reasoningOpen: separates && isOpen,
       }),
+    grammar: grammarOf(options, format.toolCalls, parameters, reasoning, isOpen ? "open" : place),
     // Mistral's templates refuse ids that are not nine letters and digits
     callId: (written) =>
       written ??
       (known.toolCalls?.name.startsWith("mistral") === true ? newId(9) : `call_${newId(24)}`),
   }
+}
+
+/** RequestError 400 where a tool that must be called is not there. */
+function grammarOf(
+  options: ChatOptions,
+  calls: ToolCallFormat | undefined,
+  tools: ToolParameters,
+  reasoning: ReasoningFormat | undefined,
+  place: "open" | "closed" | "none",
+): string | undefined {
+  const format = answerFormat(options, calls, tools)
+  return format === undefined ? undefined : grammarText(afterReasoning(format, reasoning, place))
+}
+
+function answerFormat(
+  { toolChoice = "auto", strictTools = false, content }: ChatOptions,
+  calls: ToolCallFormat | undefined,
+  tools: ToolParameters,
+): AnswerFormat | undefined {
+  if (toolChoice === "auto") {
+    if (calls === undefined || tools.size === 0 || !strictTools) return content
+    const inText = callsInText(calls, tools)
+    if (content === undefined || inText === undefined) return content ?? inText
+    return { type: "or", elements: [content, oneCall(calls, tools)] }
+  }
+  if (calls === undefined || tools.size === 0)
+    throw new RequestError(400, "tool_choice: there are no tools to choose from", {
+      code: "invalid_value",
+      param: "tool_choice",
+    })
+  if (toolChoice === "required") return oneCall(calls, tools)
+  const schema = tools.get(toolChoice.name)
+  if (schema === undefined)
+    throw new RequestError(400, `tool_choice ${toolChoice.name}: there is no such tool`, {
+      code: "invalid_value",
+      param: "tool_choice",
+    })
+  return oneCall(calls, new Map([[toolChoice.name, schema]]))
 }
 
 function renderOr400(
@@ -119,6 +177,38 @@ function renderOr400(
       cause: error,
     })
   }
+}
+
+/** Adds what the output must match, and tells the engine once what its tokens are. */
+export function constrain(
+  { client, tokenizer }: Pick<ServerContext, "client" | "tokenizer">,
+  params: GenerateParams,
+  { grammar }: Pick<ChatPrompt, "grammar">,
+): GenerateParams {
+  if (grammar === undefined) return params
+  if (!knowVocabulary.has(client)) {
+    client.setVocabulary(vocabularyOf(tokenizer))
+    knowVocabulary.add(client)
+  }
+  return { ...params, grammar }
+}
+
+const knowVocabulary = new WeakSet<EngineClient>()
+
+/** Tokens in GPT-2's letters; control tokens that neither end the answer nor are a marker have no text. */
+function vocabularyOf(tokenizer: ServerTokenizer): string[] {
+  const ends = new Set(tokenizer.eogIds)
+  const format = tokenizer.chatFormat
+  const decoder = new TextDecoder()
+  return Array.from({ length: tokenizer.vocabSize }, (_, id) => {
+    const bytes = tokenizer.tokenBytes(id)
+    const isText =
+      // xgrammar lets those end the text that have one
+      ends.has(id) ||
+      !tokenizer.isSpecial(id) ||
+      (format !== undefined && isMarker(format, decoder.decode(bytes)))
+    return isText ? Array.from(bytes, (byte) => BYTE_TO_CHAR[byte]).join("") : ""
+  })
 }
 
 export type ChatEvent =

@@ -195,9 +195,7 @@ async function* runChoice(
     let piece = ""
     let logprobs: readonly TokenLogprob[] = []
     for (const event of events) {
-      if (event.finish === "error") {
-        throw new RequestError(500, event.error ?? "the engine failed", { code: "engine_error" })
-      }
+      if (event.finish === "error") throw engineError(event)
       if (event.finish === "abort") throw signal.reason ?? engineStopped()
       if (completionTokens++ === 0) {
         first = event.first
@@ -246,6 +244,11 @@ async function* runChoice(
       decodeMs,
     },
   }
+}
+
+function engineError({ error = "the engine failed", isRefused }: TokenEvent): RequestError {
+  if (isRefused === true) return new RequestError(400, error, { code: "invalid_value" })
+  return new RequestError(500, error, { code: "engine_error" })
 }
 
 function engineStopped(): RequestError {

@@ -178,6 +178,10 @@ class WorkerClient implements EngineClient {
     }
   }
 
+  setVocabulary(tokens: readonly string[]): void {
+    this.#post({ type: "vocabulary", tokens })
+  }
+
   stats(): Promise<EngineStats> {
     if (this.#dead !== undefined) return Promise.reject(this.#dead)
     const nonce = this.#nextId++

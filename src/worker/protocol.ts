@@ -32,6 +32,8 @@ export interface GenerateParams extends SamplingParams {
   readonly ignoreEos?: boolean
   /** How many top log-probabilities each token event carries; undefined for none, 0 for only the chosen token's. */
   readonly logprobs?: number
+  /** What the output must match: xgrammar's structural tag as JSON text. */
+  readonly grammar?: string
 }
 
 export type FinishReason = "stop" | "length" | "abort" | "error"
@@ -45,6 +47,8 @@ export interface TokenEvent {
   readonly finish?: FinishReason
   /** With finish "error": why. */
   readonly error?: string
+  /** With finish "error": the request is at fault, nothing was computed. */
+  readonly isRefused?: boolean
   /** On the first event of a sequence. */
   readonly first?: {
     readonly promptTokens: number
@@ -104,6 +108,7 @@ export type ToWorker =
       readonly params: GenerateParams
     }
   | { readonly type: "abort"; readonly id: number }
+  | { readonly type: "vocabulary"; readonly tokens: readonly string[] }
   | { readonly type: "stats"; readonly nonce: number }
   | { readonly type: "shutdown" }
 
@@ -133,6 +138,11 @@ export interface EngineClient {
     params: GenerateParams,
     signal?: AbortSignal,
   ): AsyncIterable<readonly TokenEvent[]>
+  /**
+   * What grammars are made of, before the first of them: tokens by id as their bytes in GPT-2's letters, "" for those
+   * that no text is made of.
+   */
+  setVocabulary(tokens: readonly string[]): void
   stats(): Promise<EngineStats>
   /** Finishes nothing: aborts what runs, frees the engine, ends the Worker. */
   close(): Promise<void>

@@ -1,6 +1,6 @@
 import { type MessagePort, receiveMessageOnPort } from "node:worker_threads"
 
-import { KtError } from "../errors.ts"
+import { ConfigError, KtError } from "../errors.ts"
 import type {
   EngineInfo,
   EngineStats,
@@ -11,13 +11,20 @@ import type {
   ToWorker,
 } from "./protocol.ts"
 
+type AddMessage = Extract<ToWorker, { type: "add" }>
+
 /** What the Worker drives. */
 export interface ServedEngine extends Disposable {
   readonly info: EngineInfo
   readonly hasWork: boolean
   /** Tokens that come faster than this go out together; 0 sends each step's at once. */
   readonly streamIntervalMs: number
-  add(id: number, ids: Int32Array, params: GenerateParams): void
+  /** `grammar`: from grammar(), where params have one. */
+  add(id: number, ids: Int32Array, params: GenerateParams, grammar?: Disposable): void
+  setVocabulary(tokens: readonly string[]): void
+  grammar(text: string, stopTokens: readonly number[]): Promise<Disposable>
+  /** What must be awaited before the next step. */
+  prepare(): Promise<void> | undefined
   abort(id: number): void
   abortAll(): void
   step(): TokenEvent[]
@@ -45,6 +52,8 @@ export function serveEngine(port: MessagePort, create: EngineFactory): void {
   let engine: ServedEngine | undefined
   let state: "new" | "loading" | "ready" | "failed" | "closed" = "new"
   let running = false
+  /** Sequences whose grammar is being compiled. */
+  const compiling = new Set<number>()
   /** Events that have not been sent yet, and when the last ones were. */
   let outbox: TokenEvent[] = []
   let sentMs = 0
@@ -104,26 +113,55 @@ export function serveEngine(port: MessagePort, create: EngineFactory): void {
       case "shutdown":
         return shutdown()
       case "abort":
+        if (compiling.delete(message.id)) return refuse(message.id, { finish: "abort" })
         return engine?.abort(message.id)
+      case "vocabulary":
+        return engine?.setVocabulary(message.tokens)
       case "stats":
         if (engine !== undefined)
           post({ type: "stats", nonce: message.nonce, stats: engine.stats() })
         return
       case "add":
-        try {
-          engine?.add(message.id, message.ids, message.params)
-        } catch (error) {
-          const event = { token: -1, finish: "error", error: describe(error).message } as const
-          send([{ id: message.id, ...event }], 0)
-        }
+        return message.params.grammar === undefined ? add(message) : void constrained(message)
     }
   }
 
+  const refuse = (id: number, end: Omit<TokenEvent, "id" | "token">): void =>
+    send([{ id, token: -1, ...end }], 0)
+
+  const add = ({ id, ids, params }: AddMessage, grammar?: Disposable): void => {
+    try {
+      engine?.add(id, ids, params, grammar)
+    } catch (error) {
+      grammar?.[Symbol.dispose]()
+      refuse(id, failure(error))
+    }
+  }
+
+  /** Compiling waits for the event loop, so the sequence is added when that is done. */
+  const constrained = async (message: AddMessage): Promise<void> => {
+    const { id, params } = message
+    compiling.add(id)
+    try {
+      const grammar = await engine?.grammar(params.grammar ?? "", params.stopTokens)
+      if (compiling.delete(id)) add(message, grammar)
+      else grammar?.[Symbol.dispose]()
+    } catch (error) {
+      if (compiling.delete(id)) refuse(id, failure(error))
+    }
+    if (!running) void run()
+  }
+
   /** Steps until nothing is left to do. */
-  const run = (): void => {
+  const run = async (): Promise<void> => {
     running = true
     try {
       while (engine?.hasWork) {
+        const masks = engine.prepare()
+        if (masks !== undefined) await masks
+        if (compiling.size > 0) await new Promise<void>((resolve) => setImmediate(resolve))
+        // shut down meanwhile
+        if (engine === undefined) break
         send(engine.step(), engine.streamIntervalMs)
         for (let next = receiveMessageOnPort(port); next; next = receiveMessageOnPort(port))
           handle(next.message as ToWorker)
@@ -140,7 +178,7 @@ export function serveEngine(port: MessagePort, create: EngineFactory): void {
   const receive = (message: ToWorker): void => {
     if (state === "loading") return void early.push(message)
     handle(message)
-    if (!running) run()
+    if (!running) void run()
   }
 
   port.on("message", receive)
@@ -149,6 +187,11 @@ export function serveEngine(port: MessagePort, create: EngineFactory): void {
 /** What a client waits for: the first token and the end. */
 function isUrgent(event: TokenEvent): boolean {
   return event.first !== undefined || event.finish !== undefined
+}
+
+function failure(error: unknown): Omit<TokenEvent, "id" | "token"> {
+  const isRefused = error instanceof ConfigError
+  return { finish: "error", error: describe(error).message, ...(isRefused ? { isRefused } : {}) }
 }
 
 function describe(error: unknown): { message: string; hint: string | undefined } {

@@ -3,7 +3,13 @@ import { expect, test } from "bun:test"
 import fc from "fast-check"
 
 import { Backend } from "../../src/native/backend.ts"
-import { argmax, logprobs, SamplingBatch, SamplingState } from "../../src/ops/sampling.ts"
+import {
+  argmax,
+  logprobs,
+  maskLogits,
+  SamplingBatch,
+  SamplingState,
+} from "../../src/ops/sampling.ts"
 import { Tensor } from "../../src/tensor/tensor.ts"
 import type { SamplingParams } from "../../src/worker/protocol.ts"
 import * as reference from "../reference/sampling.ts"
@@ -286,6 +292,26 @@ describeBackends("argmax and logprobs", (backend) => {
       expect([...got.toInt32Array()] as unknown[]).toEqual(want)
     })
   }
+
+  for (const vocabulary of [1, 31, 32, 33, 257, 49152])
+    test(`maskLogits of [2, ${vocabulary}]`, () => {
+      backend.resetStep()
+      const words = Math.ceil(vocabulary / 32)
+      const logits = randomArray(2 * vocabulary, vocabulary)
+      const draw = randomArray(2 * words, 7)
+      // whole words of either kind too
+      const bits = Int32Array.from(draw, (x) => (x > 0.8 ? -1 : x < -0.8 ? 0 : x * 2 ** 31))
+      const tensor = Tensor.from(backend, logits, [2, vocabulary])
+      maskLogits(tensor, Tensor.from(backend, bits, [2, words]))
+      const want = logits.map((value, i) => {
+        const [row, token] = [Math.floor(i / vocabulary), i % vocabulary]
+        const word = bits[row * words + (token >> 5)] as number
+        return (word >>> (token & 31)) & 1 ? value : -Infinity
+      })
+      expect(tensor.toFloat32Array()).toEqual(want)
+      const wrong = Tensor.from(backend, new Int32Array(2 * (words + 1)), [2, words + 1])
+      expect(() => maskLogits(tensor, wrong)).toThrow("bits dimension 1")
+    })
 
   test("argmax takes the lowest of equals and never NaN", () => {
     const rows: [number[], number][] = [

@@ -171,6 +171,12 @@ export class FakeClient implements EngineClient {
     }
   }
 
+  vocabulary: readonly string[] | undefined
+
+  setVocabulary(tokens: readonly string[]): void {
+    this.vocabulary = tokens
+  }
+
   async stats(): Promise<EngineStats> {
     if (this.dead !== undefined) throw this.dead
     return {

@@ -227,7 +227,7 @@ describe("refusals are one sentence in Ollama's shape", () => {
     ["no model", "/api/chat", { messages: [] }, 400, "model: this field is required"],
     ["unknown model", "/api/chat", { ...hello, model: "x" }, 404, 'model "x" not found'],
     ["show unknown", "/api/show", { model: "x" }, 404, 'model "x" not found'],
-    ["format", "/api/chat", { ...hello, format: "json" }, 400, 'format "json"'],
+    ["format", "/api/chat", { ...hello, format: "yaml" }, 400, "format"],
     ["think", "/api/chat", { ...hello, think: "hard" }, 400, "think"],
     [
       "images",

@@ -591,10 +591,10 @@ describe("refusals name the field and its value", () => {
     [
       "json_object",
       CHAT,
-      { ...hello, response_format: { type: "json_object" } },
+      { ...hello, response_format: { type: "json_object" }, grammar: 'root ::= "a"' },
       400,
       "response_format",
-      "json_object",
+      "only one format",
     ],
     [
       "forced tool",
@@ -602,7 +602,7 @@ describe("refusals name the field and its value", () => {
       { ...hello, tool_choice: "required" },
       400,
       "tool_choice",
-      "cannot be forced",
+      "no tools to choose from",
     ],
     ["audio", CHAT, { ...hello, modalities: ["text", "audio"] }, 400, "modalities", "text only"],
     ["store", CHAT, { ...hello, store: true }, 400, "store", "not stored"],

@@ -64,6 +64,48 @@ describe("a model in the Worker", () => {
     expect((await client.stats()).stepsTotal).toBe(stepsTotal)
   })
 
+  test("a grammar is kept to, greedy or drawn, beside sequences that have none", async () => {
+    const client = await start()
+    const prompt = model.prompts[0] as Int32Array
+    const stop = client.info.vocabSize - 1
+    // every token is a letter: the vocabulary's first ones a to z
+    const letters = Array.from({ length: client.info.vocabSize }, (_, id) =>
+      String.fromCharCode(97 + (id % 26)),
+    )
+    letters[stop] = "</s>"
+    client.setVocabulary(letters)
+    const params: GenerateParams = { ...GREEDY, maxTokens: 60, stopTokens: [stop], logprobs: 2 }
+    const regex = (pattern: string): string =>
+      JSON.stringify({ type: "structural_tag", format: { type: "regex", pattern } })
+    const free = tokens(client.generate(prompt, { ...params, maxTokens: 30 }))
+    const texts = [0, 1.5].map(async (temperature) => {
+      const grammar = regex("(abc|xyz){4}")
+      const ids = await tokens(client.generate(prompt, { ...params, temperature, grammar }))
+      return ids.map((id) => letters[id]).join("")
+    })
+    for (const text of await Promise.all(texts)) expect(text).toMatch(/^(abc|xyz){4}<\/s>$/)
+    expect(await free).toEqual(await tokens(client.generate(prompt, { ...params, maxTokens: 30 })))
+
+    // log-probabilities are the model's own, whatever the grammar forbids
+    const first = async (extra: Partial<GenerateParams>): Promise<TokenEvent> => {
+      for await (const [event] of client.generate(prompt, { ...params, ...extra }))
+        return event as TokenEvent
+      throw new Error("nothing came")
+    }
+    const plain = await first({})
+    const other = letters.findIndex((letter) => letter !== letters[plain.token])
+    const forced = await first({ grammar: regex(letters[other] as string) })
+    expect(letters[forced.token]).toBe(letters[other] as string)
+    expect(forced.topLogprobs).toEqual(plain.topLogprobs as never)
+
+    const refused = await Array.fromAsync(
+      client.generate(prompt, { ...params, grammar: regex("((") }),
+    )
+    expect(refused.flat()).toMatchObject([{ finish: "error", isRefused: true }])
+    expect(refused.flat()[0]?.error).toContain("parenthesis")
+    expect((await client.stats()).running).toBe(0)
+  })
+
   test("what cannot be loaded says why, before loading", async () => {
     expect(startEngine({ model: "/no/such.gguf" })).rejects.toThrow("/no/such.gguf: no such file")
     expect(start({ contextLength: 1_000_000 })).rejects.toThrow(

@@ -54,6 +54,9 @@ self.onmessage = (event: MessageEvent): void => {
         runner.failNext = params.seed === 668
         core.add(id, ids, params)
       },
+      setVocabulary: () => {},
+      grammar: () => Promise.reject(new TypeError("no grammars here")),
+      prepare: () => undefined,
       abort: (id) => core.abort(id),
       abortAll: () => core.abortAll(),
       step() {

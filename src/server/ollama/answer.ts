@@ -7,6 +7,7 @@ import {
   type ChatMessage,
   type ChatOptions,
   type ChatPrompt,
+  constrain,
 } from "../chat.ts"
 import {
   type RequestContext,
@@ -19,6 +20,7 @@ import { type ChatLogprob, chatLogprobs } from "../openai/format.ts"
 import { generateParams } from "../sampling.ts"
 import { stopStrings } from "../schema.ts"
 import { ndjsonResponse } from "../stream.ts"
+import { type AnswerFormat, jsonFormat } from "../tools/answer-grammar.ts"
 import type { ServerConfig } from "../types.ts"
 import type { OllamaOptions } from "./schema.ts"
 
@@ -37,6 +39,14 @@ export interface AnswerRequest {
 export type AnswerField = (message: ChatMessage) => Record<string, unknown>
 
 const NOTHING: ChatMessage = { content: "", reasoning: "", calls: [] }
+
+/** What a request's `format` means. */
+export function contentOf(
+  format: string | Record<string, unknown> | null | undefined,
+): AnswerFormat | undefined {
+  if (format === undefined || format === null || format === "") return undefined
+  return jsonFormat(typeof format === "string" ? { type: "object" } : format)
+}
 
 /** What a request's `think` means for template and answer. */
 export function thinking(
@@ -69,7 +79,7 @@ export async function respond(
     })
   }
   const maxTokens = fitTokens(client, prompt.ids.length, predict < 0 ? undefined : predict, param)
-  const params = generateParams(
+  const free = generateParams(
     {
       temperature: options.temperature,
       topK: options.top_k,
@@ -85,6 +95,7 @@ export async function respond(
     config.defaults,
     tokenizer,
   )
+  const params = constrain(context, free, prompt)
   const generation = startGeneration(
     context,
     c,

@@ -2,7 +2,7 @@ import { type ChatMessage, chatPrompt } from "../chat.ts"
 import { type App, checkModel, document, jsonContent, type ServerContext } from "../context.ts"
 import { readBody } from "../request.ts"
 import type { TemplateMessage } from "../types.ts"
-import { type AnswerField, loaded, respond, thinking } from "./answer.ts"
+import { type AnswerField, contentOf, loaded, respond, thinking } from "./answer.ts"
 import { chatRequestSchema, chatResponseSchema, errorSchema, type OllamaMessage } from "./schema.ts"
 
 const field: AnswerField = ({ content, reasoning, calls }) => ({
@@ -45,6 +45,7 @@ export function addChat(app: App, context: ServerContext): void {
     if (messages.length === 0) return loaded(body, field)
     const prompt = chatPrompt(context, messages.map(templateMessage), {
       tools: body.tools,
+      content: contentOf(body.format),
       ...thinking(body.think, context.config),
     })
     return respond(context, c, body, prompt, "messages", field)

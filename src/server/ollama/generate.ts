@@ -3,7 +3,7 @@ import { type ChatPrompt, chatPrompt, plainPrompt } from "../chat.ts"
 import { type App, checkModel, document, jsonContent, type ServerContext } from "../context.ts"
 import { readBody } from "../request.ts"
 import type { TemplateMessage } from "../types.ts"
-import { type AnswerField, loaded, respond, thinking } from "./answer.ts"
+import { type AnswerField, contentOf, loaded, respond, thinking } from "./answer.ts"
 import {
   errorSchema,
   type GenerateRequest,
@@ -39,17 +39,22 @@ export function addGenerate(app: App, context: ServerContext): void {
         param: "system",
       })
     }
-    const prompt = body.raw === true ? rawPrompt(context, text) : templated(context, text, body)
+    const prompt =
+      body.raw === true ? rawPrompt(context, text, body) : templated(context, text, body)
     return respond(context, c, body, prompt, "prompt", field)
   })
 }
 
-function rawPrompt(context: ServerContext, text: string): ChatPrompt {
-  return plainPrompt(context.tokenizer.encode(text, { addSpecial: true, parseSpecial: true }))
+function rawPrompt(context: ServerContext, text: string, body: GenerateRequest): ChatPrompt {
+  const ids = context.tokenizer.encode(text, { addSpecial: true, parseSpecial: true })
+  return plainPrompt(ids, contentOf(body.format))
 }
 
 function templated(context: ServerContext, text: string, body: GenerateRequest): ChatPrompt {
   const messages: TemplateMessage[] = [{ role: "user", content: text }]
   if (body.system) messages.unshift({ role: "system", content: body.system })
-  return chatPrompt(context, messages, thinking(body.think, context.config))
+  return chatPrompt(context, messages, {
+    content: contentOf(body.format),
+    ...thinking(body.think, context.config),
+  })
 }

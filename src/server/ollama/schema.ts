@@ -50,7 +50,10 @@ const common = {
   model: z.string().min(1).openapi({ description: 'A known model, or "default"' }),
   stream: z.boolean().nullish().openapi({ description: "Default true: one JSON object a line" }),
   options: optionsSchema.nullish(),
-  format: refused("constrained output is not supported", (v) => v === ""),
+  format: z
+    .union([z.enum(["", "json"]), z.record(z.string(), z.unknown())])
+    .nullish()
+    .openapi({ description: '"json" or a JSON schema that the answer must match' }),
   keep_alive: z
     .union([z.string(), z.number()])
     .nullish()

@@ -7,6 +7,7 @@ import {
   type ChatOptions,
   type ChatPrompt,
   chatPrompt,
+  constrain,
 } from "../chat.ts"
 import {
   type App,
@@ -23,7 +24,7 @@ import { forChoice, generateParams } from "../sampling.ts"
 import { stopStrings } from "../schema.ts"
 import { sseResponse } from "../stream.ts"
 import type { AnswerPart } from "../tools/answer.ts"
-import { completionId, envelope, samplingOf } from "./common.ts"
+import { completionId, contentFormat, envelope, samplingOf } from "./common.ts"
 import { chatLogprobs, type FinishedChoice, timingsOf, usageOf } from "./format.ts"
 import { templateMessage } from "./messages.ts"
 import { type ChatRequest, chatRequestSchema, chatResponseSchema, errorSchema } from "./schema.ts"
@@ -52,7 +53,11 @@ export function addChatCompletions(app: App, context: ServerContext): void {
     const asked = body.max_completion_tokens ?? body.max_tokens ?? config.defaults.maxTokens
     const maxTokens = fitTokens(client, prompt.ids.length, asked, "messages")
     const logprobs = body.logprobs === true ? (body.top_logprobs ?? 0) : undefined
-    const params = generateParams(samplingOf(body, logprobs), maxTokens, config.defaults, tokenizer)
+    const params = constrain(
+      context,
+      generateParams(samplingOf(body, logprobs), maxTokens, config.defaults, tokenizer),
+      prompt,
+    )
     const count = body.n ?? 1
     const sequences = Array.from({ length: count }, (_, i) => ({
       ids: prompt.ids,
@@ -98,6 +103,12 @@ function chatOptions(body: ChatRequest, reasoning: "auto" | "none"): ChatOptions
       ...body.chat_template_kwargs,
     },
     tools: body.tool_choice === "none" ? undefined : body.tools,
+    ...(body.tool_choice === "required" ? { toolChoice: "required" } : {}),
+    ...(typeof body.tool_choice === "object" && body.tool_choice !== null
+      ? { toolChoice: { name: body.tool_choice.function.name } }
+      : {}),
+    strictTools: body.tools?.some((tool) => tool.function["strict"] === true) === true,
+    content: contentFormat(body),
     reasoning:
       body.reasoning_format === "none" ? "none" : body.reasoning_format ? "auto" : reasoning,
   }

@@ -1,5 +1,7 @@
+import { RequestError } from "../../errors.ts"
 import type { ServerContext } from "../context.ts"
 import type { SamplingRequest } from "../sampling.ts"
+import { type AnswerFormat, jsonFormat } from "../tools/answer-grammar.ts"
 import type { ChatRequest, CompletionRequest } from "./schema.ts"
 
 /** Fields that every completion object has. */
@@ -45,4 +47,28 @@ export function samplingOf(
     ignoreEos: body.ignore_eos,
     logprobs,
   }
+}
+
+/** What the content must match by response_format or one of its relatives; RequestError 400 where several are given. */
+export function contentFormat(body: ChatRequest | CompletionRequest): AnswerFormat | undefined {
+  const { response_format: response, grammar, json_schema: schema, structured_outputs: own } = body
+  const found: AnswerFormat[] = []
+  if (response?.type === "json_object")
+    found.push(jsonFormat(response.schema ?? { type: "object" }))
+  if (response?.type === "json_schema") found.push(jsonFormat(response.json_schema.schema))
+  if (grammar) found.push({ type: "grammar", grammar })
+  if (schema !== undefined && schema !== null) found.push(jsonFormat(schema))
+  if (own?.json !== undefined && own.json !== null) found.push(jsonFormat(own.json))
+  if (own?.regex) found.push({ type: "regex", pattern: own.regex })
+  if (own?.grammar) found.push({ type: "grammar", grammar: own.grammar })
+  if (own?.choice) {
+    const elements = own.choice.map((value) => ({ type: "const_string" as const, value }))
+    found.push({ type: "or", elements })
+  }
+  if (found.length > 1)
+    throw new RequestError(400, "response_format: the output can match only one format", {
+      code: "invalid_value",
+      param: "response_format",
+    })
+  return found[0]
 }

@@ -1,6 +1,7 @@
 import { RequestError } from "../../errors.ts"
 import type { GenerateParams } from "../../worker/protocol.ts"
 import { openaiErrorBody } from "../api-error.ts"
+import { constrain } from "../chat.ts"
 import {
   type App,
   checkModel,
@@ -21,8 +22,9 @@ import { readBody } from "../request.ts"
 import { forChoice, generateParams } from "../sampling.ts"
 import { MAX_CHOICES, stopStrings } from "../schema.ts"
 import { sseResponse } from "../stream.ts"
+import { grammarText } from "../tools/answer-grammar.ts"
 import type { ServerTokenizer } from "../types.ts"
-import { completionId, envelope, samplingOf } from "./common.ts"
+import { completionId, contentFormat, envelope, samplingOf } from "./common.ts"
 import {
   type FinishedChoice,
   type TextLogprobs,
@@ -100,6 +102,8 @@ function start(context: ServerContext, c: RequestContext, body: CompletionReques
     })
   }
   const sampling = samplingOf(body, topCount)
+  const format = contentFormat(body)
+  const grammar = format === undefined ? undefined : grammarText(format)
   const sequences: SequenceRequest[] = []
   for (const { ids } of prompts) {
     // OpenAI's older default for this route would be 16; texts end where the model ends them, as
@@ -110,7 +114,8 @@ function start(context: ServerContext, c: RequestContext, body: CompletionReques
       body.max_tokens ?? config.defaults.maxTokens,
       "prompt",
     )
-    const params = generateParams(sampling, fitting, config.defaults, tokenizer)
+    const free = generateParams(sampling, fitting, config.defaults, tokenizer)
+    const params = constrain(context, free, { grammar })
     for (let i = 0; i < n; i++) sequences.push({ ids, params: forChoice(params, i) })
   }
   const generation =

@@ -3,8 +3,6 @@ import { z } from "@hono/zod-openapi"
 import { accepted, MAX_CHOICES, MAX_TOP_LOGPROBS, refused, samplingFields } from "../schema.ts"
 
 const maxTokens = z.int().min(1).nullish()
-const isNoneOrAuto = (v: unknown): boolean => v === "auto" || v === "none"
-const isText = (v: unknown): boolean => (v as { type?: unknown }).type === "text"
 const isFalse = (v: unknown): boolean => v === false
 const isTrue = (v: unknown): boolean => v === true
 const isEmpty = (v: unknown): boolean => Array.isArray(v) && v.length === 0
@@ -38,6 +36,57 @@ export const toolSchema = z
     }),
   })
   .openapi("Tool")
+
+const toolChoice = z
+  .union([
+    z.enum(["auto", "none", "required"]),
+    z.looseObject({
+      type: z.literal("function"),
+      function: z.looseObject({ name: z.string().min(1) }),
+    }),
+  ])
+  .nullish()
+  .openapi({ description: "required and a function's name make the model call" })
+
+const jsonSchema = z.union([z.boolean(), z.record(z.string(), z.unknown())])
+
+const responseFormat = z
+  .discriminatedUnion("type", [
+    z.looseObject({ type: z.literal("text") }),
+    z.looseObject({
+      type: z.literal("json_object"),
+      schema: jsonSchema.nullish().openapi({ description: "Extension" }),
+    }),
+    z.looseObject({
+      type: z.literal("json_schema"),
+      json_schema: z.looseObject({
+        name: z.string().nullish(),
+        description: z.string().nullish(),
+        schema: jsonSchema,
+        strict: z.boolean().nullish(),
+      }),
+    }),
+  ])
+  .nullish()
+
+/** llama.cpp's and vLLM's names for what the output must match; one at most. */
+const constraints = {
+  grammar: z
+    .string()
+    .min(1)
+    .nullish()
+    .openapi({ description: "Extension; EBNF as xgrammar and llama.cpp read it" }),
+  json_schema: jsonSchema.nullish().openapi({ description: "Extension" }),
+  structured_outputs: z
+    .strictObject({
+      json: jsonSchema.nullish(),
+      regex: z.string().min(1).nullish(),
+      choice: z.array(z.string().min(1)).min(1).nullish(),
+      grammar: z.string().min(1).nullish(),
+    })
+    .nullish()
+    .openapi({ description: "Extension" }),
+}
 
 const toolCall = z.looseObject({
   id: z.string().optional(),
@@ -105,7 +154,7 @@ export const chatRequestSchema = z
       .array(toolSchema)
       .nullish()
       .openapi({ description: "Rendered by the model's chat template" }),
-    tool_choice: refused('the model cannot be forced to call: use "auto" or "none"', isNoneOrAuto),
+    tool_choice: toolChoice,
     parallel_tool_calls: z
       .boolean()
       .nullish()
@@ -119,7 +168,8 @@ export const chatRequestSchema = z
       .record(z.string(), z.unknown())
       .nullish()
       .openapi({ description: "Extension; variables for the chat template" }),
-    response_format: refused("constrained output is not supported; only type text is", isText),
+    response_format: responseFormat,
+    ...constraints,
     modalities: refused(
       "the model writes text only",
       (v) => Array.isArray(v) && v.every((m) => m === "text"),
@@ -150,7 +200,8 @@ export const completionRequestSchema = z
     logprobs: z.int().min(0).max(MAX_TOP_LOGPROBS).nullish(),
     best_of: refused("answers are not ranked; use n", (v) => v === 1),
     suffix: refused("filling in the middle is not supported", (v) => v === ""),
-    response_format: refused("constrained output is not supported; only type text is", isText),
+    response_format: responseFormat,
+    ...constraints,
   })
   .openapi("CompletionRequest")
 

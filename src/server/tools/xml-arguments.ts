@@ -7,6 +7,8 @@ export interface XmlMarkup {
   /** One argument up to its value: group `key`, and `type` where the markup says it. */
   readonly open: RegExp
   readonly close: string
+  /** The argument of the format's example, a = 1. */
+  readonly example: string
   /** A line break after the opening and before the closing tag is not the value's. */
   readonly trimLines?: boolean
 }
@@ -19,11 +21,13 @@ const DSML_MARKUP: XmlMarkup = {
     "g",
   ),
   close: `</${DSML}parameter>`,
+  example: `<${DSML}parameter name="a" string="false">1</${DSML}parameter>`,
 }
 const FUNCTION_MARKUP: XmlMarkup = {
   head: /^\s*<function=(?<name>[^>\s]+)\s*>/,
   open: /<parameter=(?<key>[^>]+)>/g,
   close: "</parameter>",
+  example: "<parameter=a>1</parameter>",
   trimLines: true,
 }
 
@@ -32,18 +36,21 @@ export const XML_MARKUP: Readonly<Record<string, XmlMarkup>> = {
     head: /^\s*(?<name>[^<\s][^<\n]*?)\s*(?=\n|<arg_key>|<\/tool_call>)/,
     open: /<arg_key>\s*(?<key>[^<]*?)\s*<\/arg_key>\s*<arg_value>/g,
     close: "</arg_value>",
+    example: "<arg_key>a</arg_key>\n<arg_value>1</arg_value>",
   },
   seed: FUNCTION_MARKUP,
-  "qwen3-coder": FUNCTION_MARKUP,
+  "qwen3-coder": { ...FUNCTION_MARKUP, example: "<parameter=a>\n1\n</parameter>" },
   "minimax-m2": {
     head: /^\s*name="?(?<name>[^">]+)"?\s*>/,
     open: /<parameter name="?(?<key>[^">]+)"?\s*>/g,
     close: "</parameter>",
+    example: '<parameter name="a">1</parameter>',
   },
   "minimax-m3": {
     head: /^\s*name="?(?<name>[^">]+)"?\s*>/,
     open: /\]<\]minimax\[>\[<(?<key>[^/>\s]+)>/g,
     close: "]<]minimax[>[</",
+    example: "]<]minimax[>[<a>1]<]minimax[>[</a>",
   },
   "deepseek-dsml-tool-calls": DSML_MARKUP,
   "deepseek-dsml-function-calls": DSML_MARKUP,
@@ -51,11 +58,13 @@ export const XML_MARKUP: Readonly<Record<string, XmlMarkup>> = {
     head: /^\s*name="(?<name>[^"]+)"\s*>/,
     open: /<param name="(?<key>[^"]+)"\s*>/g,
     close: "</param>",
+    example: '<param name="a">1</param>',
   },
   "kimi-k3": {
     head: /^\s*"?(?<name>[^"\s<]+)"?[^<]*<\|sep\|>/,
     open: /<\|open\|>argument key="(?<key>[^"]+)"(?: type="(?<type>[^"]*)")?[^<]*<\|sep\|>/g,
     close: "<|close|>argument<|sep|>",
+    example: '<|open|>argument key="a" type="number"<|sep|>1<|close|>argument<|sep|>',
   },
 }
 
