@@ -11,6 +11,8 @@ pub fn build(b: *std.Build) void {
     const target = b.standardTargetOptions(.{});
     const optimize = b.option(std.builtin.OptimizeMode, "optimize", "default: ReleaseFast") orelse .ReleaseFast;
 
+    cpu.emulate_amx = b.option(bool, "emulate-amx", "level amx with its tiles in C, for tests on machines without them") orelse false;
+
     const library = cpu.addLibrary(b, target.result.os.tag, target.result.cpu.arch, optimize);
     b.installArtifact(library);
 

@@ -18,8 +18,16 @@ const x86_isas = [_]Isa{
     .{
         .name = "amx",
         .model = &x86.cpu.x86_64_v4,
-        .add = x86.featureSet(&.{ .avx512vnni, .avx512bf16, .amx_tile, .amx_int8, .amx_bf16 }),
+        .add = x86.featureSet(&.{ .avx512vnni, .avx512bf16, .avx512vbmi, .gfni, .amx_tile, .amx_int8, .amx_bf16 }),
     },
+};
+
+/// Tiles in C, for tests on machines that have AVX-512 and none.
+pub var emulate_amx = false;
+const emulated_amx: Isa = .{
+    .name = "amx",
+    .model = &x86.cpu.x86_64_v4,
+    .add = x86.featureSet(&.{ .avx512vnni, .avx512bf16, .avx512vbmi, .gfni }),
 };
 
 const arm_isas = [_]Isa{
@@ -89,6 +97,9 @@ fn cpuModule(b: *std.Build, os: std.Target.Os.Tag, arch: std.Target.Cpu.Arch, li
     core.addIncludePath(b.path("kernels/include"));
     core.addImport("abi_table", abiTable(b));
     module.addImport("core", core);
+    const options = b.addOptions();
+    options.addOption(bool, "emulate_amx", emulate_amx);
+    module.addOptions("build_options", options);
     return module;
 }
 
@@ -98,7 +109,9 @@ fn abiTable(b: *std.Build) *std.Build.Module {
     return table;
 }
 
-fn isaLibrary(b: *std.Build, os: std.Target.Os.Tag, arch: std.Target.Cpu.Arch, libc: Libc, isa: Isa, optimize: std.builtin.OptimizeMode) *std.Build.Step.Compile {
+fn isaLibrary(b: *std.Build, os: std.Target.Os.Tag, arch: std.Target.Cpu.Arch, libc: Libc, wanted: Isa, optimize: std.builtin.OptimizeMode) *std.Build.Step.Compile {
+    const emulated = emulate_amx and std.mem.eql(u8, wanted.name, "amx");
+    const isa = if (emulated) emulated_amx else wanted;
     const module = b.createModule(.{
         .target = targetOf(b, os, arch, libc, isa),
         .optimize = optimize,
@@ -107,6 +120,7 @@ fn isaLibrary(b: *std.Build, os: std.Target.Os.Tag, arch: std.Target.Cpu.Arch, l
         .strip = optimize != .Debug,
     });
     module.addIncludePath(b.path("kernels/include"));
+    if (emulated) module.addCMacro("KT_AMX_EMULATED", "1");
     module.addCSourceFile(.{ .file = b.path(b.fmt("kernels/cpu/isa/{s}.c", .{isa.name})), .flags = &c_flags });
     return b.addLibrary(.{ .name = b.fmt("kt_isa_{s}", .{isa.name}), .linkage = .static, .root_module = module });
 }

@@ -3,6 +3,7 @@ const std = @import("std");
 const builtin = @import("builtin");
 const topology = @import("topology.zig");
 const c = @import("core").c;
+const emulated = @import("build_options").emulate_amx;
 
 pub const Level = u32; // KT_ISA_*
 
@@ -74,8 +75,12 @@ pub fn isaMask() u32 {
     mask |= 1 << c.KT_ISA_AVX512;
     if (!bit(l7_1.a, 5)) return mask;
     mask |= 1 << c.KT_ISA_AVX512BF16;
-    // AMX-BF16, AMX-TILE, AMX-INT8, tile state, and the kernel's permission to use it
-    if (bit(l7.d, 22) and bit(l7.d, 24) and bit(l7.d, 25) and xcr0 & 0x60000 == 0x60000 and amxPermitted())
+    // VBMI and GFNI, which every CPU with tiles has
+    if (!bit(l7.c, 1) or !bit(l7.c, 8)) return mask;
+    // AMX-BF16, AMX-TILE, AMX-INT8, tile state, and the kernel's permission to use it; the emulation of a test build needs none
+    if (emulated) {
+        mask |= 1 << c.KT_ISA_AMX;
+    } else if (bit(l7.d, 22) and bit(l7.d, 24) and bit(l7.d, 25) and xcr0 & 0x60000 == 0x60000 and amxPermitted())
         mask |= 1 << c.KT_ISA_AMX;
     return mask;
 }

@@ -5,6 +5,7 @@ const core = @import("core");
 const cpuid = @import("cpuid.zig");
 const Pool = @import("pool.zig").Pool;
 const topology = @import("topology.zig");
+const amx = @import("amx.zig");
 const c = core.c;
 const status = core.status;
 
@@ -22,6 +23,7 @@ pub const Ctx = struct {
     /// The system's number of each of the pool's nodes; null where nodes only divide the work.
     system_nodes: [topology.max_nodes]?u32 = [_]?u32{null} ** topology.max_nodes,
     scratch: []align(64) u8 = &.{},
+    serial: u64 = 0,
 
     /// Memory for one call's intermediate results, grown as needed and kept. Valid until the next call of reserve.
     pub fn reserve(self: *Ctx, bytes: usize) error{OutOfMemory}![]align(64) u8 {
@@ -31,6 +33,12 @@ pub const Ctx = struct {
             self.scratch = try gpa.alignedAlloc(u8, .@"64", std.mem.alignForward(usize, bytes + bytes / 4, 1 << 16));
         }
         return self.scratch[0..bytes];
+    }
+
+    /// Names one call, so that its tasks know each other's activations.
+    pub fn nextSerial(self: *Ctx) u64 {
+        self.serial += 1;
+        return self.serial;
     }
 
     pub fn fast(self: *const Ctx) bool {
@@ -118,6 +126,7 @@ export fn kt_ctx_create(options: ?*const c.kt_ctx_options_t, out: ?*?*c.kt_ctx_t
     if (nodes == found.topology.nodes.len) for (found.topology.nodes, ctx.system_nodes[0..nodes]) |number, *slot_of| {
         slot_of.* = number;
     };
+    amx.chooseTokens(ctx.isa);
     slot.* = @ptrCast(ctx);
     return c.KT_OK;
 }

@@ -80,6 +80,7 @@ pub const Input = struct {
     private: bool,
     tile_tokens: usize,
     tile_bytes: usize,
+    serial: u64,
     /// Per copy: tiles, then float rows (only with a norm).
     copies: [*]u8 = undefined,
     copy_bytes: usize = 0,
@@ -106,6 +107,7 @@ pub const Input = struct {
             .private = x.count <= max_private_tokens,
             .tile_tokens = tile_tokens,
             .tile_bytes = tile_bytes,
+            .serial = ctx.nextSerial(),
         };
         const tiles = if (need_int8) self.tileCount() * tile_bytes else 0;
         // a normalised row is needed whole before it can be quantised: with shared tiles each tile has a row of its own
@@ -166,6 +168,7 @@ pub const Input = struct {
             out.tile_bytes = @intCast(self.tile_bytes);
         }
         out.tile_tokens = @intCast(self.tile_tokens);
+        out.serial = self.serial;
         if (self.norm == null) {
             out.x = self.x;
             out.x_stride = @intCast(self.x_stride);

@@ -167,6 +167,7 @@ const Experts = struct {
     rooms: [*]u8 = undefined,
     room_bytes: usize,
     scratch_bytes: usize,
+    serial: u64,
 
     fn body(self: *const Experts, member: *Member) void {
         const at = self.rooms + member.index * self.room_bytes;
@@ -342,6 +343,7 @@ const Experts = struct {
         const tokens = t.tokens;
         var job = mm.weightJob(m.weight);
         job.w = @ptrFromInt(@intFromPtr(m.weight.tensor.data.?) + e.expert * m.stride);
+        job.serial = self.serial;
         job.x = operand.x;
         job.x_stride = @intCast(operand.x_stride);
         if (m.bias) |bias| job.bias = bias + e.expert * m.weight.rows;
@@ -449,6 +451,7 @@ export fn kt_fused_experts(handle: ?*c.kt_ctx_t, args: ?*const c.kt_experts_args
         .immediate = pairs <= max_immediate,
         .prepared_bytes = 0,
         .room_bytes = 0,
+        .serial = ctx.nextSerial(),
         .scratch_bytes = @max(mm.matmulScratch(ctx, wg.cols), mm.matmulScratch(ctx, wd.cols)),
     };
     region.prepared_bytes = std.mem.alignForward(usize, region.preparedBytes(), line);

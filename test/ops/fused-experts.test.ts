@@ -18,7 +18,7 @@ import { Tensor } from "../../src/tensor/tensor.ts"
 import type { ActivationName } from "../reference/elementwise.ts"
 import * as reference from "../reference/experts.ts"
 import { roundToInt8 } from "../reference/linear.ts"
-import { describeBackends, expectClose, randomArray } from "./harness.ts"
+import { describeBackends, expectClose, int8Tolerance, randomArray } from "./harness.ts"
 import { dequantized, randomWeight } from "./weights.ts"
 
 interface ExpertsCase {
@@ -117,6 +117,11 @@ function resultsOf(isa: string, threads: number): Float32Array[] {
       fusedExperts({ ...operands, scaleInput }).toFloat32Array(),
     )
   })
+}
+
+/** Two products follow each other, so tiles round twice. */
+function experts8(backend: Backend, tokens: number): number {
+  return 1.5 * int8Tolerance(backend, tokens, 2e-3 / 1.5)
 }
 
 describeBackends("fusedExperts", (backend) => {
@@ -218,7 +223,7 @@ describeBackends("fusedExperts", (backend) => {
               scaleInput,
             }).toFloat32Array()
             // the middle row is rounded to int8 after f32 sums: a last-bit difference may round the other way
-            expectClose(got, want, fast ? 2e-3 : 1e-5)
+            expectClose(got, want, fast ? experts8(backend, tokens) : 1e-5)
           }
           backend.resetStep()
         }

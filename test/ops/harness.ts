@@ -44,6 +44,16 @@ export function relativeError(got: ArrayLike<number>, want: ArrayLike<number>): 
   return norm === 0 ? Math.sqrt(error) : Math.sqrt(error / norm)
 }
 
+/**
+ * Tolerance of a product with int8 activations. Tiles round weights and activations once more, to one scale per 256 columns;
+ * they may take products of 8 tokens and more (from how many is measured on each machine).
+ */
+export function int8Tolerance(backend: Backend, tokens: number, exact: number): number {
+  return backend.isa === "amx" && tokens >= 8 ? Math.max(exact, TILE_ROUNDING) : exact
+}
+
+const TILE_ROUNDING = 2e-2
+
 /** Fails unless the relative RMS error is at most `tolerance` and every value is finite where the reference is. */
 export function expectClose(
   got: ArrayLike<number>,

@@ -5,7 +5,7 @@ import type { DTypeInfo } from "../../src/tensor/dtype.ts"
 import { Tensor } from "../../src/tensor/tensor.ts"
 import * as reference from "../reference/linear.ts"
 import { rmsNorm } from "../reference/ops.ts"
-import { describeBackends, expectClose, randomArray } from "./harness.ts"
+import { describeBackends, expectClose, int8Tolerance, randomArray } from "./harness.ts"
 import { dequantized, PLAIN, QUANTIZED, randomWeight } from "./weights.ts"
 
 const ROWS = [1, 7, 16, 17, 40]
@@ -39,7 +39,7 @@ describeBackends("linear", (backend) => {
                 weight,
                 Tensor.from(backend, bias),
               ).toFloat32Array()
-              expectClose(got, want, F32_ROUNDING)
+              expectClose(got, want, int8Tolerance(backend, tokens, F32_ROUNDING))
             }
             backend.resetStep()
           }
@@ -108,7 +108,7 @@ describeBackends("linear", (backend) => {
         expectClose(
           got,
           reference.linear(rounded(normed), values, n),
-          precision === "fast" ? 1e-3 : F32_ROUNDING,
+          precision === "fast" ? int8Tolerance(backend, tokens, 1e-3) : F32_ROUNDING,
         )
 
         const start = randomArray(tokens * rows, 7)
@@ -118,7 +118,7 @@ describeBackends("linear", (backend) => {
         expectClose(
           residual.toFloat32Array(),
           plain.map((v, i) => v + (start[i] as number)),
-          F32_ROUNDING,
+          precision === "fast" ? int8Tolerance(backend, tokens, F32_ROUNDING) : F32_ROUNDING,
         )
 
         const post = randomArray(rows, 8)
@@ -131,7 +131,7 @@ describeBackends("linear", (backend) => {
         expectClose(
           after.toFloat32Array(),
           rmsNorm(plain, post, 1e-6, 1).map((v, i) => v + (start[i] as number)),
-          1e-5,
+          precision === "fast" ? int8Tolerance(backend, tokens, 1e-5) : 1e-5,
         )
         backend.resetStep()
       }

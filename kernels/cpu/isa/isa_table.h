@@ -13,6 +13,7 @@ typedef struct kt_matmul {
   int64_t tile_bytes;
   int32_t tile_tokens; /* 1, 2, 4 or 8 */
   int32_t accumulate;
+  uint64_t serial; /* of the call, equal for jobs whose acts are equal while they have the same address; 0: none */
   const float *x; /* without acts: rows of x_stride floats */
   int64_t x_stride;
   const float *bias;
@@ -77,6 +78,8 @@ typedef struct kt_isa_table {
   int64_t (*matmul_scratch)(int64_t cols);
   /* token0 is a multiple of tile_tokens, row0 of row_block; scratch has matmul_scratch(cols) bytes */
   void (*matmul)(const kt_matmul_t *job, int64_t row0, int64_t row1, int64_t token0, int64_t token1, void *scratch);
+  /* amx_matmul.inc: from so many tokens on matmul uses tiles; NULL on levels without them. Set before the first region */
+  int32_t *amx_tokens;
   /* rms_norm.inc */
   void (*rms_norm_row)(const float *x, const float *weight, float eps, float offset, float *out, int64_t n);
   void (*add_row)(const float *a, const float *b, float *out, int64_t n);
