@@ -4,6 +4,7 @@ const builtin = @import("builtin");
 const topology = @import("topology.zig");
 const c = @import("core").c;
 const emulated = @import("build_options").emulate_amx;
+const quota = @import("quota.zig");
 
 pub const Level = u32; // KT_ISA_*
 
@@ -149,6 +150,8 @@ pub const Cores = struct {
     /// Cut to the cgroup's CPU quota.
     physical: u32,
     logical: u32,
+    /// CPUs' time that the cgroup grants, or null without a limit; the counts are cut to it.
+    quota: ?f64 = null,
 
     pub fn deinit(self: Cores, gpa: std.mem.Allocator) void {
         self.topology.deinit(gpa);
@@ -175,37 +178,16 @@ pub fn cores(gpa: std.mem.Allocator) !Cores {
     const found = try topology.read(gpa, "/sys/devices", process_affinity);
     var physical = found.physical();
     var logical: u32 = @intCast(found.cpus.len);
-    if (cgroupQuota()) |quota| {
-        physical = @max(1, @min(physical, quota));
-        logical = @max(1, @min(logical, quota));
+    const limit = quota.cpus("");
+    if (limit) |cpus| {
+        physical = @min(physical, quota.threads(cpus));
+        logical = @min(logical, quota.threads(cpus));
     }
-    return .{ .topology = found, .physical = physical, .logical = logical };
+    return .{ .topology = found, .physical = physical, .logical = logical, .quota = limit };
 }
 
 fn readSmall(path: []const u8, buffer: []u8) ?[]const u8 {
-    const file = std.fs.openFileAbsolute(path, .{}) catch return null;
-    defer file.close();
-    const len = file.readAll(buffer) catch return null;
-    return std.mem.trim(u8, buffer[0..len], " \n\t");
-}
-
-/// Whole CPUs of the cgroup's quota (v2 cpu.max, v1 cfs_quota_us), or null without one.
-fn cgroupQuota() ?u32 {
-    var buffer: [64]u8 = undefined;
-    if (readSmall("/sys/fs/cgroup/cpu.max", &buffer)) |text| {
-        var parts = std.mem.tokenizeScalar(u8, text, ' ');
-        return wholeCpus(parts.next() orelse return null, parts.next() orelse return null);
-    }
-    var second: [64]u8 = undefined;
-    const quota = readSmall("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", &buffer) orelse return null;
-    return wholeCpus(quota, readSmall("/sys/fs/cgroup/cpu/cpu.cfs_period_us", &second) orelse return null);
-}
-
-fn wholeCpus(quota_text: []const u8, period_text: []const u8) ?u32 {
-    const quota = std.fmt.parseInt(i64, quota_text, 10) catch return null; // "max" is no limit
-    const period = std.fmt.parseInt(i64, period_text, 10) catch return null;
-    if (quota <= 0 or period <= 0) return null;
-    return @intCast(@max(1, @divFloor(quota, period)));
+    return quota.readSmall("", path, buffer);
 }
 
 pub fn cacheBytes(level: u8) i64 {
@@ -222,12 +204,6 @@ pub fn cacheBytes(level: u8) i64 {
         return scale * (std.fmt.parseInt(i64, digits, 10) catch 0);
     }
     return 0;
-}
-
-test "quota text" {
-    try std.testing.expectEqual(@as(?u32, null), wholeCpus("max", "100000"));
-    try std.testing.expectEqual(@as(?u32, 2), wholeCpus("250000", "100000"));
-    try std.testing.expectEqual(@as(?u32, 1), wholeCpus("50000", "100000"));
 }
 
 test "levels have names and this machine has one" {

@@ -163,6 +163,7 @@ export fn kt_cpu_query(out: ?*c.kt_cpu_info_t) status.Status {
     info.isa_mask = cpuid.isaMask();
     info.physical_cores = found.physical;
     info.logical_cores = found.logical;
+    info.quota_millis = if (found.quota) |cpus| @intFromFloat(@min(cpus * 1000, 4e9)) else 0;
     info.memory_bytes = @intCast(std.process.totalSystemMemory() catch 0);
     info.memory_free_bytes = freeMemory() orelse info.memory_bytes;
     info.l2_bytes = if (builtin.os.tag == .linux) cpuid.cacheBytes(2) else 0;

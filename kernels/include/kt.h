@@ -126,7 +126,7 @@ typedef struct kt_cpu_info {
   uint32_t struct_size, abi_version;
   uint32_t isa_mask; /* bit KT_ISA_x: this machine runs the level and the library holds it */
   uint32_t physical_cores, logical_cores; /* available to the process (affinity, cgroup quota) */
-  uint32_t reserved;
+  uint32_t quota_millis;                  /* CPU time the cgroup grants, in thousandths of a CPU; 0 = no limit */
   int64_t memory_bytes, memory_free_bytes;
   int64_t l2_bytes, l3_bytes;
 } kt_cpu_info_t;

@@ -3,7 +3,7 @@ import { release } from "node:os"
 import { dirname } from "node:path"
 
 import { version } from "../../package.json" with { type: "json" }
-import { ARCH_ISAS, Backend, queryCpu } from "../native/backend.ts"
+import { ARCH_ISAS, Backend, type CpuInfo, queryCpu } from "../native/backend.ts"
 import { libraryCandidates, probeLibrary } from "../native/library.ts"
 import { JSON_FLAG } from "./args/common.ts"
 import { defineCommand } from "./args/spec.ts"
@@ -83,13 +83,11 @@ function cpu(): Finding[] {
       "cores",
       `${info.physicalCores} physical, ${info.logicalCores} logical (what this process may use)`,
     ),
+    finding("CPU", "threads", threadsInUse(info)),
     finding("CPU", "caches", `L2 ${formatBytes(info.l2Bytes)}, L3 ${formatBytes(info.l3Bytes)}`),
   ]
-  const quota = cgroupValue("cpu.max")
-  if (quota !== undefined && !quota.startsWith("max")) {
-    const [time = "0", period = "1"] = quota.split(" ")
-    found.push(finding("CPU", "cgroup quota", `${(Number(time) / Number(period)).toFixed(1)} CPUs`))
-  }
+  if (info.cpuQuota !== undefined)
+    found.push(finding("CPU", "cgroup quota", `${info.cpuQuota.toFixed(1)} CPUs`))
   const missing = ARCH_ISAS.filter((isa) => !info.isas.includes(isa))
   if (missing.length > 0)
     found.push(
@@ -102,6 +100,14 @@ function cpu(): Finding[] {
       ),
     )
   return found
+}
+
+/** What --threads 0 comes to. */
+function threadsInUse({ physicalCores, cpuQuota }: CpuInfo): string {
+  const forced = process.env["KT_THREADS"]
+  if (forced) return `${forced} (KT_THREADS says so)`
+  const why = cpuQuota === undefined ? "one a physical core" : "what the cgroup quota is enough for"
+  return `${physicalCores} by default: ${why}`
 }
 
 function levelInUse(): Finding {

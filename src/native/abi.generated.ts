@@ -51,7 +51,7 @@ export const layouts = {
   kt_tensor: { size: 88, align: 8, fields: { data: 0, shape: 8, stride: 40, dtype: 72, ndim: 76, device: 80, flags: 84 } },
   kt_ctx_options: { size: 32, align: 4, fields: { struct_size: 0, abi_version: 4, num_threads: 8, isa: 12, precision: 16, pin_threads: 20, spin_us: 24, numa_nodes: 28 } },
   kt_ctx_info: { size: 24, align: 4, fields: { struct_size: 0, abi_version: 4, num_threads: 8, isa: 12, precision: 16, num_nodes: 20 } },
-  kt_cpu_info: { size: 56, align: 8, fields: { struct_size: 0, abi_version: 4, isa_mask: 8, physical_cores: 12, logical_cores: 16, reserved: 20, memory_bytes: 24, memory_free_bytes: 32, l2_bytes: 40, l3_bytes: 48 } },
+  kt_cpu_info: { size: 56, align: 8, fields: { struct_size: 0, abi_version: 4, isa_mask: 8, physical_cores: 12, logical_cores: 16, quota_millis: 20, memory_bytes: 24, memory_free_bytes: 32, l2_bytes: 40, l3_bytes: 48 } },
   kt_file_map: { size: 16, align: 8, fields: { data: 0, size: 8 } },
   kt_attention_params: { size: 32, align: 4, fields: { struct_size: 0, abi_version: 4, scale: 8, soft_cap: 12, sliding_window: 16, chunk_size: 20, temperature_scale: 24, temperature_floor: 28 } },
   kt_state_segments: { size: 32, align: 8, fields: { struct_size: 0, abi_version: 4, start: 8, source: 16, target: 24 } },
@@ -141,4 +141,4 @@ export const KT_MEASURE_FMA = 2
 export const KT_MEASURE_INT4_DOT = 3
 export const KT_MEASURE_BF16_DOT = 4
 
-export const KT_ABI_HASH = 0x87e54269b2d4ee31n
+export const KT_ABI_HASH = 0x2cc512c8e2102ef8n

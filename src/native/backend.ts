@@ -200,6 +200,8 @@ export interface CpuInfo {
   readonly isas: readonly string[]
   readonly physicalCores: number
   readonly logicalCores: number
+  /** CPUs' time that the cgroup grants; undefined: no limit. The counts are cut to it. */
+  readonly cpuQuota: number | undefined
   readonly memoryBytes: number
   readonly memoryFreeBytes: number
   readonly l2Bytes: number
@@ -212,11 +214,13 @@ export function queryCpu(library: Library = requireLibrary("cpu")): CpuInfo {
   const status = library.kt_cpu_query(view)
   if (status !== 0) throw new NativeError("kt_cpu_query", status, library.kt_last_error())
   const mask = view.getUint32(fields.isa_mask, true)
+  const quota = view.getUint32(fields.quota_millis, true)
   const i64 = (offset: number): number => Number(view.getBigInt64(offset, true))
   return {
     isas: ISA_NAMES.filter((_, level) => level > 0 && (mask >> level) % 2 === 1),
     physicalCores: view.getUint32(fields.physical_cores, true),
     logicalCores: view.getUint32(fields.logical_cores, true),
+    cpuQuota: quota === 0 ? undefined : quota / 1000,
     memoryBytes: i64(fields.memory_bytes),
     memoryFreeBytes: i64(fields.memory_free_bytes),
     l2Bytes: i64(fields.l2_bytes),
