@@ -27,6 +27,21 @@ export function ollamaErrorBody(error: RequestError): { readonly error: string }
   return { error: sentence(error) }
 }
 
+/** Anthropic's error object. */
+export function anthropicErrorBody(error: RequestError): unknown {
+  const types: Readonly<Record<number, string>> = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+  }
+  const type = types[error.status] ?? (error.status >= 500 ? "api_error" : "invalid_request_error")
+  return { type: "error", error: { type, message: sentence(error) } }
+}
+
 /** The error as a response in the shape of the API that the path belongs to. */
 export function errorResponse(c: Context, error: RequestError): Response {
   const ollama = c.req.path.startsWith("/api/")
@@ -35,7 +50,12 @@ export function errorResponse(c: Context, error: RequestError): Response {
     headers["retry-after"] = String(error.retryAfterSeconds)
   }
   if (error.status === 401) headers["www-authenticate"] = "Bearer"
-  const body = ollama ? ollamaErrorBody(error) : openaiErrorBody(error)
+  const anthropic = c.req.path.startsWith("/v1/messages")
+  const body = ollama
+    ? ollamaErrorBody(error)
+    : anthropic
+      ? anthropicErrorBody(error)
+      : openaiErrorBody(error)
   return Response.json(body, { status: error.status, headers })
 }
 

@@ -6,6 +6,7 @@ import { matchedRoutes } from "hono/route"
 
 import { RequestError } from "../errors.ts"
 import { Admission } from "./admission.ts"
+import { addMessages } from "./anthropic/messages.ts"
 import { errorResponse } from "./api-error.ts"
 import { requireKey, requireOrigin } from "./auth.ts"
 import type { ServerContext, ServerEnv } from "./context.ts"
@@ -76,6 +77,7 @@ export function createApp(deps: ServerDeps): ServerApp {
   addModels(app, context)
   addChatCompletions(app, context)
   addCompletions(app, context)
+  addMessages(app, context)
   addOllamaModels(app, context)
   addChat(app, context)
   addGenerate(app, context)
@@ -94,6 +96,8 @@ function observe(metrics: ServerMetrics): MiddlewareHandler<ServerEnv> {
     c.set("arrivedMs", started)
     await next()
     c.res.headers.set("x-request-id", requestId)
+    // the name that Anthropic's clients read
+    if (c.req.path.startsWith("/v1/messages")) c.res.headers.set("request-id", requestId)
     // Unknown paths count as one route, or anybody could grow the metrics.
     const route =
       matchedRoutes(c).findLast(({ path }) => path !== "/*" && path !== "*")?.path ?? "other"

@@ -25,6 +25,26 @@ export function sseResponse(items: AsyncIterator<unknown>, options: StreamOption
   })
 }
 
+/** An item of a stream whose events have names. */
+export interface NamedEvent {
+  readonly event: string
+  readonly data: unknown
+}
+
+/** Server-sent events with names, as Anthropic has them; the last is the items' own. */
+export function eventResponse(items: AsyncIterator<NamedEvent>, options: StreamOptions): Response {
+  return respond(items, options, {
+    contentType: "text/event-stream; charset=utf-8",
+    frame: (item) => {
+      // errors come as bodies alone
+      const { event = "error", data = item } = item as Partial<NamedEvent>
+      return `event: ${event}\ndata: ${JSON.stringify(data)}\n\n`
+    },
+    last: undefined,
+    heartbeatMs: options.heartbeatMs,
+  })
+}
+
 /** One JSON object a line. */
 export function ndjsonResponse(items: AsyncIterator<unknown>, options: StreamOptions): Response {
   return respond(items, options, {
