@@ -11,6 +11,8 @@ import { errorResponse } from "./api-error.ts"
 import { requireKey, requireOrigin } from "./auth.ts"
 import type { ServerContext, ServerEnv } from "./context.ts"
 import { asRequestError } from "./generate.ts"
+import { addCompletion } from "./llamacpp/completion.ts"
+import { addTokens } from "./llamacpp/tokens.ts"
 import { ServerMetrics } from "./metrics.ts"
 import { addChat } from "./ollama/chat.ts"
 import { addGenerate } from "./ollama/generate.ts"
@@ -78,6 +80,8 @@ export function createApp(deps: ServerDeps): ServerApp {
   addChatCompletions(app, context)
   addCompletions(app, context)
   addMessages(app, context)
+  addTokens(app, context)
+  addCompletion(app, context)
   addOllamaModels(app, context)
   addChat(app, context)
   addGenerate(app, context)

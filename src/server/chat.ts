@@ -43,6 +43,7 @@ export interface ChatOptions {
 
 /** A conversation as the model gets it, and how its answer is read. */
 export interface ChatPrompt {
+  readonly text: string
   readonly ids: Int32Array
   /** Text that the answer starts with because the prompt ends with it. */
   readonly prefix: string
@@ -60,6 +61,7 @@ export interface ChatPrompt {
 export function plainPrompt(ids: Int32Array, content?: AnswerFormat): ChatPrompt {
   const format = { reasoning: undefined, toolCalls: undefined }
   return {
+    text: "",
     ids,
     prefix: "",
     keepToken: () => false,
@@ -108,6 +110,7 @@ export function chatPrompt(
   )
   const decoder = new TextDecoder()
   return {
+    text,
     ids: tokenizer.encodePrompt(text),
     prefix: separates ? "" : prefix,
     keepToken: (id) => isMarker(format, decoder.decode(tokenizer.tokenBytes(id))),

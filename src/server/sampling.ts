@@ -21,6 +21,18 @@ export interface SamplingRequest {
   readonly logprobs?: number | undefined
 }
 
+/** RequestError 400 naming the first token that the model does not have. */
+export function checkIds(tokenizer: ServerTokenizer, ids: Iterable<number>, param: string): void {
+  for (const id of ids) {
+    if (id < tokenizer.vocabSize) continue
+    throw new RequestError(
+      400,
+      `${param} ${id}: the model has tokens 0 to ${tokenizer.vocabSize - 1}`,
+      { code: "invalid_value", param },
+    )
+  }
+}
+
 /** The engine's parameters, for choice 0; `forChoice` derives the others'. */
 export function generateParams(
   request: SamplingRequest,
@@ -29,12 +41,8 @@ export function generateParams(
   tokenizer: ServerTokenizer,
 ): GenerateParams {
   const inVocab = (token: number, param: string): number => {
-    if (token < tokenizer.vocabSize) return token
-    throw new RequestError(
-      400,
-      `${param} ${token}: the model has tokens 0 to ${tokenizer.vocabSize - 1}`,
-      { code: "invalid_value", param },
-    )
+    checkIds(tokenizer, [token], param)
+    return token
   }
   const stopTokens = (request.stopTokens ?? []).map((id) => inVocab(id, "stop_token_ids"))
   const params: GenerateParams = {

@@ -25,9 +25,9 @@ export function sseResponse(items: AsyncIterator<unknown>, options: StreamOption
   })
 }
 
-/** An item of a stream whose events have names. */
+/** An item of a stream whose events have names, or none. */
 export interface NamedEvent {
-  readonly event: string
+  readonly event?: string
   readonly data: unknown
 }
 
@@ -37,12 +37,16 @@ export function eventResponse(items: AsyncIterator<NamedEvent>, options: StreamO
     contentType: "text/event-stream; charset=utf-8",
     frame: (item) => {
       // errors come as bodies alone
-      const { event = "error", data = item } = item as Partial<NamedEvent>
-      return `event: ${event}\ndata: ${JSON.stringify(data)}\n\n`
+      const { event, data } = isNamed(item) ? item : { event: "error", data: item }
+      return `${event === undefined ? "" : `event: ${event}\n`}data: ${JSON.stringify(data)}\n\n`
     },
     last: undefined,
     heartbeatMs: options.heartbeatMs,
   })
+}
+
+function isNamed(item: unknown): item is NamedEvent {
+  return typeof item === "object" && item !== null && "data" in item
 }
 
 /** One JSON object a line. */

@@ -19,7 +19,7 @@ import {
   type SequenceRequest,
 } from "../generate.ts"
 import { readBody } from "../request.ts"
-import { forChoice, generateParams } from "../sampling.ts"
+import { checkIds, forChoice, generateParams } from "../sampling.ts"
 import { MAX_CHOICES, stopStrings } from "../schema.ts"
 import { sseResponse } from "../stream.ts"
 import { grammarText } from "../tools/answer-grammar.ts"
@@ -135,14 +135,7 @@ function promptsOf(
     ids: tokenizer.encode(text, { addSpecial: true, parseSpecial: true }),
   })
   const fromIds = (ids: readonly number[]): Prompt => {
-    const wrong = ids.find((id) => id >= tokenizer.vocabSize)
-    if (wrong !== undefined) {
-      throw new RequestError(
-        400,
-        `prompt ${wrong}: the model has tokens 0 to ${tokenizer.vocabSize - 1}`,
-        { code: "invalid_value", param: "prompt" },
-      )
-    }
+    checkIds(tokenizer, ids, "prompt")
     return { text: decode(tokenizer, ids), ids: Int32Array.from(ids) }
   }
   if (typeof prompt === "string") return [fromText(prompt)]

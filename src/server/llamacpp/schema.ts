@@ -1,0 +1,118 @@
+import { z } from "@hono/zod-openapi"
+
+import { chatRequestSchema } from "../openai/schema.ts"
+import { accepted, MAX_TOP_LOGPROBS, refused, seedSchema, stopSchema } from "../schema.ts"
+
+const tokenId = z.int().min(0)
+/** Text, tokens, or both in turns. */
+const mixed = z.union([z.string(), z.array(z.union([z.string(), tokenId])).min(1)])
+
+export const tokenizeRequestSchema = z
+  .looseObject({
+    content: mixed,
+    add_special: z.boolean().nullish(),
+    parse_special: z.boolean().nullish(),
+    with_pieces: z.boolean().nullish(),
+  })
+  .openapi("TokenizeRequest")
+
+export const tokenizeResponseSchema = z
+  .object({
+    tokens: z.union([
+      z.array(z.int()),
+      z.array(z.object({ id: z.int(), piece: z.union([z.string(), z.array(z.int())]) })),
+    ]),
+  })
+  .openapi("TokenizeResponse")
+
+export const detokenizeRequestSchema = z
+  .looseObject({ tokens: z.array(tokenId) })
+  .openapi("DetokenizeRequest")
+
+export const detokenizeResponseSchema = z
+  .object({ content: z.string() })
+  .openapi("DetokenizeResponse")
+
+export const templateRequestSchema = z
+  .looseObject(
+    chatRequestSchema.pick({ messages: true, tools: true, chat_template_kwargs: true }).shape,
+  )
+  .openapi("ApplyTemplateRequest")
+
+export const templateResponseSchema = z
+  .object({ prompt: z.string() })
+  .openapi("ApplyTemplateResponse")
+
+export const completionRequestSchema = z
+  .looseObject({
+    prompt: mixed,
+    n_predict: z
+      .int()
+      .min(-1)
+      .nullish()
+      .openapi({ description: "-1: up to the end of the context" }),
+    temperature: z.number().min(0).nullish(),
+    top_k: z.int().min(-1).nullish(),
+    top_p: z.number().gt(0).max(1).nullish(),
+    min_p: z.number().min(0).max(1).nullish(),
+    repeat_penalty: z.number().gt(0).max(10).nullish(),
+    presence_penalty: z.number().min(-2).max(2).nullish(),
+    frequency_penalty: z.number().min(-2).max(2).nullish(),
+    seed: seedSchema,
+    stop: stopSchema,
+    stream: z.boolean().nullish(),
+    n_probs: z.int().min(0).max(MAX_TOP_LOGPROBS).nullish(),
+    grammar: z.string().nullish(),
+    json_schema: z.union([z.boolean(), z.record(z.string(), z.unknown())]).nullish(),
+    logit_bias: z
+      .union([
+        z.record(z.string().regex(/^\d+$/, "keys are token ids"), z.number()),
+        z.array(z.tuple([tokenId, z.union([z.number(), z.literal(false)])])),
+      ])
+      .nullish(),
+    ignore_eos: z.boolean().nullish(),
+    return_tokens: z.boolean().nullish(),
+    cache_prompt: accepted("prefix reuse is the server's setting"),
+    id_slot: accepted("sequences are placed by the scheduler"),
+    mirostat: refused("this sampler is not supported", (v) => v === 0),
+    dry_multiplier: refused("this sampler is not supported", (v) => v === 0),
+    xtc_probability: refused("this sampler is not supported", (v) => v === 0),
+    dynatemp_range: refused("this sampler is not supported", (v) => v === 0),
+    typical_p: refused("this sampler is not supported", (v) => v === 1),
+    n_indent: refused("not supported", (v) => v === 0),
+    lora: refused("adapters are not supported", (v) => Array.isArray(v) && v.length === 0),
+  })
+  .openapi("LlamaCompletionRequest")
+
+export type LlamaCompletionRequest = z.infer<typeof completionRequestSchema>
+
+export const completionResponseSchema = z
+  .looseObject({
+    index: z.int(),
+    content: z.string(),
+    tokens: z.array(z.int()),
+    stop: z.boolean(),
+    model: z.string(),
+    stop_type: z.enum(["eos", "limit", "word"]),
+    stopping_word: z.string(),
+    tokens_predicted: z.int(),
+    tokens_evaluated: z.int(),
+    tokens_cached: z.int(),
+    truncated: z.literal(false),
+    timings: z.record(z.string(), z.number()),
+  })
+  .openapi("LlamaCompletionResponse")
+
+export const propsSchema = z
+  .object({
+    default_generation_settings: z.object({
+      n_ctx: z.int(),
+      params: z.record(z.string(), z.number()),
+    }),
+    total_slots: z.int().openapi({ description: "Sequences that run at once" }),
+    model_alias: z.string(),
+    chat_template: z.string(),
+    modalities: z.object({ vision: z.literal(false), audio: z.literal(false) }),
+    is_sleeping: z.literal(false),
+  })
+  .openapi("LlamaProps")

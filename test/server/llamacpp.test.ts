@@ -1,0 +1,97 @@
+import { describe, expect, test } from "bun:test"
+
+import { at, BOS, type Json, json, list, testServer } from "./fakes.ts"
+
+const bytes = (text: string): number[] => [...new TextEncoder().encode(text)]
+
+describe("tokens", () => {
+  test("of text, with pieces, and back", async () => {
+    const { post } = testServer()
+    expect(at(await json(post("/tokenize", { content: "né" })), "tokens")).toEqual(bytes("né"))
+    const special = await json(post("/tokenize", { content: ["a", 98, "c"], add_special: true }))
+    expect(at(special, "tokens")).toEqual([BOS, 97, 98, 99])
+    const pieces = await json(post("/tokenize", { content: "é!", with_pieces: true }))
+    expect(list(pieces, "tokens")).toEqual([
+      { id: 0xc3, piece: [0xc3] },
+      { id: 0xa9, piece: [0xa9] },
+      { id: 33, piece: "!" },
+    ])
+    const text = await json(post("/detokenize", { tokens: bytes("né") }))
+    expect(text).toEqual({ content: "né" })
+    const wrong = await post("/detokenize", { tokens: [999] })
+    expect(wrong.status).toBe(400)
+    expect(at(await json(wrong), "error", "message")).toContain("tokens 999")
+  })
+
+  test("a template applied, and the server's properties", async () => {
+    const { post, app } = testServer()
+    const messages = [{ role: "user", content: "hi" }]
+    expect(await json(post("/apply-template", { messages }))).toEqual({
+      prompt: "user:hi\nassistant:",
+    })
+    const props = (await (await app.request("/props")).json()) as Json
+    expect(at(props, "total_slots")).toBeGreaterThan(0)
+    expect(at(props, "default_generation_settings", "n_ctx")).toBeGreaterThan(0)
+    expect(at(props, "model_alias")).toBe("fake")
+  })
+})
+
+describe("/completion", () => {
+  test("whole", async () => {
+    const { post, client } = testServer({ answer: "Hello", cachedTokens: 2 })
+    const body = await json(post("/completion", { prompt: ["ab", 99], n_predict: 50, seed: 3 }))
+    expect(body).toMatchObject({
+      content: "Hello",
+      tokens: [],
+      stop: true,
+      stop_type: "eos",
+      stopping_word: "",
+      tokens_predicted: 6,
+      tokens_evaluated: 4,
+      tokens_cached: 2,
+      truncated: false,
+    })
+    expect([...client.calls[0]!.ids]).toEqual([BOS, 97, 98, 99])
+    const cut = await json(post("/completion", { prompt: "a", n_predict: 3, return_tokens: true }))
+    expect(cut).toMatchObject({ content: "Hel", stop_type: "limit", tokens: bytes("Hel") })
+    const word = await json(post("/completion", { prompt: "a", stop: ["ll"] }))
+    expect(word).toMatchObject({ content: "He", stop_type: "word", stopping_word: "ll" })
+  })
+
+  test("streamed, with probabilities", async () => {
+    const { post } = testServer({ answer: "abc" })
+    const response = await post("/completion", { prompt: "x", stream: true, n_probs: 1 })
+    const frames = (await response.text()).trim().split("\n\n")
+    const items = frames.map((frame) => JSON.parse(frame.replace(/^data: /, "")) as Json)
+    expect(items.map((item) => at(item, "content")).join("")).toBe("abc")
+    expect(items.map((item) => at(item, "stop"))).toEqual([false, false, false, true])
+    expect(list(items[0]!, "completion_probabilities")[0]).toMatchObject({
+      token: "a",
+      logprob: -0.5,
+      top_logprobs: [{ token: "a" }],
+    })
+  })
+
+  test("what the engine is asked", async () => {
+    const { post, client } = testServer()
+    await post("/completion", {
+      prompt: "x",
+      json_schema: { type: "object" },
+      logit_bias: [
+        [5, 2],
+        [6, false],
+      ],
+      ignore_eos: true,
+    })
+    const { params } = client.calls[0]!
+    expect(params.logitBias).toEqual([
+      [5, 2],
+      [6, Number.NEGATIVE_INFINITY],
+    ])
+    expect(params).toMatchObject({ ignoreEos: true })
+    expect(params.grammar).toContain("json_schema")
+    const refused = await post("/completion", { prompt: "x", mirostat: 2 })
+    expect(refused.status).toBe(400)
+    expect(at(await json(refused), "error", "message")).toContain("mirostat 2")
+  })
+})
