@@ -1,4 +1,5 @@
-import { readFileSync } from "node:fs"
+import { mkdirSync, readFileSync } from "node:fs"
+import { dirname, join } from "node:path"
 
 import { OpenAPIHono } from "@hono/zod-openapi"
 
@@ -6,6 +7,7 @@ import { FormatError, UsageError } from "../errors.ts"
 import { Admission } from "../server/admission.ts"
 import { createApp, type ServerApp } from "../server/app.ts"
 import type { ServerEnv } from "../server/context.ts"
+import { ResponseStore } from "../server/openai/response-store.ts"
 import { startServer } from "../server/serve.ts"
 import { SAMPLING_FLAGS } from "./args/common.ts"
 import { defineCommand } from "./args/spec.ts"
@@ -16,6 +18,7 @@ import {
   engineOptions,
   MODEL_POSITIONAL,
 } from "./engine-options.ts"
+import { ktHome } from "./home.ts"
 import { IGNORED_FLAGS } from "./ignored-flags.ts"
 import { reasonOf } from "./kt-config.ts"
 import { logger } from "./log.ts"
@@ -74,6 +77,11 @@ SIGTERM and Ctrl-C let running answers finish for --grace seconds, a second one 
       default: "auto",
       help: "auto: reasoning goes into a field of its own; none: it stays in the answer's text",
     },
+    responses: {
+      type: "string",
+      hint: "file",
+      help: "database for /v1/responses; default responses.sqlite beside the models; :memory: keeps nothing",
+    },
     "cors-origin": {
       type: "list",
       hint: "origin",
@@ -119,6 +127,7 @@ SIGTERM and Ctrl-C let running answers finish for --grace seconds, a second one 
     await probePort(host, port)
     const session = await openSession(config, name)
     try {
+      using responses = openResponses(flags.responses)
       const app = createApp({
         client: session.client,
         tokenizer: session.tokenizer,
@@ -131,6 +140,7 @@ SIGTERM and Ctrl-C let running answers finish for --grace seconds, a second one 
           forceThink,
           reasoningFormat: flags["reasoning-format"] === "none" ? "none" : "auto",
         },
+        responses,
         onFailure: (error, id) => logger("server").error(`${id}: ${reasonOf(error)}`),
       })
       const ui = flags.ui ? { "/": (await import("../web/index.html")).default } : {}
@@ -224,6 +234,19 @@ function portFromFile(value: unknown): number | undefined {
 /** @throws ConfigError in the server's words where the port cannot be had */
 async function probePort(host: string, port: number): Promise<void> {
   if (port !== 0) await startServer({ app: NO_APP, host, port }).stop(0)
+}
+
+/** A database that cannot be opened is told of once; the server then keeps responses in memory. */
+function openResponses(file: string | undefined): ResponseStore {
+  const path = file ?? join(ktHome(), "responses.sqlite")
+  try {
+    if (path !== ":memory:") mkdirSync(dirname(path), { recursive: true })
+    return new ResponseStore(path)
+  } catch (error) {
+    if (file !== undefined) throw new UsageError(`--responses ${file}: ${reasonOf(error)}`)
+    logger("server").warn(`${path}: ${reasonOf(error)}; responses are kept in memory only`)
+    return new ResponseStore(":memory:")
+  }
 }
 
 function isLoopback(host: string): boolean {

@@ -20,6 +20,8 @@ import { addOllamaModels } from "./ollama/models.ts"
 import { addChatCompletions } from "./openai/chat-completions.ts"
 import { addCompletions } from "./openai/completions.ts"
 import { addModels } from "./openai/models.ts"
+import { ResponseStore } from "./openai/response-store.ts"
+import { addResponses } from "./openai/responses.ts"
 import { addOperations } from "./operations.ts"
 import { DEFAULT_SERVER_CONFIG, type ServerDeps } from "./types.ts"
 
@@ -79,6 +81,7 @@ export function createApp(deps: ServerDeps): ServerApp {
   addModels(app, context)
   addChatCompletions(app, context)
   addCompletions(app, context)
+  addResponses(app, context, deps.responses ?? new ResponseStore(":memory:"))
   addMessages(app, context)
   addTokens(app, context)
   addCompletion(app, context)

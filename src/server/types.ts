@@ -2,6 +2,7 @@ import type { Registry } from "prom-client"
 
 import type { ChatFormat } from "../tokenizer/chat-formats.ts"
 import type { EngineClient } from "../worker/protocol.ts"
+import type { ResponseStore } from "./openai/response-store.ts"
 
 /** A message as chat templates see it: text content, tool calls with parsed arguments. */
 export interface TemplateMessage {
@@ -142,6 +143,8 @@ export interface ServerDeps {
   readonly model: ModelMetadata
   /** Missing fields take DEFAULT_SERVER_CONFIG's. */
   readonly config?: Partial<ServerConfig>
+  /** Where responses are kept; undefined keeps them in memory. */
+  readonly responses?: ResponseStore
   /** prom-client registry to add to; undefined makes one. */
   readonly registry?: Registry
   /** Told of every failure that is the server's own (status 500), for the log. */

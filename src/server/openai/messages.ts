@@ -26,7 +26,7 @@ function contentText(content: ChatRequestMessage["content"]): string | null {
  * Templates write arguments with `tojson`, so they get the object; text that is not JSON stays
  * text.
  */
-function templateToolCall(
+export function templateToolCall(
   call: NonNullable<ChatRequestMessage["tool_calls"]>[number],
 ): TemplateToolCall {
   let parsed: unknown = call.function.arguments

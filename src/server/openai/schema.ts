@@ -48,7 +48,7 @@ const toolChoice = z
   .nullish()
   .openapi({ description: "required and a function's name make the model call" })
 
-const jsonSchema = z.union([z.boolean(), z.record(z.string(), z.unknown())])
+export const jsonSchema = z.union([z.boolean(), z.record(z.string(), z.unknown())])
 
 const responseFormat = z
   .discriminatedUnion("type", [

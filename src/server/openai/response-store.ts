@@ -1,0 +1,73 @@
+import { Database } from "bun:sqlite"
+
+/** Responses that are kept; the oldest leave. */
+const MAX_RESPONSES = 10_000
+/** Their JSON in all, in bytes. */
+const MAX_BYTES = 256 * 1024 * 1024
+/** OpenAI keeps responses for thirty days. */
+const MAX_AGE_MS = 30 * 24 * 60 * 60 * 1000
+
+export interface StoredResponse {
+  /** The response object as it was sent. */
+  readonly response: unknown
+  /** The items the model was given, those of earlier responses included, then its output. */
+  readonly items: readonly unknown[]
+  /** Of these, how many were this request's own input, and where they begin. */
+  readonly inputStart: number
+  readonly inputCount: number
+}
+
+/** Responses by id, in a SQLite file (or ":memory:"), bounded and expiring; a crash loses at most the newest. */
+export class ResponseStore implements Disposable {
+  readonly #db: Database
+
+  constructor(path: string) {
+    this.#db = new Database(path, { create: true })
+    this.#db.run("PRAGMA journal_mode = WAL")
+    this.#db.run("PRAGMA busy_timeout = 2000")
+    this.#db.run(
+      "CREATE TABLE IF NOT EXISTS responses (id TEXT PRIMARY KEY, created INTEGER NOT NULL, bytes INTEGER NOT NULL, body TEXT NOT NULL)",
+    )
+    this.#db.run("CREATE INDEX IF NOT EXISTS responses_created ON responses (created)")
+  }
+
+  put(id: string, stored: StoredResponse): void {
+    const body = JSON.stringify(stored)
+    this.#db
+      .query("INSERT OR REPLACE INTO responses (id, created, bytes, body) VALUES (?, ?, ?, ?)")
+      .run(id, Date.now(), body.length, body)
+    this.#trim()
+  }
+
+  get(id: string): StoredResponse | undefined {
+    const row = this.#db
+      .query<{ body: string }, [string, number]>(
+        "SELECT body FROM responses WHERE id = ? AND created > ?",
+      )
+      .get(id, Date.now() - MAX_AGE_MS)
+    return row === null ? undefined : (JSON.parse(row.body) as StoredResponse)
+  }
+
+  /** False when there was none. */
+  delete(id: string): boolean {
+    return this.#db.query("DELETE FROM responses WHERE id = ?").run(id).changes > 0
+  }
+
+  #trim(): void {
+    this.#db.query("DELETE FROM responses WHERE created <= ?").run(Date.now() - MAX_AGE_MS)
+    // sums from the newest on; what lies beyond the bounds is the oldest
+    this.#db
+      .query(
+        `DELETE FROM responses WHERE id IN (
+          SELECT id FROM (
+            SELECT id, SUM(bytes) OVER newest AS total, ROW_NUMBER() OVER newest AS place
+            FROM responses WINDOW newest AS (ORDER BY created DESC, rowid DESC)
+          ) WHERE total > ? OR place > ?)`,
+      )
+      .run(MAX_BYTES, MAX_RESPONSES)
+  }
+
+  [Symbol.dispose](): void {
+    this.#db.close()
+  }
+}

@@ -1,0 +1,215 @@
+import type { ChatEvent, ChatPrompt } from "../chat.ts"
+import { asRequestError, type ChoiceUsage } from "../generate.ts"
+import type { NamedEvent } from "../stream.ts"
+import type { AnswerPart } from "../tools/answer.ts"
+
+export function newId(prefix: string): string {
+  return `${prefix}_${crypto.randomUUID().replaceAll("-", "")}`
+}
+
+/** What a response says of its request. */
+export interface ResponseBase extends Readonly<Record<string, unknown>> {
+  readonly id: string
+}
+
+export interface FinishedResponse extends ResponseBase {
+  readonly status: string
+  readonly output: readonly unknown[]
+}
+
+interface Item {
+  readonly id: string
+  readonly kind: "reasoning" | "message" | "function_call"
+  readonly callId: string
+  readonly name: string
+  text: string
+}
+
+/** An answer as a response's items, and as the events that build them. */
+export class ResponseWriter {
+  readonly #base: ResponseBase
+  readonly #prompt: ChatPrompt
+  readonly #output: unknown[] = []
+  #sequence = 0
+  #item: Item | undefined
+  #reasoningPieces = 0
+  #response: FinishedResponse | undefined
+
+  constructor(base: ResponseBase, prompt: ChatPrompt) {
+    this.#base = base
+    this.#prompt = prompt
+  }
+
+  /** Once the events have ended. */
+  get response(): FinishedResponse {
+    if (this.#response === undefined) throw new RangeError("the response has no end")
+    return this.#response
+  }
+
+  /** @param finish Called with the whole response before its last event is sent */
+  async *events(
+    answer: AsyncIterable<ChatEvent>,
+    finish: (response: FinishedResponse) => void,
+  ): AsyncGenerator<NamedEvent> {
+    const begun = this.#as("in_progress", null)
+    yield this.#event("response.created", { response: begun })
+    yield this.#event("response.in_progress", { response: begun })
+    if (this.#prompt.prefix !== "")
+      yield* this.#part({ type: "content", text: this.#prompt.prefix })
+    try {
+      for await (const event of answer) {
+        if (event.type === "parts") {
+          for (const part of event.parts) yield* this.#part(part)
+          continue
+        }
+        const status = event.finishReason === "length" ? "incomplete" : "completed"
+        yield* this.#close(status)
+        const details = status === "incomplete" ? { reason: "max_output_tokens" } : null
+        this.#response = {
+          ...this.#as(status, event.usage),
+          incomplete_details: details,
+        }
+        finish(this.#response)
+        yield this.#event(`response.${status}`, { response: this.#response })
+      }
+    } catch (error) {
+      const { message, code } = asRequestError(error)
+      const failed = {
+        ...this.#as("failed", null),
+        error: { code: code ?? "server_error", message },
+      }
+      yield this.#event("response.failed", { response: failed })
+      throw error
+    }
+  }
+
+  #as(status: string, usage: ChoiceUsage | null): FinishedResponse {
+    return {
+      ...this.#base,
+      status,
+      output: [...this.#output],
+      usage: usage === null ? null : this.#usage(usage),
+    }
+  }
+
+  #usage({ promptTokens, cachedTokens, completionTokens }: ChoiceUsage): unknown {
+    return {
+      input_tokens: promptTokens,
+      input_tokens_details: { cached_tokens: cachedTokens },
+      output_tokens: completionTokens,
+      output_tokens_details: {
+        reasoning_tokens: Math.min(this.#reasoningPieces, completionTokens),
+      },
+      total_tokens: promptTokens + completionTokens,
+    }
+  }
+
+  #event(type: string, data: Record<string, unknown>): NamedEvent {
+    return { event: type, data: { type, sequence_number: this.#sequence++, ...data } }
+  }
+
+  get #place(): { item_id: string; output_index: number } {
+    return { item_id: (this.#item as Item).id, output_index: this.#output.length }
+  }
+
+  *#part(part: AnswerPart): Generator<NamedEvent> {
+    if (part.type === "arguments") {
+      const item = this.#item
+      if (item === undefined) return
+      item.text += part.text
+      yield this.#event("response.function_call_arguments.delta", {
+        ...this.#place,
+        delta: part.text,
+      })
+      return
+    }
+    const kind =
+      part.type === "call" ? "function_call" : part.type === "content" ? "message" : "reasoning"
+    if (kind === "function_call" || this.#item?.kind !== kind) {
+      yield* this.#close("completed")
+      yield* this.#open(kind, part)
+    }
+    if (part.type === "call") return
+    const item = this.#item as Item
+    item.text += part.text
+    if (kind === "reasoning") this.#reasoningPieces++
+    const name = kind === "message" ? "output_text" : "reasoning_text"
+    const logprobs = kind === "message" ? { logprobs: [] } : {}
+    yield this.#event(`response.${name}.delta`, {
+      ...this.#place,
+      content_index: 0,
+      delta: part.text,
+      ...logprobs,
+    })
+  }
+
+  *#open(kind: Item["kind"], part: AnswerPart): Generator<NamedEvent> {
+    const prefix = { reasoning: "rs", message: "msg", function_call: "fc" }[kind]
+    const call = part.type === "call" ? part : undefined
+    this.#item = {
+      id: newId(prefix),
+      kind,
+      callId: call === undefined ? "" : this.#prompt.callId(call.id),
+      name: call?.name ?? "",
+      text: "",
+    }
+    yield this.#event("response.output_item.added", {
+      output_index: this.#output.length,
+      item: itemOf(this.#item, "in_progress"),
+    })
+    if (kind !== "function_call")
+      yield this.#event("response.content_part.added", {
+        ...this.#place,
+        content_index: 0,
+        part: contentOf(this.#item),
+      })
+  }
+
+  *#close(status: "completed" | "incomplete"): Generator<NamedEvent> {
+    const item = this.#item
+    if (item === undefined) return
+    const { text, name, kind } = item
+    if (kind === "function_call") {
+      yield this.#event("response.function_call_arguments.done", {
+        ...this.#place,
+        name,
+        arguments: text,
+      })
+    } else {
+      const done = kind === "message" ? "output_text" : "reasoning_text"
+      const logprobs = kind === "message" ? { logprobs: [] } : {}
+      yield this.#event(`response.${done}.done`, {
+        ...this.#place,
+        content_index: 0,
+        text,
+        ...logprobs,
+      })
+      yield this.#event("response.content_part.done", {
+        ...this.#place,
+        content_index: 0,
+        part: contentOf(item),
+      })
+    }
+    const finished = itemOf(item, status)
+    yield this.#event("response.output_item.done", {
+      output_index: this.#output.length,
+      item: finished,
+    })
+    this.#output.push(finished)
+    this.#item = undefined
+  }
+}
+
+function contentOf({ kind, text }: Item): unknown {
+  if (kind === "reasoning") return { type: "reasoning_text", text }
+  return { type: "output_text", text, annotations: [], logprobs: [] }
+}
+
+function itemOf(item: Item, status: string): unknown {
+  const { id, kind, callId, name, text } = item
+  if (kind === "function_call")
+    return { id, type: kind, status, call_id: callId, name, arguments: text }
+  const content = status === "in_progress" ? [] : [contentOf(item)]
+  if (kind === "reasoning") return { id, type: kind, status, summary: [], content }
+  return { id, type: kind, status, role: "assistant", content }
+}
