@@ -147,51 +147,121 @@ const tool = fc.oneof(
   fc.record({ name: text, input_schema: value }),
 )
 
-/** What the routes need, right more often than not, and anything beside it. */
-const body = fc
-  .tuple(
-    fc.record(
-      {
-        model: fc.constantFrom("fake", "default", "claude-x", "other"),
-        messages: fc.array(message, { maxLength: 4 }),
-        prompt: fc.oneof(text, fc.array(fc.oneof(text, fc.nat(300)), { maxLength: 3 })),
-        input: fc.oneof(text, fc.array(message, { maxLength: 3 })),
-        content: text,
-        tokens: fc.array(fc.nat(300), { maxLength: 4 }),
-        max_tokens: fc.integer({ min: -1, max: 20 }),
-        tools: fc.array(tool, { maxLength: 2 }),
-        stream: fc.boolean(),
-      },
-      { requiredKeys: [] },
-    ),
-    fc.dictionary(fc.constantFrom(...KEYS), value, { maxKeys: 3 }),
-  )
-  .map(([known, more]) => ({ ...known, ...more }))
+const good = fc.record({ role: fc.constantFrom("user", "assistant"), content: text })
+const conversation = fc
+  .array(good, { maxLength: 3 })
+  .map((rest) => [{ role: "user", content: "hi" }, ...rest])
+const functionTool = {
+  type: "function",
+  function: { name: "x", parameters: { type: "object", properties: { a: { type: "string" } } } },
+}
 
-const route = fc.constantFrom(
-  "/v1/chat/completions",
-  "/v1/completions",
-  "/v1/responses",
-  "/v1/messages",
-  "/v1/messages/count_tokens",
-  "/api/chat",
-  "/api/generate",
-  "/api/show",
-  "/completion",
-  "/tokenize",
-  "/detokenize",
-  "/apply-template",
-)
+/** A request that each route takes. */
+const SOUND: Readonly<Record<string, fc.Arbitrary<Record<string, unknown>>>> = {
+  "/v1/chat/completions": fc.record(
+    {
+      messages: conversation,
+      tools: fc.constant([functionTool]),
+      tool_choice: fc.constantFrom("auto", "required", "none"),
+      stream: fc.boolean(),
+      n: fc.integer({ min: 1, max: 3 }),
+      logprobs: fc.boolean(),
+      stop: text.filter((t) => t !== ""),
+      response_format: fc.constant({ type: "json_object" }),
+    },
+    { requiredKeys: ["messages"] },
+  ),
+  "/v1/completions": fc.record(
+    {
+      prompt: fc.constantFrom("a", "b c"),
+      stream: fc.boolean(),
+      echo: fc.boolean(),
+      max_tokens: fc.nat(9),
+    },
+    { requiredKeys: ["prompt"] },
+  ),
+  "/v1/responses": fc.record(
+    {
+      input: fc.oneof(fc.constant("hi"), conversation),
+      stream: fc.boolean(),
+      store: fc.boolean(),
+      tools: fc.constant([{ type: "function", name: "x", parameters: { type: "object" } }]),
+    },
+    { requiredKeys: ["input"] },
+  ),
+  "/v1/messages": fc.record(
+    {
+      model: fc.constant("fake"),
+      max_tokens: fc.integer({ min: 1, max: 90 }),
+      messages: conversation,
+      stream: fc.boolean(),
+      tools: fc.constant([{ name: "x", input_schema: { type: "object" } }]),
+      tool_choice: fc.constantFrom({ type: "any" }, { type: "auto" }, { type: "none" }),
+    },
+    { requiredKeys: ["model", "max_tokens", "messages"] },
+  ),
+  "/v1/messages/count_tokens": fc.record({ model: fc.constant("fake"), messages: conversation }),
+  "/api/chat": fc.record(
+    {
+      model: fc.constant("fake"),
+      messages: conversation,
+      stream: fc.boolean(),
+      tools: fc.constant([functionTool]),
+      format: fc.constantFrom("json", { type: "object" }),
+      think: fc.boolean(),
+    },
+    { requiredKeys: ["model", "messages"] },
+  ),
+  "/api/generate": fc.record(
+    { model: fc.constant("fake"), prompt: text, stream: fc.boolean(), raw: fc.boolean() },
+    { requiredKeys: ["model", "prompt"] },
+  ),
+  "/api/show": fc.record({ model: fc.constant("fake") }),
+  "/completion": fc.record(
+    {
+      prompt: fc.constantFrom("a", ["a", 7]),
+      stream: fc.boolean(),
+      n_predict: fc.integer({ min: -1, max: 9 }),
+    },
+    { requiredKeys: ["prompt"] },
+  ),
+  "/tokenize": fc.record({ content: text, with_pieces: fc.boolean() }),
+  "/detokenize": fc.record({ tokens: fc.array(fc.nat(257)) }),
+  "/apply-template": fc.record({ messages: conversation }),
+}
+
+/** A sound request; the same with a field or two replaced or added; or anything. */
+const request = fc.constantFrom(...Object.keys(SOUND)).chain((path) => {
+  const sound = SOUND[path] as fc.Arbitrary<Record<string, unknown>>
+  const field = fc.constantFrom(...KEYS)
+  const odd = fc.oneof(value, fc.array(message, { maxLength: 2 }), fc.array(tool, { maxLength: 2 }))
+  const changed = fc
+    .tuple(sound, fc.dictionary(field, odd, { minKeys: 1, maxKeys: 2 }))
+    .map(([base, changes]) => ({ ...base, ...changes }))
+  const own = fc.tuple(sound, fc.nat(), odd).map(([base, place, other]) => {
+    const keys = Object.keys(base)
+    return { ...base, [keys[place % keys.length] as string]: other }
+  })
+  const sent = fc.oneof(
+    { weight: 4, arbitrary: sound },
+    { weight: 3, arbitrary: changed },
+    { weight: 3, arbitrary: own },
+    { weight: 1, arbitrary: value },
+  )
+  return sent.map((body) => ({ path, body }))
+})
 
 test("no request makes the server fail, and every refusal says why in a sentence", async () => {
   const { post, failures, client } = testServer({
     answer: (call) =>
       ["Hello", '<tool_call>{"name": "x", "arguments": {}}</tool_call>', "{]"][call % 3] as string,
   })
+  const answered = new Set<string>()
   await fc.assert(
-    fc.asyncProperty(route, fc.oneof(body, value), async (path, sent) => {
-      const response = await post(path, JSON.stringify(sent) ?? "")
+    fc.asyncProperty(request, async ({ path, body }) => {
+      const response = await post(path, JSON.stringify(body) ?? "")
       const said = await response.text()
+      if (response.status === 200) answered.add(path)
       expect(response.status).toBeLessThan(500)
       if (response.status < 400) return
       const { error } = JSON.parse(said) as { error: string | { message: string } }
@@ -202,6 +272,7 @@ test("no request makes the server fail, and every refusal says why in a sentence
     }),
     { numRuns: RUNS },
   )
+  expect([...answered].toSorted()).toEqual(Object.keys(SOUND).toSorted())
   expect(failures).toEqual([])
   expect(client.running).toBe(0)
 }, 600_000)
