@@ -158,6 +158,13 @@ pub const Input = struct {
         }
     }
 
+    /// A normalised row of a member's copy, where rows in f32 are asked for.
+    pub fn floatRow(self: *const Input, member_index: u32, token: usize) [*]const f32 {
+        const copy = self.copies + if (self.private) member_index * self.copy_bytes else 0;
+        const floats: [*]const f32 = @ptrCast(@alignCast(copy + self.floats_offset));
+        return floats + token * self.n;
+    }
+
     /// The part of a matmul job that describes the left operand, for one weight and one member.
     pub fn job(self: *const Input, w: Weight, member_index: u32) isa.kt_matmul_t {
         const copy = self.copies + if (self.private) member_index * self.copy_bytes else 0;

@@ -27,6 +27,8 @@ const down_bytes = 128 << 10;
 /// Columns that activations are quantised together in.
 const quant_columns = 32;
 const line = 64;
+/// Of a token's result that are added up at a time.
+const combined_rows = 256;
 /// Of a stream of weights that are asked for before it begins.
 const prefetch_bytes = 2048;
 
@@ -157,6 +159,8 @@ const Experts = struct {
     total_gate_up: usize,
     total_down: usize,
     immediate: bool,
+    /// The sum is added to out.
+    adds: bool,
     /// Gate and up tasks to come, an expert each.
     inner: [*]Pending = undefined,
     /// Down tasks to come, for each range of rows and, last, all of them.
@@ -370,14 +374,19 @@ const Experts = struct {
 
     /// The weighted sum of a token's experts, in the router's order.
     fn combine(self: *const Experts, token: usize, row0: usize, row1: usize) void {
+        const table = self.ctx.isa;
         const hidden = self.down.weight.rows;
         const k = self.sources.k;
-        const out = self.out.f32Row(token) + row0;
-        @memset(out[0 .. row1 - row0], 0);
-        for (0..k) |choice| {
-            const weight = if (self.sources.scaled) 1 else self.sources.weights.f32Row(token)[choice];
-            const row = self.result + self.order.choice_pair[token * k + choice] * hidden + row0;
-            self.ctx.isa.add_scaled_row.?(row, weight, out, @intCast(row1 - row0));
+        var row = row0;
+        while (row < row1) : (row += combined_rows) {
+            const count = @min(combined_rows, row1 - row);
+            var sum = [_]f32{0} ** combined_rows;
+            for (0..k) |choice| {
+                const weight = if (self.sources.scaled) 1 else self.sources.weights.f32Row(token)[choice];
+                table.add_scaled_row.?(self.result + self.order.choice_pair[token * k + choice] * hidden + row, weight, &sum, @intCast(count));
+            }
+            const out = self.out.f32Row(token) + row;
+            if (self.adds) table.add_row.?(out, &sum, out, @intCast(count)) else @memcpy(out[0..count], sum[0..count]);
         }
     }
 };
@@ -398,7 +407,7 @@ export fn kt_fused_experts(handle: ?*c.kt_ctx_t, args: ?*const c.kt_experts_args
     const ctx = ctx_mod.from(handle) orelse return invalid;
     const a = args orelse return status.invalid("args are NULL", .{});
     if (a.struct_size < @sizeOf(c.kt_experts_args_t)) return status.invalid("args.struct_size is {d}", .{a.struct_size});
-    if (a.flags & ~@as(u32, c.KT_EXPERTS_SCALE_INPUT) != 0) return status.invalid("args.flags is {d}", .{a.flags});
+    if (a.flags & ~@as(u32, c.KT_EXPERTS_SCALE_INPUT | c.KT_EXPERTS_ADD) != 0) return status.invalid("args.flags is {d}", .{a.flags});
     const tx = check.f32s("x", a.x, 2) orelse return invalid;
     const tids = check.i32s("ids", a.ids, 2) orelse return invalid;
     const tweights = check.f32s("weights", a.weights, 2) orelse return invalid;
@@ -449,6 +458,7 @@ export fn kt_fused_experts(handle: ?*c.kt_ctx_t, args: ?*const c.kt_experts_args
         .total_gate_up = 0,
         .total_down = 0,
         .immediate = pairs <= max_immediate,
+        .adds = a.flags & c.KT_EXPERTS_ADD != 0,
         .prepared_bytes = 0,
         .room_bytes = 0,
         .serial = ctx.nextSerial(),

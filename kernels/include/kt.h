@@ -288,7 +288,15 @@ typedef struct kt_router_params {
  * or NULL: added to the scores for the choice only; ids [tokens, k] i32, best first, weights [tokens, k] f32. */
 KT_API kt_status_t kt_moe_router(kt_ctx_t *ctx, const kt_tensor_t *logits, const kt_tensor_t *bias, const kt_router_params_t *params,
                                  const kt_tensor_t *ids, const kt_tensor_t *weights);
+/* The same of logits = normed . w^T (+ logit_bias), normed = rms_norm(x) as kt_rms_norm: the way from a layer's residual to its
+ * experts in one parallel launch. x and normed [tokens, hidden] f32, w [experts, hidden] of any weight type, logit_bias [experts]
+ * f32 or NULL. */
+KT_API kt_status_t kt_norm_router(kt_ctx_t *ctx, const kt_tensor_t *x, const kt_tensor_t *norm_weight, float eps, float offset,
+                                  const kt_tensor_t *w, const kt_tensor_t *logit_bias, const kt_tensor_t *bias,
+                                  const kt_router_params_t *params, const kt_tensor_t *normed, const kt_tensor_t *ids,
+                                  const kt_tensor_t *weights);
 #define KT_EXPERTS_SCALE_INPUT 1 /* weights[t][j] multiplies the expert's input and not its output */
+#define KT_EXPERTS_ADD 2         /* the sum is added to out */
 typedef struct kt_experts_args {
   uint32_t struct_size, abi_version;
   const kt_tensor_t *x;                   /* [tokens, hidden] */

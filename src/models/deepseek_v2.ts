@@ -4,7 +4,7 @@ import { LatentAttention } from "../nn/latent-attention.ts"
 import { LatentProjection } from "../nn/latent.ts"
 import { Linear, RMSNorm } from "../nn/layers.ts"
 import { Module, type Parameter, registerModules } from "../nn/module.ts"
-import { Experts } from "../nn/moe.ts"
+import { Experts, type RoutedBlock, type RouterParts } from "../nn/moe.ts"
 import type { PositionEmbeddings } from "../nn/rope.ts"
 import { add, linear, rope, routeExperts, type RouterOptions, type Routing } from "../ops/index.ts"
 import type { Tensor } from "../tensor/tensor.ts"
@@ -133,14 +133,18 @@ export class MoEGate extends Module {
 
   /** x [T, hidden] */
   forward(x: Tensor): Routing {
-    const logits = linear(x, this.weight)
-    const { options, topK, e_score_correction_bias: bias } = this
-    return routeExperts(logits, { ...options, topK, bias })
+    const { weight, options } = this.routerParts()
+    return routeExperts(linear(x, weight), options)
+  }
+
+  routerParts(): RouterParts {
+    const { weight, options, topK, e_score_correction_bias: bias } = this
+    return { weight, bias: null, options: { ...options, topK, bias } }
   }
 }
 
 /** Routed experts, and shared ones that every token goes to, as one of their joint width. */
-export class DeepseekV2MoE extends Module {
+export class DeepseekV2MoE extends Module implements RoutedBlock {
   gate
   experts
   shared_experts: DeepseekV2MLP | undefined
@@ -163,8 +167,18 @@ export class DeepseekV2MoE extends Module {
   forward(x: Tensor, batch: ForwardBatch): Tensor {
     const { ids, weights } = this.gate.forward(x)
     const routed = this.experts.forward(x, ids, weights, batch)
-    const shared = this.shared_experts?.forward(x, batch)
+    const shared = this.sharedPart(x, batch)
     return shared === undefined ? routed : add(routed, shared, routed)
+  }
+
+  sharedPart(x: Tensor, batch: ForwardBatch): Tensor | undefined {
+    return this.shared_experts?.forward(x, batch)
+  }
+
+  routerParts(): RouterParts | undefined {
+    const { gate } = this
+    // a rule may have replaced it
+    return gate.forward === MoEGate.prototype.forward ? gate.routerParts() : undefined
   }
 }
 

@@ -1,8 +1,8 @@
 import type { ForwardBatch } from "../nn/forward-batch.ts"
 import { Linear } from "../nn/layers.ts"
 import { Module, type Parameter, registerModules } from "../nn/module.ts"
-import { Experts } from "../nn/moe.ts"
-import { add, routeExperts } from "../ops/index.ts"
+import { Experts, linearRouter, type RoutedBlock, type RouterParts } from "../nn/moe.ts"
+import { add, routeExperts, type RouterOptions } from "../ops/index.ts"
 import type { Tensor } from "../tensor/tensor.ts"
 import { isMoeLayer, type ModelConfig } from "./config.ts"
 import {
@@ -38,7 +38,7 @@ export class Ernie4_5_MoeStatics extends Module {
 }
 
 /** Routed experts, chosen by softmax plus bias and weighed by softmax alone, and shared ones of their joint width. */
-export class Ernie4_5_MoeSparseMoeBlock extends Module {
+export class Ernie4_5_MoeSparseMoeBlock extends Module implements RoutedBlock {
   moe_statics
   gate
   experts
@@ -63,13 +63,23 @@ export class Ernie4_5_MoeSparseMoeBlock extends Module {
 
   /** x [T, hidden] → [T, hidden] */
   forward(x: Tensor, batch: ForwardBatch): Tensor {
-    const { topK } = this
-    const { e_score_correction_bias: bias } = this.moe_statics
-    const logits = this.gate.forward(x)
-    const { ids, weights } = routeExperts(logits, { topK, score: "softmax", normalize: true, bias })
+    const { ids, weights } = routeExperts(this.gate.forward(x), this.#options())
     const routed = this.experts.forward(x, ids, weights, batch)
-    const shared = this.shared_experts?.forward(x, batch)
+    const shared = this.sharedPart(x, batch)
     return shared === undefined ? routed : add(routed, shared, routed)
+  }
+
+  sharedPart(x: Tensor, batch: ForwardBatch): Tensor | undefined {
+    return this.shared_experts?.forward(x, batch)
+  }
+
+  routerParts(): RouterParts | undefined {
+    return linearRouter(this.gate, this.#options())
+  }
+
+  #options(): RouterOptions {
+    const { e_score_correction_bias: bias } = this.moe_statics
+    return { topK: this.topK, score: "softmax", normalize: true, bias }
   }
 }
 

@@ -2,8 +2,8 @@ import { Attention } from "../nn/attention.ts"
 import type { ForwardBatch } from "../nn/forward-batch.ts"
 import { Linear } from "../nn/layers.ts"
 import { Module, registerModules } from "../nn/module.ts"
-import { Experts } from "../nn/moe.ts"
-import { routeExperts } from "../ops/index.ts"
+import { Experts, linearRouter, type RoutedBlock, type RouterParts } from "../nn/moe.ts"
+import { routeExperts, type RouterOptions } from "../ops/index.ts"
 import type { Tensor } from "../tensor/tensor.ts"
 import { layerWindow, type ModelConfig } from "./config.ts"
 import { LlamaAttention, LlamaDecoderLayer, LlamaForCausalLM, LlamaModel } from "./llama.ts"
@@ -24,7 +24,7 @@ export class GptOssAttention extends LlamaAttention {
   }
 }
 
-export class GptOssMLP extends Module {
+export class GptOssMLP extends Module implements RoutedBlock {
   router
   experts
   topK: number
@@ -45,10 +45,16 @@ export class GptOssMLP extends Module {
 
   /** x [T, hidden] → [T, hidden] */
   forward(x: Tensor, batch: ForwardBatch): Tensor {
-    const { topK } = this
-    const logits = this.router.forward(x)
-    const routing = routeExperts(logits, { topK, score: "chosen-softmax", normalize: false })
-    return this.experts.forward(x, routing.ids, routing.weights, batch)
+    const { ids, weights } = routeExperts(this.router.forward(x), this.#options())
+    return this.experts.forward(x, ids, weights, batch)
+  }
+
+  routerParts(): RouterParts | undefined {
+    return linearRouter(this.router, this.#options())
+  }
+
+  #options(): RouterOptions {
+    return { topK: this.topK, score: "chosen-softmax", normalize: false }
   }
 }
 

@@ -1,9 +1,9 @@
 import type { ForwardBatch } from "../nn/forward-batch.ts"
 import { Linear, RMSNorm } from "../nn/layers.ts"
 import { Module, type Parameter, registerModules } from "../nn/module.ts"
-import { Experts } from "../nn/moe.ts"
+import { Experts, linearRouter, type RoutedBlock, type RouterParts } from "../nn/moe.ts"
 import { applyRotary, type PositionEmbeddings } from "../nn/rope.ts"
-import { routeExperts } from "../ops/index.ts"
+import { routeExperts, type RouterOptions } from "../ops/index.ts"
 import type { Tensor } from "../tensor/tensor.ts"
 import type { ModelConfig } from "./config.ts"
 import { LlamaAttention, LlamaForCausalLM, LlamaModel } from "./llama.ts"
@@ -35,7 +35,7 @@ export class MiniMaxM2Attention extends LlamaAttention {
 }
 
 /** Every layer's feed-forward part; experts are named as Mixtral's. The router takes sigmoids and a bias for the choice. */
-export class MiniMaxM2SparseMoeBlock extends Module {
+export class MiniMaxM2SparseMoeBlock extends Module implements RoutedBlock {
   gate
   experts
   /** [experts] F32 */
@@ -68,10 +68,17 @@ export class MiniMaxM2SparseMoeBlock extends Module {
 
   /** x [T, hidden] → [T, hidden] */
   forward(x: Tensor, batch: ForwardBatch): Tensor {
-    const { topK, score, e_score_correction_bias: bias } = this
-    const logits = this.gate.forward(x)
-    const { ids, weights } = routeExperts(logits, { topK, score, normalize: true, bias })
+    const { ids, weights } = routeExperts(this.gate.forward(x), this.#options())
     return this.experts.forward(x, ids, weights, batch)
+  }
+
+  routerParts(): RouterParts | undefined {
+    return linearRouter(this.gate, this.#options())
+  }
+
+  #options(): RouterOptions {
+    const { topK, score, e_score_correction_bias: bias } = this
+    return { topK, score, normalize: true, bias }
   }
 }
 

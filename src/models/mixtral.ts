@@ -1,9 +1,9 @@
 import type { ForwardBatch } from "../nn/forward-batch.ts"
 import { Linear, RMSNorm } from "../nn/layers.ts"
 import { Module, registerModules } from "../nn/module.ts"
-import { Experts } from "../nn/moe.ts"
+import { Experts, linearRouter, type RoutedBlock, type RouterParts } from "../nn/moe.ts"
 import type { PositionEmbeddings } from "../nn/rope.ts"
-import { add, routeExperts } from "../ops/index.ts"
+import { add, routeExperts, type RouterOptions } from "../ops/index.ts"
 import type { Tensor } from "../tensor/tensor.ts"
 import type { ModelConfig } from "./config.ts"
 import {
@@ -17,7 +17,7 @@ import {
 export class MixtralAttention extends LlamaAttention {}
 
 /** Every layer's feed-forward part: w1 is the gate, w3 the up and w2 the down projection. */
-export class MixtralSparseMoeBlock extends Module {
+export class MixtralSparseMoeBlock extends Module implements RoutedBlock {
   gate
   experts
   topK: number
@@ -37,10 +37,16 @@ export class MixtralSparseMoeBlock extends Module {
 
   /** x [T, hidden] → [T, hidden] */
   forward(x: Tensor, batch: ForwardBatch): Tensor {
-    const { topK } = this
-    const logits = this.gate.forward(x)
-    const { ids, weights } = routeExperts(logits, { topK, score: "softmax", normalize: true })
+    const { ids, weights } = routeExperts(this.gate.forward(x), this.#options())
     return this.experts.forward(x, ids, weights, batch)
+  }
+
+  routerParts(): RouterParts | undefined {
+    return linearRouter(this.gate, this.#options())
+  }
+
+  #options(): RouterOptions {
+    return { topK: this.topK, score: "softmax", normalize: true }
   }
 }
 

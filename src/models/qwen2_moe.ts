@@ -31,9 +31,13 @@ export class Qwen2MoeSparseMoeBlock extends Qwen3MoeSparseMoeBlock {
   }
 
   override forward(x: Tensor, batch: ForwardBatch): Tensor {
+    const shared = this.sharedPart(x, batch)
+    return add(super.forward(x, batch), shared, shared)
+  }
+
+  sharedPart(x: Tensor, batch: ForwardBatch): Tensor {
     const shared = this.shared_expert.forward(x, batch)
-    const gated = sigmoidMul(shared, this.shared_expert_gate.forward(x), shared)
-    return add(super.forward(x, batch), gated, gated)
+    return sigmoidMul(shared, this.shared_expert_gate.forward(x), shared)
   }
 }
 

@@ -1,8 +1,8 @@
 import type { ForwardBatch } from "../nn/forward-batch.ts"
 import { Linear } from "../nn/layers.ts"
 import { Module, registerModules } from "../nn/module.ts"
-import { Experts } from "../nn/moe.ts"
-import { routeExperts } from "../ops/index.ts"
+import { Experts, linearRouter, type RoutedBlock, type RouterParts } from "../nn/moe.ts"
+import { routeExperts, type RouterOptions } from "../ops/index.ts"
 import type { Tensor } from "../tensor/tensor.ts"
 import { isMoeLayer, type ModelConfig } from "./config.ts"
 import { LlamaDecoderLayer, LlamaForCausalLM, LlamaMLP, LlamaModel } from "./llama.ts"
@@ -13,7 +13,7 @@ export class Qwen3MoeAttention extends Qwen3Attention {}
 /** The feed-forward part of layers without experts. */
 export class Qwen3MoeMLP extends LlamaMLP {}
 
-export class Qwen3MoeSparseMoeBlock extends Module {
+export class Qwen3MoeSparseMoeBlock extends Module implements RoutedBlock {
   gate
   experts
   topK: number
@@ -34,12 +34,16 @@ export class Qwen3MoeSparseMoeBlock extends Module {
 
   /** x [T, hidden] → [T, hidden] */
   forward(x: Tensor, batch: ForwardBatch): Tensor {
-    const { ids, weights } = routeExperts(this.gate.forward(x), {
-      topK: this.topK,
-      score: "softmax",
-      normalize: this.normTopkProb,
-    })
+    const { ids, weights } = routeExperts(this.gate.forward(x), this.#options())
     return this.experts.forward(x, ids, weights, batch)
+  }
+
+  routerParts(): RouterParts | undefined {
+    return linearRouter(this.gate, this.#options())
+  }
+
+  #options(): RouterOptions {
+    return { topK: this.topK, score: "softmax", normalize: this.normTopkProb }
   }
 }
 

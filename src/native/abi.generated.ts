@@ -35,6 +35,7 @@ export const symbols = {
   kt_gated_rms_norm: { args: ["ptr", "ptr", "ptr", "ptr", "f32", "ptr"], returns: "i32" },
   kt_sigmoid_mul: { args: ["ptr", "ptr", "ptr", "ptr"], returns: "i32" },
   kt_moe_router: { args: ["ptr", "ptr", "ptr", "ptr", "ptr", "ptr"], returns: "i32" },
+  kt_norm_router: { args: ["ptr", "ptr", "ptr", "f32", "f32", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr"], returns: "i32" },
   kt_fused_experts: { args: ["ptr", "ptr"], returns: "i32" },
   kt_qkv_rope_store: { args: ["ptr", "ptr"], returns: "i32" },
   kt_linear_residual: { args: ["ptr", "ptr", "ptr", "ptr", "ptr", "f32", "f32", "ptr"], returns: "i32" },
@@ -135,10 +136,11 @@ export const KT_SCORE_CHOSEN_SOFTMAX = 2
 export const KT_GROUP_MAX = 0
 export const KT_GROUP_TOP2_SUM = 1
 export const KT_EXPERTS_SCALE_INPUT = 1
+export const KT_EXPERTS_ADD = 2
 export const KT_MEASURE_READ = 0
 export const KT_MEASURE_INT_DOT = 1
 export const KT_MEASURE_FMA = 2
 export const KT_MEASURE_INT4_DOT = 3
 export const KT_MEASURE_BF16_DOT = 4
 
-export const KT_ABI_HASH = 0x2cc512c8e2102ef8n
+export const KT_ABI_HASH = 0x25fc68a2882fece7n

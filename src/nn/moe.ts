@@ -1,6 +1,15 @@
-import { type Activation, fusedExperts, type Routing } from "../ops/index.ts"
+import {
+  type Activation,
+  add,
+  type ExpertsOperands,
+  fusedExperts,
+  normRouter,
+  type RouterOptions,
+  type Routing,
+} from "../ops/index.ts"
 import type { Tensor } from "../tensor/tensor.ts"
 import type { ForwardBatch } from "./forward-batch.ts"
+import { Linear, type RMSNorm } from "./layers.ts"
 import { Module, type Parameter, registerModules, type TransposedStack } from "./module.ts"
 
 /** A block of experts that may be asked to choose before attention, from the layer's input [T, hidden]. */
@@ -11,6 +20,63 @@ export interface EarlyRouter {
 /** Whether a layer must route before attention. */
 export function isEarlyRouter<T extends Module>(block: T): block is T & EarlyRouter {
   return "isEarlyRouter" in block && block.isEarlyRouter === true
+}
+
+/** How a block of experts scores its input and chooses: the options of its routeExperts(linear(x, weight, bias)). */
+export interface RouterParts {
+  readonly weight: Tensor
+  readonly bias: Tensor | null
+  readonly options: RouterOptions
+}
+
+/** A block of experts, chosen by one matrix, and perhaps a part that sees every token: it can add itself to the residual. */
+export interface RoutedBlock {
+  readonly experts: Experts
+  /** undefined where the router is a module of the user's. */
+  routerParts(): RouterParts | undefined
+  /** The part that sees every token. x [T, hidden] → [T, hidden] */
+  sharedPart?(x: Tensor, batch: ForwardBatch): Tensor | undefined
+}
+
+/** The router's parts where it is a plain linear layer. */
+export function linearRouter(gate: Module, options: RouterOptions): RouterParts | undefined {
+  if (!(gate instanceof Linear) || gate.forward !== Linear.prototype.forward) return undefined
+  return { weight: gate.weight, bias: gate.bias, options }
+}
+
+export function isRoutedBlock<T extends Module>(block: T): block is T & RoutedBlock {
+  return "routerParts" in block && typeof block.routerParts === "function"
+}
+
+/**
+ * x += block(norm(x)) in two launches, norm to choice and the experts, beside the part that sees every token. x [T, hidden] is
+ * changed in place. False, and nothing done, where a module of the user's stands in a place that is taken apart here.
+ */
+export function addRoutedBlock(
+  block: RoutedBlock,
+  x: Tensor,
+  norm: RMSNorm,
+  batch: ForwardBatch,
+): boolean {
+  const { experts } = block
+  if (!(experts instanceof Experts) || experts.forward !== Experts.prototype.forward) return false
+  const parts = block.routerParts()
+  if (parts === undefined) return false
+  const { normed, ...routing } = normRouter(
+    {
+      x,
+      normWeight: norm.weight,
+      eps: norm.eps,
+      normOffset: norm.offset,
+      router: parts.weight,
+      logitBias: parts.bias,
+    },
+    parts.options,
+  )
+  const shared = block.sharedPart?.(normed, batch)
+  experts.addTo(x, normed, routing)
+  if (shared !== undefined) add(x, shared, x)
+  return true
 }
 
 /** A module that chooses experts; fewer than the model's own number may be asked for. */
@@ -124,11 +190,19 @@ export class Experts extends Module {
 
   /** Σⱼ weights[t][j] · expert ids[t][j] of x. x [tokens, hidden], ids [tokens, k] I32, weights [tokens, k]. */
   forward(x: Tensor, ids: Tensor, weights: Tensor, _batch: ForwardBatch): Tensor {
+    return fusedExperts(this.#operands(x, ids, weights))
+  }
+
+  /** target += forward(x, …), in place. target [tokens, hidden] is not x. */
+  addTo(target: Tensor, x: Tensor, { ids, weights }: Routing): void {
+    fusedExperts({ ...this.#operands(x, ids, weights), add: true }, target)
+  }
+
+  #operands(x: Tensor, ids: Tensor, weights: Tensor): ExpertsOperands {
     const { gate_proj: gate, up_proj: up, down_proj: down, options } = this
     const { gate_bias: gateBias, up_bias: upBias, down_bias: downBias } = this
     const { act, scaleInput = false } = options
-    const biases = { gateBias, upBias, downBias }
-    return fusedExperts({ x, ids, weights, gate, up, down, ...biases, act, scaleInput })
+    return { x, ids, weights, gate, up, down, gateBias, upBias, downBias, act, scaleInput }
   }
 }
 

@@ -4,7 +4,7 @@ import { Attention } from "../nn/attention.ts"
 import type { ForwardBatch } from "../nn/forward-batch.ts"
 import { L2Norm, Linear, RMSNorm } from "../nn/layers.ts"
 import { Module, registerModules } from "../nn/module.ts"
-import { isEarlyRouter } from "../nn/moe.ts"
+import { addRoutedBlock, isEarlyRouter, isRoutedBlock } from "../nn/moe.ts"
 import type { PositionEmbeddings } from "../nn/rope.ts"
 import {
   type Activation,
@@ -196,11 +196,18 @@ export class KFusedDecoderLayer extends Module {
     const beforeMlp = pre ?? this.post_attention_layernorm
     if (mlp instanceof KFusedMLP) {
       mlp.addTo(x, beforeMlp, this.post_feedforward_layernorm)
-    } else {
+    } else if (!this.#addExperts(x, beforeMlp, batch)) {
       const y = mlp.forward(beforeMlp.forward(x), batch, routing)
       add(x, this.post_feedforward_layernorm?.forward(y) ?? y, x)
     }
     return x
+  }
+
+  /** Whether the feed-forward half is experts that could be added to x. */
+  #addExperts(x: Tensor, norm: RMSNorm, batch: ForwardBatch): boolean {
+    const { mlp } = this
+    if (this.post_feedforward_layernorm !== undefined || !isRoutedBlock(mlp)) return false
+    return addRoutedBlock(mlp, x, norm, batch)
   }
 }
 

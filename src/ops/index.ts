@@ -13,6 +13,7 @@ export {
   type ExpertsOperands,
   fusedExperts,
   type GroupScore,
+  normRouter,
   routeExperts,
   type RouterOptions,
   type RouterScore,

@@ -2,6 +2,7 @@ import { KtError } from "../errors.ts"
 import {
   KT_ABI_MAJOR,
   KT_ABI_MINOR,
+  KT_EXPERTS_ADD,
   KT_EXPERTS_SCALE_INPUT,
   KT_GROUP_MAX,
   KT_GROUP_TOP2_SUM,
@@ -10,6 +11,7 @@ import {
   KT_SCORE_SOFTMAX,
   layouts,
 } from "../native/abi.generated.ts"
+import type { Backend } from "../native/backend.ts"
 import { I32 } from "../tensor/dtype.ts"
 import type { Tensor } from "../tensor/tensor.ts"
 import { backendOf, descOf, empty, expectShape, putPointer } from "./dispatch.ts"
@@ -50,30 +52,35 @@ export interface RouterOptions {
 
 const { size: ROUTER_BYTES, fields: ROUTER } = layouts.kt_router_params
 
-/** The k best experts of each token (ties: the lower id first) and their weights. logits [tokens, experts] F32. */
-export function routeExperts(logits: Tensor, options: RouterOptions): Routing {
-  const { topK, bias = null, groups = 1, topkGroups = groups } = options
-  const backend = backendOf("routeExperts", logits, bias)
-  const experts = logits.dim(-1)
+/** Checks the options and writes them to the backend's parameter block. */
+function putRouterParams(op: string, backend: Backend, experts: number, o: RouterOptions): void {
+  const { topK, bias = null, groups = 1, topkGroups = groups } = o
   if (!(Number.isInteger(groups) && groups >= 1 && experts % groups === 0))
-    throw new KtError(`routeExperts: ${experts} experts in ${groups} groups`)
+    throw new KtError(`${op}: ${experts} experts in ${groups} groups`)
   if (!(Number.isInteger(topkGroups) && topkGroups >= 1 && topkGroups <= groups))
-    throw new KtError(`routeExperts: topkGroups is ${topkGroups}, there are ${groups} groups`)
+    throw new KtError(`${op}: topkGroups is ${topkGroups}, there are ${groups} groups`)
   const available = (experts / groups) * topkGroups
   if (!(Number.isInteger(topK) && topK >= 1 && topK <= available))
-    throw new KtError(`routeExperts: topK is ${topK}, there are ${available} experts`)
-  if (bias !== null) expectShape("routeExperts", "bias", bias, [experts])
-  const ids = empty(logits, [logits.dim(0), topK], I32)
-  const weights = empty(logits, [logits.dim(0), topK])
+    throw new KtError(`${op}: topK is ${topK}, there are ${available} experts`)
+  if (bias !== null) expectShape(op, "bias", bias, [experts])
   const { params } = backend
   params.setUint32(ROUTER.struct_size, ROUTER_BYTES, true)
   params.setUint32(ROUTER.abi_version, KT_ABI_MAJOR * 65536 + KT_ABI_MINOR, true)
-  params.setUint32(ROUTER.score, ROUTER_SCORES[options.score], true)
-  params.setUint32(ROUTER.norm, options.normalize ? 1 : 0, true)
+  params.setUint32(ROUTER.score, ROUTER_SCORES[o.score], true)
+  params.setUint32(ROUTER.norm, o.normalize ? 1 : 0, true)
   params.setInt32(ROUTER.num_groups, groups, true)
   params.setInt32(ROUTER.topk_groups, topkGroups, true)
-  params.setUint32(ROUTER.group_score, GROUP_SCORES[options.groupScore ?? "max"], true)
-  params.setFloat32(ROUTER.scale, options.scale ?? 1, true)
+  params.setUint32(ROUTER.group_score, GROUP_SCORES[o.groupScore ?? "max"], true)
+  params.setFloat32(ROUTER.scale, o.scale ?? 1, true)
+}
+
+/** The k best experts of each token (ties: the lower id first) and their weights. logits [tokens, experts] F32. */
+export function routeExperts(logits: Tensor, options: RouterOptions): Routing {
+  const { topK, bias = null } = options
+  const backend = backendOf("routeExperts", logits, bias)
+  putRouterParams("routeExperts", backend, logits.dim(-1), options)
+  const ids = empty(logits, [logits.dim(0), topK], I32)
+  const weights = empty(logits, [logits.dim(0), topK])
   backend.check(
     backend.library.kt_moe_router(
       backend.ctx,
@@ -86,6 +93,55 @@ export function routeExperts(logits: Tensor, options: RouterOptions): Routing {
     "routeExperts",
   )
   return { ids, weights }
+}
+
+export interface NormRouterOperands {
+  /** [tokens, hidden] F32 */
+  readonly x: Tensor
+  /** [hidden] F32 */
+  readonly normWeight: Tensor
+  readonly eps: number
+  readonly normOffset: number
+  /** [experts, hidden] of any weight type */
+  readonly router: Tensor
+  /** [experts] F32, of the logits */
+  readonly logitBias?: Tensor | null
+}
+
+/** normed = rmsNorm(x), and routeExperts(linear(normed, router, logitBias)), in one launch. */
+export function normRouter(
+  o: NormRouterOperands,
+  options: RouterOptions,
+): Routing & { readonly normed: Tensor } {
+  const { x, normWeight, router, logitBias = null } = o
+  const { topK, bias = null } = options
+  const backend = backendOf("normRouter", x, normWeight, router, logitBias, bias)
+  const [tokens, hidden, experts] = [x.dim(0), x.dim(1), router.dim(0)]
+  expectShape("normRouter", "normWeight", normWeight, [hidden])
+  expectShape("normRouter", "router", router, [experts, hidden])
+  if (logitBias !== null) expectShape("normRouter", "logitBias", logitBias, [experts])
+  putRouterParams("normRouter", backend, experts, options)
+  const normed = empty(x, x.shape)
+  const ids = empty(x, [tokens, topK], I32)
+  const weights = empty(x, [tokens, topK])
+  backend.check(
+    backend.library.kt_norm_router(
+      backend.ctx,
+      x.desc,
+      normWeight.desc,
+      o.eps,
+      o.normOffset,
+      router.desc,
+      descOf(logitBias),
+      descOf(bias),
+      backend.paramsAddress,
+      normed.desc,
+      ids.desc,
+      weights.desc,
+    ),
+    "normRouter",
+  )
+  return { normed, ids, weights }
 }
 
 /** What `fusedExperts` computes with; the matrices are of any weight type, packed or not. */
@@ -108,6 +164,8 @@ export interface ExpertsOperands {
   readonly act: Activation
   /** The weights multiply the experts' input and not their output. */
   readonly scaleInput?: boolean
+  /** The sum is added to `out`. */
+  readonly add?: boolean
 }
 
 const ARGS = layouts.kt_experts_args
@@ -137,7 +195,9 @@ export function fusedExperts(o: ExpertsOperands, out = empty(o.x, o.x.shape)): T
   putPointer(params, fields.down_bias, descOf(downBias))
   putPointer(params, fields.out, out.desc)
   params.setUint32(fields.act, ACTIVATIONS[o.act], true)
-  params.setUint32(fields.flags, o.scaleInput === true ? KT_EXPERTS_SCALE_INPUT : 0, true)
+  const scaled = o.scaleInput === true ? KT_EXPERTS_SCALE_INPUT : 0
+  const added = o.add === true ? KT_EXPERTS_ADD : 0
+  params.setUint32(fields.flags, scaled | added, true)
   backend.check(
     backend.library.kt_fused_experts(backend.ctx, backend.paramsAddress),
     "fusedExperts",

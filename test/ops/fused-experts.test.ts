@@ -1,6 +1,7 @@
 import { expect, test } from "bun:test"
 
 import { Backend } from "../../src/native/backend.ts"
+import { add } from "../../src/ops/elementwise.ts"
 import { packWeight } from "../../src/ops/linear.ts"
 import { fusedExperts } from "../../src/ops/moe.ts"
 import {
@@ -113,9 +114,14 @@ function resultsOf(isa: string, threads: number): Float32Array[] {
       ...w,
       act: "silu",
     } as const
-    return [false, true].map((scaleInput) =>
+    const results = [false, true].map((scaleInput) =>
       fusedExperts({ ...operands, scaleInput }).toFloat32Array(),
     )
+    const residual = Tensor.from(backend, randomArray(tokens * hidden, 7), [tokens, hidden])
+    const sum = add(residual, Tensor.from(backend, results[0] as Float32Array, [tokens, hidden]))
+    fusedExperts({ ...operands, add: true }, residual)
+    expect(residual.toFloat32Array()).toEqual(sum.toFloat32Array())
+    return results
   })
 }
 
@@ -125,7 +131,7 @@ function experts8(backend: Backend, tokens: number): number {
 }
 
 describeBackends("fusedExperts", (backend) => {
-  test("the number of threads changes no bit", () => {
+  test("the number of threads changes no bit, and results can be added", () => {
     const want = resultsOf(backend.isa, 1)
     expect(want.flatMap((row) => Array.from(row)).every(Number.isFinite)).toBe(true)
     for (const threads of [2, 5]) expect(resultsOf(backend.isa, threads)).toEqual(want)

@@ -1,9 +1,13 @@
 import { expect, test } from "bun:test"
 
-import { routeExperts } from "../../src/ops/moe.ts"
+import { linear } from "../../src/ops/linear.ts"
+import { normRouter, routeExperts } from "../../src/ops/moe.ts"
+import { rmsNorm } from "../../src/ops/rms-norm.ts"
+import { BF16, F32, Q8_0 } from "../../src/tensor/dtype.ts"
 import { Tensor } from "../../src/tensor/tensor.ts"
 import * as reference from "../reference/router.ts"
-import { describeBackends, randomArray } from "./harness.ts"
+import { describeBackends, expectClose, randomArray } from "./harness.ts"
+import { randomWeight } from "./weights.ts"
 
 const PLAIN: reference.RouterCase = {
   topK: 2,
@@ -129,5 +133,46 @@ describeBackends("routeExperts", (backend) => {
     expect(() => routeExperts(logits, { ...PLAIN, bias })).toThrow("bias has shape [3]")
     const many = Tensor.from(backend, randomArray(1025, 1), [1, 1025])
     expect(() => routeExperts(many, { ...PLAIN, bias: null })).toThrow("1025 experts, at most 1024")
+  })
+})
+
+describeBackends("normRouter", (backend) => {
+  for (const [dtype, experts, biased] of [
+    [F32, 128, false],
+    [BF16, 6, true],
+    [Q8_0, 60, true],
+  ] as const) {
+    test(`${dtype.name}, ${experts} experts: norm, product and choice one after the other`, () => {
+      const hidden = 96
+      const router = randomWeight(backend, dtype, [experts, hidden], 1)
+      const normWeight = Tensor.from(backend, randomArray(hidden, 2), [hidden])
+      const bias = biased ? Tensor.from(backend, randomArray(experts, 3), [experts]) : null
+      const options = { topK: 4, score: "sigmoid", normalize: true, bias } as const
+      for (const precision of ["fast", "f32"] as const) {
+        backend.precision = precision
+        for (const tokens of [1, 2, 3, 40]) {
+          const x = Tensor.from(backend, randomArray(tokens * hidden, tokens), [tokens, hidden])
+          const operands = { x, normWeight, eps: 1e-6, normOffset: 1, router, logitBias: bias }
+          const got = normRouter(operands, options)
+          const normed = rmsNorm(x, normWeight, 1e-6, 1)
+          const want = routeExperts(linear(normed, router, bias), options)
+          expect(got.normed.toFloat32Array()).toEqual(normed.toFloat32Array())
+          expect(got.ids.toInt32Array()).toEqual(want.ids.toInt32Array())
+          expectClose(got.weights.toFloat32Array(), want.weights.toFloat32Array(), 1e-6)
+        }
+        backend.precision = "fast"
+      }
+    })
+  }
+
+  test("operands that do not fit are refused", () => {
+    const x = Tensor.from(backend, randomArray(16, 1), [2, 8])
+    const router = randomWeight(backend, F32, [4, 8], 1)
+    const normWeight = Tensor.from(backend, randomArray(8, 2), [8])
+    const operands = { x, normWeight, eps: 1e-6, normOffset: 0, router }
+    const options = { topK: 2, score: "softmax", normalize: true } as const
+    expect(() => normRouter(operands, { ...options, topK: 5 })).toThrow("topK is 5, there are 4")
+    expect(() => normRouter({ ...operands, logitBias: normWeight }, options)).toThrow("logitBias")
+    expect(() => normRouter({ ...operands, normWeight: router }, options)).toThrow("normWeight")
   })
 })
