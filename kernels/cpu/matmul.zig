@@ -13,6 +13,11 @@ const isa = ctx_mod.isa;
 const max_private_tokens = 2;
 /// Work between two claims in generation: enough to hide the claim, little enough to balance.
 const bytes_per_task = 64 << 10;
+/// Many tokens: a task is rows times tokens. Few enough rows that its results stay in a cache, as many tasks as keep all threads
+/// busy to the end.
+const max_task_rows = 64;
+const pass_tokens = 256;
+const tasks_per_thread = 6;
 const alignment = 64;
 
 fn aligned(bytes: usize) usize {
@@ -176,6 +181,7 @@ pub const Input = struct {
         }
         out.tile_tokens = @intCast(self.tile_tokens);
         out.serial = self.serial;
+        out.rounded = @intFromBool(self.ctx.fast());
         if (self.norm == null) {
             out.x = self.x;
             out.x_stride = @intCast(self.x_stride);
@@ -218,10 +224,13 @@ pub const Tasks = struct {
         if (tokens <= 8) {
             per_task = std.math.clamp(bytes_per_task / @max(1, w.bytesPerRow() * block), 1, @max(1, blocks / (4 * threads)));
         } else {
-            per_task = std.math.clamp(blocks / (8 * threads), 1, @max(1, 64 / block));
-            const wanted = 4 * threads;
+            // the kernels go through the tokens in passes of this many: cutting there costs nothing
+            tokens_per_task = @min(tokens, pass_tokens);
+            const passes = (tokens + tokens_per_task - 1) / tokens_per_task;
+            const wanted = if (threads == 1) 1 else tasks_per_thread * threads;
+            per_task = std.math.clamp(blocks * passes / wanted, 1, @max(1, max_task_rows / block));
             const row_tasks = (blocks + per_task - 1) / per_task;
-            if (row_tasks < wanted and threads > 1) {
+            if (row_tasks * passes < wanted) {
                 const splits = (wanted + row_tasks - 1) / row_tasks;
                 tokens_per_task = std.mem.alignForward(usize, @max(32, (tokens + splits - 1) / splits), tile_tokens);
             }

@@ -70,6 +70,43 @@ describeBackends("linear", (backend) => {
     })
   }
 
+  test("BF16: activations may be rounded to the weights' type with precision fast", () => {
+    backend.precision = "fast"
+    const bf16 = PLAIN.find((dtype) => dtype.name === "BF16") as DTypeInfo
+    for (const n of [1, 31, 32, 33, 50, 130]) {
+      for (const rows of [1, 4, 9, 33]) {
+        const w = randomWeight(backend, bf16, [rows, n], rows + n)
+        for (const tokens of [1, 4, 5, 19]) {
+          const x = randomArray(tokens * n, tokens)
+          const got = linear(Tensor.from(backend, x, [tokens, n]), w).toFloat32Array()
+          // half a unit in the last of 8 bits for each activation
+          expectClose(got, reference.linear(x, dequantized(w), n), 4e-3)
+          backend.resetStep()
+        }
+      }
+    }
+  })
+
+  test("more columns and tokens than a pass of the kernels takes", () => {
+    backend.precision = "fast"
+    for (const dtype of QUANTIZED) {
+      const n = 1792 // three panels of unequal widths; whole blocks of every type
+      const rows = 5
+      const tokens = 275
+      const w = randomWeight(backend, dtype, [rows, n], 3)
+      const x = randomArray(tokens * n, 4)
+      const want = reference.linear(reference.roundToInt8(x), dequantized(w), n)
+      const packed = packWeight(w)
+      for (const weight of packed === null ? [w] : [w, packed])
+        expectClose(
+          linear(Tensor.from(backend, x, [tokens, n]), weight).toFloat32Array(),
+          want,
+          F32_ROUNDING,
+        )
+      backend.resetStep()
+    }
+  })
+
   test("float results do not depend on the batch", () => {
     backend.precision = "f32"
     const w = randomWeight(backend, QUANTIZED[4], [37, 128], 3)

@@ -14,6 +14,7 @@ typedef struct kt_matmul {
   int32_t tile_tokens; /* 1, 2, 4 or 8 */
   int32_t accumulate;
   uint64_t serial; /* of the call, equal for jobs whose acts are equal while they have the same address; 0: none */
+  int32_t rounded; /* without acts: activations may be rounded to the weights' type */
   const float *x; /* without acts: rows of x_stride floats */
   int64_t x_stride;
   const float *bias;
