@@ -52,7 +52,8 @@ export function int8Tolerance(backend: Backend, tokens: number, exact: number): 
   return backend.isa === "amx" && tokens >= 8 ? Math.max(exact, TILE_ROUNDING) : exact
 }
 
-const TILE_ROUNDING = 2e-2
+// a few results of one row may be off by more than the percent that many are
+const TILE_ROUNDING = 4e-2
 
 /** Fails unless the relative RMS error is at most `tolerance` and every value is finite where the reference is. */
 export function expectClose(
