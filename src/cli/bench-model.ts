@@ -133,7 +133,8 @@ export async function choices(
   const able = one.streams > 1 ? [] : peers.filter((peer) => canRun(peer, run))
   const found: { peer: Peer; choice: PeerChoice }[] = []
   for (const peer of able) {
-    const short = { ...run, depth: 0 }
+    // enough to tell flags apart
+    const short = { ...run, depth: 0, tokens: Math.min(run.tokens, run.kind === "tg" ? 16 : 128) }
     found.push({ peer, choice: await choosePeer(peer, short, threads) })
   }
   return found
