@@ -6,7 +6,6 @@ import { StateSlots } from "../kvcache/state-slots.ts"
 import { maxContextLength, type ModelConfig } from "../models/config.ts"
 import type { CausalLM } from "../models/registry.ts"
 import { Backend, queryCpu } from "../native/backend.ts"
-import { packWeight } from "../ops/index.ts"
 import type { DTypeInfo } from "../tensor/dtype.ts"
 import { loadWeights } from "../weights/load.ts"
 import type { WeightSource } from "../weights/source.ts"
@@ -24,6 +23,7 @@ import {
 } from "./kv-layers.ts"
 import { type MemoryPlan, planMemory } from "./memory-plan.ts"
 import { ModelRunner } from "./model-runner.ts"
+import { Repacking } from "./repack.ts"
 import { ropeKeyOf } from "./rope-key.ts"
 import { maxRunning, Scheduler } from "./scheduler.ts"
 import { Sequence } from "./sequence.ts"
@@ -84,15 +84,16 @@ export class Engine implements Disposable {
     )
     if (backend.isa === "scalar" && process.arch === "x64")
       hooks.onLog?.("warning", "the scalar kernels run: KT_CPU_ISA says so or the CPU lacks AVX2")
-    const pack = config.repack && config.precision === "fast" ? packWeight : undefined
+    const repacking = repackingFor(config, memory, hooks)
     resources.use(
       loadWeights(built.model, built.weights, {
         backend,
-        ...(pack === undefined ? {} : { pack }),
+        ...(repacking === undefined ? {} : { pack: repacking.pack }),
         onProgress: (done, total) => hooks.onProgress?.("weights", done, total),
         onNote: (note) => hooks.onLog?.("info", note),
       }),
     )
+    if (repacking?.note !== undefined) hooks.onLog?.("warning", repacking.note)
     const { pages } = memory
     const { pageSize, maxBatchSize, maxBatchTokens, prefixCache } = config
     const pool = resources.use(
@@ -182,6 +183,18 @@ function planFor(config: EngineConfig, built: BuiltModel, dtype: DTypeInfo): Mem
     workspaceBytes: workspaceBytes(config, built.config),
     freeBytes: queryCpu().memoryFreeBytes,
   })
+}
+
+/** Undefined, with a line in the log that says why, where weights are read as the file has them. */
+function repackingFor(
+  config: EngineConfig,
+  memory: MemoryPlan,
+  hooks: EngineHooks,
+): Repacking | undefined {
+  if (config.repack && config.precision === "fast") return new Repacking(memory.spareBytes)
+  const why = config.repack ? "float activations take no other layout" : "--no-repack"
+  hooks.onLog?.("info", `weights are read as the file has them: ${why}`)
+  return undefined
 }
 
 /** Activations of one layer for the largest step, twice because an arena grows by doubling, and its rows of logits. */

@@ -23,6 +23,8 @@ export interface MemoryPlan {
   readonly kvCacheTokens: number
   readonly pages: number
   readonly kvBytes: number
+  /** What is left of the free memory beside all of this. */
+  readonly spareBytes: number
 }
 
 /** Left to the rest of the process: runtime, tokenizer, server. */
@@ -58,6 +60,7 @@ export function planMemory(request: MemoryRequest): MemoryPlan {
     kvCacheTokens: pages * pageSize,
     pages,
     kvBytes: pages * bytesPerPage,
+    spareBytes: left - pages * bytesPerPage,
   }
 }
 

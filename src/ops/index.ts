@@ -1,6 +1,6 @@
 /** The op vocabulary of the engine. */
 export { gateUpAct, type QkvOperands, qkvRopeStore } from "./fused.ts"
-export { linear, linearResidual, normLinear, packWeight } from "./linear.ts"
+export { linear, linearResidual, normLinear, packedBytes, packWeight } from "./linear.ts"
 export { addRmsNorm, rmsNorm } from "./rms-norm.ts"
 export { ACTIVATIONS, type Activation, actMul, add, cast, copy, dequantize } from "./elementwise.ts"
 export { headLinear } from "./head-linear.ts"

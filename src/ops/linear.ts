@@ -73,6 +73,16 @@ export function linearResidual(
   return residual
 }
 
+/** Bytes of the weight in the layout of packWeight, or null where its type has none. */
+export function packedBytes(w: Tensor): number | null {
+  const { backend } = w
+  const bytes = outSlot()
+  const status = backend.library.kt_packed_bytes(backend.ctx, w.desc, bytes)
+  if (status === KT_ERR_UNSUPPORTED) return null
+  if (status !== 0) throw new NativeError("packedBytes", status, backend.library.kt_last_error())
+  return Number(bytes[0])
+}
+
 /**
  * The weight in the kernels' own row-interleaved layout (a copy that lives as long as the backend), or null where its type has none.
  * w [out, in] or [experts, out, in]. Packed weights are read with precision "fast" only.
@@ -80,11 +90,9 @@ export function linearResidual(
 export function packWeight(w: Tensor): Tensor | null {
   const { backend } = w
   if (w.packed) throw new KtError("packWeight: already packed")
-  const bytes = outSlot()
-  const status = backend.library.kt_packed_bytes(backend.ctx, w.desc, bytes)
-  if (status === KT_ERR_UNSUPPORTED) return null
-  if (status !== 0) throw new NativeError("packWeight", status, backend.library.kt_last_error())
-  const data = backend.weights.alloc(Number(bytes[0]))
+  const bytes = packedBytes(w)
+  if (bytes === null) return null
+  const data = backend.weights.alloc(bytes)
   const out = new Tensor(backend, w.dtype, w.shape, data, { packed: true, persistent: true })
   backend.check(backend.library.kt_pack_weight(backend.ctx, w.desc, out.desc), "packWeight")
   return out
