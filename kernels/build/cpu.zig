@@ -49,10 +49,12 @@ fn isasOf(arch: std.Target.Cpu.Arch) []const Isa {
 const Libc = enum { glibc, musl };
 
 fn targetOf(b: *std.Build, os: std.Target.Os.Tag, arch: std.Target.Cpu.Arch, libc: Libc, isa: Isa) std.Build.ResolvedTarget {
+    // clang's headers for macOS take the features of its oldest processor for granted
+    const model = if (os == .macos and arch == .aarch64) &aarch64.cpu.apple_m1 else isa.model;
     var query: std.Target.Query = .{
         .cpu_arch = arch,
         .os_tag = os,
-        .cpu_model = .{ .explicit = isa.model },
+        .cpu_model = .{ .explicit = model },
         .cpu_features_add = isa.add,
     };
     if (libc == .musl) {

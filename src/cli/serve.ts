@@ -1,5 +1,5 @@
-import { mkdirSync, readFileSync } from "node:fs"
-import { dirname, join } from "node:path"
+import { readFileSync } from "node:fs"
+import { join } from "node:path"
 
 import { OpenAPIHono } from "@hono/zod-openapi"
 
@@ -236,17 +236,11 @@ async function probePort(host: string, port: number): Promise<void> {
   if (port !== 0) await startServer({ app: NO_APP, host, port }).stop(0)
 }
 
-/** A database that cannot be opened is told of once; the server then keeps responses in memory. */
 function openResponses(file: string | undefined): ResponseStore {
   const path = file ?? join(ktHome(), "responses.sqlite")
-  try {
-    if (path !== ":memory:") mkdirSync(dirname(path), { recursive: true })
-    return new ResponseStore(path)
-  } catch (error) {
-    if (file !== undefined) throw new UsageError(`--responses ${file}: ${reasonOf(error)}`)
-    logger("server").warn(`${path}: ${reasonOf(error)}; responses are kept in memory only`)
-    return new ResponseStore(":memory:")
-  }
+  return new ResponseStore(path, (error) =>
+    logger("server").warn(`${path}: ${reasonOf(error)}; responses are kept in memory only`),
+  )
 }
 
 function isLoopback(host: string): boolean {

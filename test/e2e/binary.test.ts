@@ -64,7 +64,7 @@ describe.skipIf(!isTarget(host))(`the compiled binary (${host})`, () => {
   test("serves the page and a streamed chat, and stops on SIGTERM", async () => {
     const port = freePort()
     const url = `http://127.0.0.1:${port}`
-    const server = start("serve", "--port", String(port), "--model", model)
+    const server = start("serve", "--port", String(port), "--model", model, "--precision", "f32")
     try {
       await ready(url)
       const page = await fetch(url, { headers: { accept: "text/html" } })

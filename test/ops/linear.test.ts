@@ -101,7 +101,7 @@ describeBackends("linear", (backend) => {
         expectClose(
           linear(Tensor.from(backend, x, [tokens, n]), weight).toFloat32Array(),
           want,
-          F32_ROUNDING,
+          int8Tolerance(backend, tokens, F32_ROUNDING),
         )
       backend.resetStep()
     }

@@ -192,6 +192,15 @@ describe("the store", () => {
     expect(first.get("r1")).toBeUndefined()
   })
 
+  test("tells once that its file cannot be made, and goes on in memory", () => {
+    const told: unknown[] = []
+    using store = new ResponseStore("/dev/null/x.sqlite", (error) => told.push(error))
+    expect(told).toEqual([])
+    store.put("r1", stored)
+    expect(store.get("r1")).toEqual(stored)
+    expect(told).toHaveLength(1)
+  })
+
   test("forgets what is old, and the oldest where there is too much", () => {
     const path = join(folder, "bounded.sqlite")
     using store = new ResponseStore(path)

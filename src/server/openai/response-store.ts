@@ -1,4 +1,6 @@
 import { Database } from "bun:sqlite"
+import { mkdirSync } from "node:fs"
+import { dirname } from "node:path"
 
 /** Responses that are kept; the oldest leave. */
 const MAX_RESPONSES = 10_000
@@ -17,18 +19,31 @@ export interface StoredResponse {
   readonly inputCount: number
 }
 
-/** Responses by id, in a SQLite file (or ":memory:"), bounded and expiring; a crash loses at most the newest. */
+/**
+ * Responses by id, in a SQLite file (or ":memory:"), bounded and expiring; a crash loses at most the newest. The file is
+ * made with the first response; where that fails, `onFailure` is told once and responses are kept in memory.
+ */
 export class ResponseStore implements Disposable {
-  readonly #db: Database
+  readonly #path: string
+  readonly #onFailure: ((error: unknown) => void) | undefined
+  #opened: Database | undefined
 
-  constructor(path: string) {
-    this.#db = new Database(path, { create: true })
-    this.#db.run("PRAGMA journal_mode = WAL")
-    this.#db.run("PRAGMA busy_timeout = 2000")
-    this.#db.run(
-      "CREATE TABLE IF NOT EXISTS responses (id TEXT PRIMARY KEY, created INTEGER NOT NULL, bytes INTEGER NOT NULL, body TEXT NOT NULL)",
-    )
-    this.#db.run("CREATE INDEX IF NOT EXISTS responses_created ON responses (created)")
+  constructor(path: string, onFailure?: (error: unknown) => void) {
+    this.#path = path
+    this.#onFailure = onFailure
+  }
+
+  get #db(): Database {
+    if (this.#opened !== undefined) return this.#opened
+    try {
+      if (this.#path !== ":memory:") mkdirSync(dirname(this.#path), { recursive: true })
+      this.#opened = open(this.#path)
+    } catch (error) {
+      if (this.#onFailure === undefined) throw error
+      this.#onFailure(error)
+      this.#opened = open(":memory:")
+    }
+    return this.#opened
   }
 
   put(id: string, stored: StoredResponse): void {
@@ -68,6 +83,17 @@ export class ResponseStore implements Disposable {
   }
 
   [Symbol.dispose](): void {
-    this.#db.close()
+    this.#opened?.close()
   }
+}
+
+function open(path: string): Database {
+  const db = new Database(path, { create: true })
+  db.run("PRAGMA journal_mode = WAL")
+  db.run("PRAGMA busy_timeout = 2000")
+  db.run(
+    "CREATE TABLE IF NOT EXISTS responses (id TEXT PRIMARY KEY, created INTEGER NOT NULL, bytes INTEGER NOT NULL, body TEXT NOT NULL)",
+  )
+  db.run("CREATE INDEX IF NOT EXISTS responses_created ON responses (created)")
+  return db
 }
