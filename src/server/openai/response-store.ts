@@ -70,14 +70,20 @@ export class ResponseStore implements Disposable {
 
   #trim(): void {
     this.#db.query("DELETE FROM responses WHERE created <= ?").run(Date.now() - MAX_AGE_MS)
+    const { count, bytes } = this.#db
+      .query<{ count: number; bytes: number }, []>(
+        "SELECT COUNT(*) AS count, TOTAL(bytes) AS bytes FROM responses",
+      )
+      .get() ?? { count: 0, bytes: 0 }
+    if (count <= MAX_RESPONSES && bytes <= MAX_BYTES) return
     // sums from the newest on; what lies beyond the bounds is the oldest
     this.#db
       .query(
-        `DELETE FROM responses WHERE id IN (
-          SELECT id FROM (
-            SELECT id, SUM(bytes) OVER newest AS total, ROW_NUMBER() OVER newest AS place
+        `DELETE FROM responses WHERE rowid IN (
+          SELECT place FROM (
+            SELECT rowid AS place, SUM(bytes) OVER newest AS total, ROW_NUMBER() OVER newest AS number
             FROM responses WINDOW newest AS (ORDER BY created DESC, rowid DESC)
-          ) WHERE total > ? OR place > ?)`,
+          ) WHERE total > ? OR number > ?)`,
       )
       .run(MAX_BYTES, MAX_RESPONSES)
   }
@@ -94,6 +100,7 @@ function open(path: string): Database {
   db.run(
     "CREATE TABLE IF NOT EXISTS responses (id TEXT PRIMARY KEY, created INTEGER NOT NULL, bytes INTEGER NOT NULL, body TEXT NOT NULL)",
   )
-  db.run("CREATE INDEX IF NOT EXISTS responses_created ON responses (created)")
+  // holds all that the bounds are checked by, so that no response is read for it
+  db.run("CREATE INDEX IF NOT EXISTS responses_bounds ON responses (created, bytes)")
   return db
 }
