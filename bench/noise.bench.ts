@@ -7,9 +7,11 @@
  */
 import { parseArgs } from "node:util"
 
+import { median } from "../src/cli/bench-model.ts"
 import { engineConfig } from "../src/config.ts"
 import { Engine } from "../src/engine/engine.ts"
 import { report } from "./report.ts"
+import { streamRate } from "./stream.ts"
 
 const { values: flags, positionals } = parseArgs({
   allowPositionals: true,
@@ -27,30 +29,6 @@ if (model === undefined) throw new Error("which model? bun bench/noise.bench.ts 
 const tokens = Number(flags.tokens)
 const burst = Number(flags.burst)
 const every = Number(flags.every)
-const PROMPT = Int32Array.from({ length: 16 }, (_, i) => 1000 + 37 * i)
-
-/** Tokens per second after the first token. */
-function generate(engine: Engine): number {
-  engine.add(1, PROMPT, {
-    maxTokens: tokens,
-    stopTokens: [],
-    temperature: 0,
-    topK: 0,
-    topP: 1,
-    minP: 0,
-    repetitionPenalty: 1,
-    presencePenalty: 0,
-    frequencyPenalty: 0,
-  })
-  let first = 0
-  let count = 0
-  while (engine.hasWork) {
-    for (const { token } of engine.step()) {
-      if (token >= 0 && count++ === 0) first = performance.now()
-    }
-  }
-  return ((count - 1) / (performance.now() - first)) * 1000
-}
 
 const NEIGHBOUR = `
   for (;;) {
@@ -65,23 +43,20 @@ async function beside(engine: Engine): Promise<number> {
   })
   try {
     await Bun.sleep(150) // its own start is over by then
-    return generate(engine)
+    return streamRate(engine, tokens)
   } finally {
     neighbour.kill()
     await neighbour.exited
   }
 }
 
-const median = (values: readonly number[]): number =>
-  values.toSorted((a, b) => a - b)[values.length >> 1] as number
-
 using engine = await Engine.create(
   engineConfig({ model, threads: Number(flags.threads), prefixCache: false }),
 )
-generate(engine)
+streamRate(engine, tokens)
 const rows: { alone: number; beside: number }[] = []
 for (let i = 0; i < Number(flags.rounds); i++)
-  rows.push({ alone: generate(engine), beside: await beside(engine) })
+  rows.push({ alone: streamRate(engine, tokens), beside: await beside(engine) })
 const { threads, isa } = engine.info
 report(
   [

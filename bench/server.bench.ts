@@ -7,9 +7,11 @@
 import { join } from "node:path"
 import { parseArgs } from "node:util"
 
+import { median } from "../src/cli/bench-model.ts"
 import { engineConfig } from "../src/config.ts"
 import { Engine } from "../src/engine/engine.ts"
 import { report } from "./report.ts"
+import { PROMPT, streamRate } from "./stream.ts"
 
 const { values: flags, positionals } = parseArgs({
   allowPositionals: true,
@@ -25,33 +27,7 @@ if (model === undefined) throw new Error("which model? bun bench/server.bench.ts
 const tokens = Number(flags.tokens)
 const rounds = Number(flags.rounds)
 
-/** The same prompt ids on both sides; nothing ends the text before its length. */
-const PROMPT = Int32Array.from({ length: 16 }, (_, i) => 1000 + 37 * i)
 const config = engineConfig({ model, threads: Number(flags.threads), prefixCache: false })
-
-/** Tokens per second after the first token. */
-function direct(engine: Engine): number {
-  engine.add(1, PROMPT, {
-    maxTokens: tokens,
-    stopTokens: [],
-    temperature: 0,
-    topK: 0,
-    topP: 1,
-    minP: 0,
-    repetitionPenalty: 1,
-    presencePenalty: 0,
-    frequencyPenalty: 0,
-  })
-  let first = 0
-  let count = 0
-  while (engine.hasWork) {
-    for (const { token } of engine.step()) {
-      if (token < 0) continue
-      if (count++ === 0) first = performance.now()
-    }
-  }
-  return ((count - 1) / (performance.now() - first)) * 1000
-}
 
 /** The same by what a client sees: from the first chunk of text to the last. */
 async function served(url: string): Promise<number> {
@@ -126,17 +102,14 @@ async function isReady(url: string): Promise<boolean> {
   )
 }
 
-const median = (values: readonly number[]): number =>
-  values.toSorted((a, b) => a - b)[values.length >> 1] as number
-
 using engine = await Engine.create(config)
 const server = await startServer()
 const rows: { direct: number; served: number }[] = []
 try {
-  direct(engine)
+  streamRate(engine, tokens)
   await served(server.url)
   for (let i = 0; i < rounds; i++)
-    rows.push({ direct: direct(engine), served: await served(server.url) })
+    rows.push({ direct: streamRate(engine, tokens), served: await served(server.url) })
 } finally {
   await server.stop()
 }
