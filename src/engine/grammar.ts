@@ -1,9 +1,4 @@
-import {
-  type CompiledGrammar,
-  GrammarCompiler,
-  GrammarMatcher,
-  TokenizerInfo,
-} from "@mlc-ai/web-xgrammar"
+import type { CompiledGrammar, GrammarCompiler, GrammarMatcher } from "@mlc-ai/web-xgrammar"
 
 import { ConfigError } from "../errors.ts"
 
@@ -34,6 +29,7 @@ export class Grammars implements Disposable {
   /** @throws ConfigError when the grammar cannot be compiled */
   async matcher(grammar: string, stopTokens: readonly number[]): Promise<SequenceGrammar> {
     const compiled = await this.#compile(grammar)
+    const { GrammarMatcher } = await library()
     const matcher = await GrammarMatcher.createGrammarMatcher(compiled, [...stopTokens])
     const made = new SequenceGrammar(matcher, this.#stale)
     await made.refresh()
@@ -77,6 +73,7 @@ export class Grammars implements Disposable {
   async #makeCompiler(): Promise<GrammarCompiler> {
     if (this.#tokens === undefined) throw new ConfigError("the engine has no table of tokens")
     const tokens = this.#tokens.slice(0, this.#vocabSize)
+    const { GrammarCompiler, TokenizerInfo } = await library()
     const info = await TokenizerInfo.createTokenizerInfo(
       tokens,
       "byte_level",
@@ -134,6 +131,11 @@ export class SequenceGrammar implements Disposable {
     this.#stale.delete(this)
     this.#matcher.dispose()
   }
+}
+
+/** A megabyte that only constrained output needs: not part of every start. */
+function library(): Promise<typeof import("@mlc-ai/web-xgrammar")> {
+  return import("@mlc-ai/web-xgrammar")
 }
 
 function reason(error: unknown): string {
