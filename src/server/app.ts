@@ -11,6 +11,7 @@ import { errorResponse } from "./api-error.ts"
 import { requireKey, requireOrigin } from "./auth.ts"
 import type { ServerContext, ServerEnv } from "./context.ts"
 import { asRequestError } from "./generate.ts"
+import { randomId } from "./ids.ts"
 import { addCompletion } from "./llamacpp/completion.ts"
 import { addTokens } from "./llamacpp/tokens.ts"
 import { ServerMetrics } from "./metrics.ts"
@@ -96,9 +97,7 @@ function observe(metrics: ServerMetrics): MiddlewareHandler<ServerEnv> {
   return async (c, next) => {
     const started = performance.now()
     const given = c.req.header("x-request-id") ?? ""
-    const requestId = REQUEST_ID.test(given)
-      ? given
-      : `req_${crypto.randomUUID().replaceAll("-", "")}`
+    const requestId = REQUEST_ID.test(given) ? given : `req_${randomId()}`
     c.set("requestId", requestId)
     c.set("arrivedMs", started)
     await next()

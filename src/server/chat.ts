@@ -3,8 +3,16 @@ import { reasoningAtEnd, THINK_TAGS } from "../tokenizer/chat-formats.ts"
 import type { ChatFormat, ReasoningFormat, ToolCallFormat } from "../tokenizer/chat-formats.ts"
 import { BYTE_TO_CHAR } from "../tokenizer/vocabulary.ts"
 import type { EngineClient, GenerateParams } from "../worker/protocol.ts"
-import type { ServerContext } from "./context.ts"
-import type { ChoiceTimings, ChoiceUsage, Generation, TokenLogprob } from "./generate.ts"
+import { type RequestContext, type ServerContext, startGeneration } from "./context.ts"
+import {
+  type ChoiceTimings,
+  type ChoiceUsage,
+  fitTokens,
+  type Generation,
+  type TokenLogprob,
+} from "./generate.ts"
+import { randomId } from "./ids.ts"
+import { forChoice, generateParams, type SamplingRequest } from "./sampling.ts"
 import {
   afterReasoning,
   type AnswerFormat,
@@ -67,12 +75,8 @@ export function plainPrompt(ids: Int32Array, content?: AnswerFormat): ChatPrompt
     keepToken: () => false,
     parser: () => answerParser(format),
     grammar: content === undefined ? undefined : grammarText(content),
-    callId: (written) => written ?? newId(24),
+    callId: (written) => written ?? randomId(24),
   }
-}
-
-function newId(length: number): string {
-  return crypto.randomUUID().replaceAll("-", "").slice(0, length)
 }
 
 /** Template → text → token ids. RequestError 400 when the template refuses the messages. */
@@ -123,7 +127,7 @@ export function chatPrompt(
     // Mistral's templates refuse ids that are not nine letters and digits
     callId: (written) =>
       written ??
-      (known.toolCalls?.name.startsWith("mistral") === true ? newId(9) : `call_${newId(24)}`),
+      (known.toolCalls?.name.startsWith("mistral") === true ? randomId(9) : `call_${randomId(24)}`),
   }
 }
 
@@ -214,6 +218,37 @@ function vocabularyOf(tokenizer: ServerTokenizer): string[] {
   })
 }
 
+export interface AnswerRequest {
+  readonly sampling: SamplingRequest
+  /** What is asked for; undefined for all that the context leaves. */
+  readonly maxTokens: number | undefined
+  /** The field that a prompt which does not fit is blamed on. */
+  readonly param: string
+  readonly stop?: readonly string[]
+  /** Choices; default 1. */
+  readonly count?: number
+  /** Only the first call of an answer is passed on. */
+  readonly oneCall?: boolean
+}
+
+/** Starts the answers to a prompt. RequestError 400, 429, 503 as `fitTokens`, `generateParams` and `generate` have it. */
+export function startAnswer(
+  context: ServerContext,
+  c: RequestContext,
+  prompt: ChatPrompt,
+  request: AnswerRequest,
+): { readonly generation: Generation; readonly events: AsyncIterable<ChatEvent> } {
+  const { client, config, tokenizer } = context
+  const { ids } = prompt
+  const { sampling, param, stop = [], count = 1, oneCall = false } = request
+  const maxTokens = fitTokens(client, ids.length, request.maxTokens, param)
+  const free = generateParams(sampling, maxTokens, config.defaults, tokenizer)
+  const params = constrain(context, free, prompt)
+  const sequences = Array.from({ length: count }, (_, i) => ({ ids, params: forChoice(params, i) }))
+  const generation = startGeneration(context, c, sequences, stop, prompt.keepToken)
+  return { generation, events: chatEvents(generation, prompt, count, oneCall) }
+}
+
 export type ChatEvent =
   | {
       readonly type: "parts"
@@ -231,12 +266,11 @@ export type ChatEvent =
     }
 
 /** A generation's text as parts of answers. */
-export async function* chatEvents(
+async function* chatEvents(
   generation: Generation,
   prompt: ChatPrompt,
   count: number,
-  /** `oneCall`: only the first call of an answer is passed on. */
-  options: { readonly oneCall?: boolean } = {},
+  oneCall: boolean,
 ): AsyncGenerator<ChatEvent> {
   const parsers = Array.from({ length: count }, () => prompt.parser())
   const hasCalls = Array.from({ length: count }, () => false)
@@ -249,8 +283,7 @@ export async function* chatEvents(
     if (parser === undefined || held === undefined) throw new RangeError(`choice ${choice}`)
     if (event.type === "text") held.push(...event.logprobs)
     let parts = event.type === "text" ? parser.push(event.text) : parser.flush()
-    if (options.oneCall === true)
-      parts = parts.filter((part) => !("index" in part) || part.index === 0)
+    if (oneCall) parts = parts.filter((part) => !("index" in part) || part.index === 0)
     if (parts.some(({ type }) => type === "call")) hasCalls[choice] = true
     if (parts.length > 0 || (event.type === "end" && held.length > 0))
       yield { type: "parts", choice, parts, logprobs: held.splice(0) }

@@ -1,5 +1,5 @@
-import { RequestError } from "../errors.ts"
 import type { GenerateParams } from "../worker/protocol.ts"
+import { checkIds } from "./token-ids.ts"
 import type { SamplingDefaults, ServerTokenizer } from "./types.ts"
 
 /**
@@ -19,18 +19,6 @@ export interface SamplingRequest {
   readonly stopTokens?: readonly number[] | null | undefined
   readonly ignoreEos?: boolean | null | undefined
   readonly logprobs?: number | undefined
-}
-
-/** RequestError 400 naming the first token that the model does not have. */
-export function checkIds(tokenizer: ServerTokenizer, ids: Iterable<number>, param: string): void {
-  for (const id of ids) {
-    if (id < tokenizer.vocabSize) continue
-    throw new RequestError(
-      400,
-      `${param} ${id}: the model has tokens 0 to ${tokenizer.vocabSize - 1}`,
-      { code: "invalid_value", param },
-    )
-  }
 }
 
 /** The engine's parameters, for choice 0; `forChoice` derives the others'. */

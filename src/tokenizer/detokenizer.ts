@@ -95,7 +95,7 @@ export class StopMatcher {
       this.#held = ""
       return { text: buffer.slice(0, start), stop: this.#stop }
     }
-    const keep = this.#partial(buffer)
+    const keep = partialEnd(buffer, this.#stops)
     this.#held = buffer.slice(buffer.length - keep)
     return { text: buffer.slice(0, buffer.length - keep), stop: undefined }
   }
@@ -106,16 +106,16 @@ export class StopMatcher {
     this.#held = ""
     return text
   }
+}
 
-  /** Length of the longest end of `text` with which some stop string begins. */
-  #partial(text: string): number {
-    let longest = 0
-    for (const stop of this.#stops)
-      for (let n = Math.min(stop.length - 1, text.length); n > longest; n--)
-        if (text.endsWith(stop.slice(0, n))) {
-          longest = n
-          break
-        }
-    return longest
-  }
+/** Length of the longest end of `text` with which, but not whole, some marker begins. */
+export function partialEnd(text: string, markers: readonly string[]): number {
+  let longest = 0
+  for (const marker of markers)
+    for (let n = Math.min(marker.length - 1, text.length); n > longest; n--)
+      if (text.endsWith(marker.slice(0, n))) {
+        longest = n
+        break
+      }
+  return longest
 }

@@ -2,22 +2,14 @@ import { anthropicErrorBody } from "../api-error.ts"
 import {
   addParts,
   type ChatEvent,
-  chatEvents,
   type ChatMessage,
   type ChatPrompt,
-  constrain,
+  startAnswer,
 } from "../chat.ts"
-import {
-  type App,
-  document,
-  jsonContent,
-  type ServerContext,
-  startGeneration,
-  streamOptions,
-} from "../context.ts"
-import { type ChoiceUsage, fitTokens } from "../generate.ts"
+import { type App, document, jsonContent, type ServerContext, streamOptions } from "../context.ts"
+import type { ChoiceUsage } from "../generate.ts"
+import { randomId } from "../ids.ts"
 import { readBody } from "../request.ts"
-import { generateParams } from "../sampling.ts"
 import { eventResponse, type NamedEvent } from "../stream.ts"
 import type { AnswerPart } from "../tools/answer.ts"
 import { checkAnthropicModel, promptOf } from "./prompt.ts"
@@ -45,35 +37,17 @@ export function addMessages(app: App, context: ServerContext): void {
   app.post("/v1/messages", async (c) => {
     const body = await readBody(c, messagesRequestSchema)
     checkAnthropicModel(context, body.model)
-    const { client, config, tokenizer } = context
     const prompt = promptOf(context, body)
-    const maxTokens = fitTokens(client, prompt.ids.length, body.max_tokens, "messages")
-    const sampling = {
-      temperature: body.temperature,
-      topK: body.top_k,
-      topP: body.top_p,
-    }
-    const params = constrain(
-      context,
-      generateParams(sampling, maxTokens, config.defaults, tokenizer),
-      prompt,
-    )
-    const generation = startGeneration(
-      context,
-      c,
-      [{ ids: prompt.ids, params }],
-      body.stop_sequences ?? [],
-      prompt.keepToken,
-    )
     const choice = body.tool_choice
-    const oneCall =
-      choice !== undefined &&
-      choice !== null &&
-      choice.type !== "none" &&
-      choice.disable_parallel_tool_use === true
-    const events = chatEvents(generation, prompt, 1, { oneCall })
+    const { generation, events } = startAnswer(context, c, prompt, {
+      sampling: { temperature: body.temperature, topK: body.top_k, topP: body.top_p },
+      maxTokens: body.max_tokens,
+      param: "messages",
+      stop: body.stop_sequences ?? [],
+      oneCall: choice?.type !== "none" && choice?.disable_parallel_tool_use === true,
+    })
     const answer: Answer = {
-      id: `msg_${crypto.randomUUID().replaceAll("-", "")}`,
+      id: `msg_${randomId()}`,
       body,
       prompt,
       events,

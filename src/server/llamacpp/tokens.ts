@@ -6,7 +6,7 @@ import { sequenceLimit } from "../generate.ts"
 import { templateMessage } from "../openai/messages.ts"
 import { errorSchema } from "../openai/schema.ts"
 import { readBody } from "../request.ts"
-import { checkIds } from "../sampling.ts"
+import { checkIds, textOfIds } from "../token-ids.ts"
 import type { ServerTokenizer } from "../types.ts"
 import {
   detokenizeRequestSchema,
@@ -49,9 +49,7 @@ export function addTokens(app: App, context: ServerContext): void {
   app.post("/detokenize", async (c) => {
     const { tokens } = await readBody(c, detokenizeRequestSchema)
     checkIds(tokenizer, tokens, "tokens")
-    const decoder = new TextDecoder("utf-8", { ignoreBOM: true })
-    const texts = tokens.map((id) => decoder.decode(tokenizer.tokenBytes(id), { stream: true }))
-    return c.json({ content: texts.join("") + decoder.decode() })
+    return c.json({ content: textOfIds(tokenizer, tokens) })
   })
 
   describe(

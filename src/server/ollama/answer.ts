@@ -3,21 +3,14 @@ import { ollamaErrorBody } from "../api-error.ts"
 import {
   addParts,
   type ChatEvent,
-  chatEvents,
   type ChatMessage,
   type ChatOptions,
   type ChatPrompt,
-  constrain,
+  startAnswer,
 } from "../chat.ts"
-import {
-  type RequestContext,
-  type ServerContext,
-  startGeneration,
-  streamOptions,
-} from "../context.ts"
-import { fitTokens, type TokenLogprob } from "../generate.ts"
+import { type RequestContext, type ServerContext, streamOptions } from "../context.ts"
+import type { TokenLogprob } from "../generate.ts"
 import { type ChatLogprob, chatLogprobs } from "../openai/format.ts"
-import { generateParams } from "../sampling.ts"
 import { stopStrings } from "../schema.ts"
 import { ndjsonResponse } from "../stream.ts"
 import { type AnswerFormat, jsonFormat } from "../tools/answer-grammar.ts"
@@ -69,7 +62,7 @@ export async function respond(
   param: string,
   field: AnswerField,
 ): Promise<Response> {
-  const { client, config, tokenizer } = context
+  const { config } = context
   const options: OllamaOptions = request.options ?? {}
   const predict = options.num_predict ?? config.defaults.maxTokens ?? -1
   if (predict === 0) {
@@ -78,9 +71,8 @@ export async function respond(
       param: "options.num_predict",
     })
   }
-  const maxTokens = fitTokens(client, prompt.ids.length, predict < 0 ? undefined : predict, param)
-  const free = generateParams(
-    {
+  const { generation, events } = startAnswer(context, c, prompt, {
+    sampling: {
       temperature: options.temperature,
       topK: options.top_k,
       topP: options.top_p,
@@ -91,20 +83,11 @@ export async function respond(
       seed: options.seed,
       logprobs: request.logprobs === true ? (request.top_logprobs ?? 0) : undefined,
     },
-    maxTokens,
-    config.defaults,
-    tokenizer,
-  )
-  const params = constrain(context, free, prompt)
-  const generation = startGeneration(
-    context,
-    c,
-    [{ ids: prompt.ids, params }],
-    stopStrings(options.stop),
-    prompt.keepToken,
-  )
+    maxTokens: predict < 0 ? undefined : predict,
+    param,
+    stop: stopStrings(options.stop),
+  })
   const write = new AnswerWriter(context, request, c.get("arrivedMs"), field)
-  const events = chatEvents(generation, prompt, 1)
   if (request.stream === false) return Response.json(await write.whole(events, prompt.prefix))
   const lines = write.lines(events, prompt.prefix)
   return ndjsonResponse(lines, streamOptions(context, c, generation, ollamaErrorBody))

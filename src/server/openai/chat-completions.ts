@@ -2,12 +2,11 @@ import { openaiErrorBody } from "../api-error.ts"
 import {
   addParts,
   type ChatEvent,
-  chatEvents,
   type ChatMessage,
   type ChatOptions,
   type ChatPrompt,
   chatPrompt,
-  constrain,
+  startAnswer,
 } from "../chat.ts"
 import {
   type App,
@@ -15,12 +14,9 @@ import {
   document,
   jsonContent,
   type ServerContext,
-  startGeneration,
   streamOptions,
 } from "../context.ts"
-import { fitTokens } from "../generate.ts"
 import { readBody } from "../request.ts"
-import { forChoice, generateParams } from "../sampling.ts"
 import { stopStrings } from "../schema.ts"
 import { sseResponse } from "../stream.ts"
 import type { AnswerPart } from "../tools/answer.ts"
@@ -44,38 +40,26 @@ export function addChatCompletions(app: App, context: ServerContext): void {
   app.post("/v1/chat/completions", async (c) => {
     const body = await readBody(c, chatRequestSchema)
     checkModel(context, body.model)
-    const { tokenizer, client, config } = context
+    const { config } = context
     const prompt = chatPrompt(
       context,
       body.messages.map(templateMessage),
       chatOptions(body, config.reasoningFormat),
     )
-    const asked = body.max_completion_tokens ?? body.max_tokens ?? config.defaults.maxTokens
-    const maxTokens = fitTokens(client, prompt.ids.length, asked, "messages")
     const logprobs = body.logprobs === true ? (body.top_logprobs ?? 0) : undefined
-    const params = constrain(
-      context,
-      generateParams(samplingOf(body, logprobs), maxTokens, config.defaults, tokenizer),
-      prompt,
-    )
     const count = body.n ?? 1
-    const sequences = Array.from({ length: count }, (_, i) => ({
-      ids: prompt.ids,
-      params: forChoice(params, i),
-    }))
-    const generation = startGeneration(
-      context,
-      c,
-      sequences,
-      stopStrings(body.stop),
-      prompt.keepToken,
-    )
+    const { generation, events } = startAnswer(context, c, prompt, {
+      sampling: samplingOf(body, logprobs),
+      maxTokens: body.max_completion_tokens ?? body.max_tokens ?? config.defaults.maxTokens,
+      param: "messages",
+      stop: stopStrings(body.stop),
+      count,
+      oneCall: body.parallel_tool_calls === false,
+    })
     const answer: Answer = {
       id: completionId("chatcmpl"),
       context,
-      events: chatEvents(generation, prompt, count, {
-        oneCall: body.parallel_tool_calls === false,
-      }),
+      events,
       count,
       prompt,
       wantLogprobs: logprobs !== undefined,

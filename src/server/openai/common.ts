@@ -1,5 +1,6 @@
 import { RequestError } from "../../errors.ts"
 import type { ServerContext } from "../context.ts"
+import { randomId } from "../ids.ts"
 import type { SamplingRequest } from "../sampling.ts"
 import { type AnswerFormat, jsonFormat } from "../tools/answer-grammar.ts"
 import type { ChatRequest, CompletionRequest } from "./schema.ts"
@@ -26,7 +27,7 @@ export function envelope(id: string, object: string, context: ServerContext): En
 }
 
 export function completionId(prefix: "chatcmpl" | "cmpl"): string {
-  return `${prefix}-${crypto.randomUUID().replaceAll("-", "")}`
+  return `${prefix}-${randomId()}`
 }
 
 export function samplingOf(

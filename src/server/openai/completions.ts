@@ -19,9 +19,10 @@ import {
   type SequenceRequest,
 } from "../generate.ts"
 import { readBody } from "../request.ts"
-import { checkIds, forChoice, generateParams } from "../sampling.ts"
+import { forChoice, generateParams } from "../sampling.ts"
 import { MAX_CHOICES, stopStrings } from "../schema.ts"
 import { sseResponse } from "../stream.ts"
+import { checkIds, textOfIds } from "../token-ids.ts"
 import { grammarText } from "../tools/answer-grammar.ts"
 import type { ServerTokenizer } from "../types.ts"
 import { completionId, contentFormat, envelope, samplingOf } from "./common.ts"
@@ -136,7 +137,7 @@ function promptsOf(
   })
   const fromIds = (ids: readonly number[]): Prompt => {
     checkIds(tokenizer, ids, "prompt")
-    return { text: decode(tokenizer, ids), ids: Int32Array.from(ids) }
+    return { text: textOfIds(tokenizer, ids), ids: Int32Array.from(ids) }
   }
   if (typeof prompt === "string") return [fromText(prompt)]
   if (isIds(prompt)) return [fromIds(prompt)]
@@ -147,12 +148,6 @@ function isIds(
   prompt: readonly (string | number | readonly number[])[],
 ): prompt is readonly number[] {
   return typeof prompt[0] === "number"
-}
-
-function decode(tokenizer: ServerTokenizer, ids: readonly number[]): string {
-  const decoder = new TextDecoder("utf-8", { ignoreBOM: true })
-  const parts = ids.map((id) => decoder.decode(tokenizer.tokenBytes(id), { stream: true }))
-  return parts.join("") + decoder.decode()
 }
 
 /** max_tokens 0: only the prompt is counted (and echoed). */

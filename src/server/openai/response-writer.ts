@@ -1,11 +1,8 @@
 import type { ChatEvent, ChatPrompt } from "../chat.ts"
 import { asRequestError, type ChoiceUsage } from "../generate.ts"
+import { randomId } from "../ids.ts"
 import type { NamedEvent } from "../stream.ts"
 import type { AnswerPart } from "../tools/answer.ts"
-
-export function newId(prefix: string): string {
-  return `${prefix}_${crypto.randomUUID().replaceAll("-", "")}`
-}
 
 /** What a response says of its request. */
 export interface ResponseBase extends Readonly<Record<string, unknown>> {
@@ -147,7 +144,7 @@ export class ResponseWriter {
     const prefix = { reasoning: "rs", message: "msg", function_call: "fc" }[kind]
     const call = part.type === "call" ? part : undefined
     this.#item = {
-      id: newId(prefix),
+      id: `${prefix}_${randomId()}`,
       kind,
       callId: call === undefined ? "" : this.#prompt.callId(call.id),
       name: call?.name ?? "",

@@ -1,14 +1,6 @@
 import { RequestError } from "../../errors.ts"
 import { openaiErrorBody } from "../api-error.ts"
-import {
-  type ChatEvent,
-  chatEvents,
-  type ChatOptions,
-  type ChatPrompt,
-  chatPrompt,
-  constrain,
-  type Tool,
-} from "../chat.ts"
+import { type ChatOptions, type ChatPrompt, chatPrompt, startAnswer, type Tool } from "../chat.ts"
 import {
   type App,
   checkModel,
@@ -16,18 +8,16 @@ import {
   jsonContent,
   type RequestContext,
   type ServerContext,
-  startGeneration,
   streamOptions,
 } from "../context.ts"
-import { fitTokens, type Generation } from "../generate.ts"
+import { randomId } from "../ids.ts"
 import { readBody } from "../request.ts"
-import { generateParams } from "../sampling.ts"
 import { eventResponse } from "../stream.ts"
 import { type AnswerFormat, jsonFormat } from "../tools/answer-grammar.ts"
 import type { TemplateMessage } from "../types.ts"
 import { templateToolCall } from "./messages.ts"
 import type { ResponseStore } from "./response-store.ts"
-import { newId, type ResponseBase, ResponseWriter } from "./response-writer.ts"
+import { type ResponseBase, ResponseWriter } from "./response-writer.ts"
 import {
   deletedSchema,
   type InputItem,
@@ -114,7 +104,7 @@ async function respond(
   c: RequestContext,
   body: ResponseRequest,
 ): Promise<Response> {
-  const { client, config, tokenizer } = context
+  const { config } = context
   const history = historyOf(store, body.previous_response_id)
   const input = inputItems(body.input)
   const items = [...history, ...input]
@@ -122,16 +112,12 @@ async function respond(
   // instructions are this request's alone: they are not part of what is continued
   if (body.instructions) messages.unshift({ role: "system", content: body.instructions })
   const prompt = chatPrompt(context, messages, chatOptions(body, config.reasoningFormat))
-  const asked = body.max_output_tokens ?? config.defaults.maxTokens
-  const maxTokens = fitTokens(client, prompt.ids.length, asked, "input")
-  const sampling = { temperature: body.temperature, topP: body.top_p }
-  const params = constrain(
-    context,
-    generateParams(sampling, maxTokens, config.defaults, tokenizer),
-    prompt,
-  )
-  const sequences = [{ ids: prompt.ids, params }]
-  const generation = startGeneration(context, c, sequences, [], prompt.keepToken)
+  const { generation, events: answer } = startAnswer(context, c, prompt, {
+    sampling: { temperature: body.temperature, topP: body.top_p },
+    maxTokens: body.max_output_tokens ?? config.defaults.maxTokens,
+    param: "input",
+    oneCall: body.parallel_tool_calls === false,
+  })
   const base = baseOf(context, body)
   const writer = new ResponseWriter(base, prompt)
   const finish = (response: { readonly output: readonly unknown[] }): void => {
@@ -144,19 +130,11 @@ async function respond(
       inputCount: input.length,
     })
   }
-  const events = writer.events(partsOf(generation, prompt, body), finish)
+  const events = writer.events(answer, finish)
   if (body.stream === true)
     return eventResponse(events, streamOptions(context, c, generation, openaiErrorBody))
   for await (const _ of events);
   return c.json(writer.response)
-}
-
-function partsOf(
-  generation: Generation,
-  prompt: ChatPrompt,
-  body: ResponseRequest,
-): AsyncIterable<ChatEvent> {
-  return chatEvents(generation, prompt, 1, { oneCall: body.parallel_tool_calls === false })
 }
 
 function historyOf(store: ResponseStore, id: string | null | undefined): readonly InputItem[] {
@@ -176,7 +154,7 @@ function inputItems(input: ResponseRequest["input"]): InputItem[] {
       ? [{ type: "message", role: "user", content: [{ type: "input_text", text: input }] }]
       : input
   return items.map((item) => {
-    const known = { ...item, id: item["id"] ?? newId("msg") }
+    const known = { ...item, id: item["id"] ?? `msg_${randomId()}` }
     return "role" in known ? { ...known, type: "message" } : known
   }) as InputItem[]
 }
@@ -253,7 +231,7 @@ function contentOf({ text }: ResponseRequest): AnswerFormat | undefined {
 function baseOf(context: ServerContext, body: ResponseRequest): ResponseBase {
   const { defaults } = context.config
   return {
-    id: newId("resp"),
+    id: `resp_${randomId()}`,
     object: "response",
     created_at: Math.floor(Date.now() / 1000),
     error: null,

@@ -1,5 +1,6 @@
 import type { ChatFormat, ReasoningFormat, ToolCallFormat } from "../../tokenizer/chat-formats.ts"
-import { type AnswerParser, type AnswerParserOptions, type AnswerPart, partial } from "./answer.ts"
+import { partialEnd } from "../../tokenizer/detokenizer.ts"
+import { type AnswerParser, type AnswerParserOptions, type AnswerPart } from "./answer.ts"
 import { type CallReader, callReader } from "./call-reader.ts"
 import { HarmonyParser } from "./harmony.ts"
 
@@ -13,7 +14,8 @@ export function answerParser(format: ChatFormat, options: AnswerParserOptions = 
 /** Texts that mean something to the parser of a format; control tokens that are part of one must reach it. */
 export function isMarker(format: ChatFormat, text: string): boolean {
   const { reasoning, toolCalls } = format
-  return [reasoning?.open, reasoning?.close, toolCalls?.example, "<|start|>"].some(
+  const between = reasoning?.name === "harmony" ? "<|start|>" : undefined
+  return [reasoning?.open, reasoning?.close, toolCalls?.example, between].some(
     (marker) => marker !== undefined && text !== "" && marker.includes(text),
   )
 }
@@ -103,7 +105,7 @@ class TagParser implements AnswerParser {
     const at = this.#buffer.indexOf(close)
     if (at < 0) {
       const text = this.#take(
-        isEnd ? this.#buffer.length : this.#buffer.length - partial(this.#buffer, [close]),
+        isEnd ? this.#buffer.length : this.#buffer.length - partialEnd(this.#buffer, [close]),
       )
       this.#emit(parts, "reasoning", text, isEnd)
       return false
@@ -126,7 +128,7 @@ class TagParser implements AnswerParser {
       }
     }
     if (at < 0) {
-      const held = isEnd ? 0 : partial(this.#buffer, this.#openers)
+      const held = isEnd ? 0 : partialEnd(this.#buffer, this.#openers)
       this.#emit(
         parts,
         "content",

@@ -43,18 +43,6 @@ export interface AnswerParserOptions {
   readonly reasoningOpen?: boolean
 }
 
-/** Length of the longest end of `text` with which some marker begins. */
-export function partial(text: string, markers: readonly string[]): number {
-  let longest = 0
-  for (const marker of markers)
-    for (let n = Math.min(marker.length - 1, text.length); n > longest; n--)
-      if (text.endsWith(marker.slice(0, n))) {
-        longest = n
-        break
-      }
-  return longest
-}
-
 /** Past the closing marker, which may follow spaces or a fence; -1 while it has not come. */
 export function closeAfter(body: string, from: number, close: string, isEnd: boolean): number {
   if (close === "") return from

@@ -1,4 +1,5 @@
-import { type AnswerParser, type AnswerParserOptions, type AnswerPart, partial } from "./answer.ts"
+import { partialEnd } from "../../tokenizer/detokenizer.ts"
+import { type AnswerParser, type AnswerParserOptions, type AnswerPart } from "./answer.ts"
 
 /**
  * OpenAI's harmony format: messages on channels, `<|channel|>analysis<|message|>…<|end|><|start|>assistant…`. Analysis is
@@ -72,7 +73,7 @@ export class HarmonyParser implements AnswerParser {
         mark = end
       }
     }
-    const length = at >= 0 ? at : this.#buffer.length - (isEnd ? 0 : partial(this.#buffer, ends))
+    const length = at >= 0 ? at : this.#buffer.length - (isEnd ? 0 : partialEnd(this.#buffer, ends))
     const text = this.#buffer.slice(0, length)
     if (text !== "") {
       if (this.#kind === "call") parts.push({ type: "arguments", index: this.#numCalls, text })
