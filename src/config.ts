@@ -15,6 +15,11 @@ export interface EngineConfig {
   readonly operators: readonly string[]
   /** Compute threads, the engine's own included; 0 = physical cores the process may use. */
   readonly threads: number
+  /**
+   * NUMA nodes that work and weights are divided among: "auto" those of the machine, "off" none, a number that many, which
+   * also divides where the machine has fewer.
+   */
+  readonly numa: string
   /** "f32": float activations and KV cache (verification); "fast": int8-quantised activations, f16 KV. */
   readonly precision: "fast" | "f32"
   /** Longest sequence in tokens; 0 = the model's own, cut to what memory holds. */
@@ -68,6 +73,8 @@ export const CONFIG_OPTIONS: readonly ConfigOption[] = [
     help: "TypeScript file that registers operators of your own (repeatable)" },
   { key: "threads", flag: "threads", aliases: ["cpu_infer"], type: "integer", min: 0, max: 1024, default: 0, env: "KT_THREADS",
     help: "compute threads; 0 = physical cores" },
+  { key: "numa", flag: "numa", aliases: [], type: "enum", values: ["auto", "off", "1", "2", "3", "4", "5", "6", "7", "8"], default: "auto",
+    help: "divide work and weights among NUMA nodes: auto = the machine's, off, or how many" },
   { key: "precision", flag: "precision", aliases: [], type: "enum", values: ["fast", "f32"], default: "fast", env: "KT_PRECISION",
     help: "fast: int8 activations, f16 KV; f32: float activations and KV, for verification" },
   { key: "contextLength", flag: "ctx", aliases: [], type: "integer", min: 0, max: 16_777_216, default: 0,

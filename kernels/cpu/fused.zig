@@ -37,8 +37,7 @@ const GateUp = struct {
         const stride = self.tasks.rows_per_task;
         gate_job.out_stride = @intCast(stride);
         up_job.out_stride = @intCast(stride);
-        while (member.claim(1, self.tasks.total)) |task| {
-            const r = self.tasks.range(task);
+        while (self.tasks.claim(member, 1)) |r| {
             // the kernels index the whole output; the buffer holds the task's corner of it
             const corner = r.token0 * stride + r.row0;
             gate_job.out = offsetBack(buffer, corner);
@@ -123,12 +122,9 @@ const Qkv = struct {
     fn body(self: *const Qkv, member: *Member) void {
         self.input.prepare(member);
         const scratch = self.scratch + member.index * self.scratch_bytes;
-        const total = self.tasks[0].total + self.tasks[1].total + self.tasks[2].total;
-        while (member.claim(1, total)) |claimed| {
-            var task = claimed;
-            var which: usize = 0;
-            while (task >= self.tasks[which].total) : (which += 1) task -= self.tasks[which].total;
-            const r = self.tasks[which].range(task);
+        while (mm.claimAny(member, 1, &self.tasks)) |claimed| {
+            const which = claimed.which;
+            const r = claimed.range;
             var job = self.input.job(self.weights[which], member.index);
             job.bias = self.biases[which];
             job.out = self.outs[which];

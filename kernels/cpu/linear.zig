@@ -4,6 +4,7 @@ const core = @import("core");
 const ctx_mod = @import("ctx.zig");
 const check = @import("check.zig");
 const mm = @import("matmul.zig");
+const topology = @import("topology.zig");
 const Member = @import("pool.zig").Member;
 const c = core.c;
 const status = core.status;
@@ -35,8 +36,7 @@ const Product = struct {
         job.out_stride = @intCast(self.out_stride);
         job.accumulate = @intFromBool(self.accumulate);
         const scratch = self.scratch + member.index * self.scratch_bytes;
-        while (member.claim(1, self.tasks.total)) |task| {
-            const r = self.tasks.range(task);
+        while (self.tasks.claim(member, 1)) |r| {
             ctx.isa.matmul.?(&job, @intCast(r.row0), @intCast(r.row1), @intCast(r.token0), @intCast(r.token1), scratch);
         }
         const post = self.post orelse return;
@@ -119,14 +119,42 @@ const Pack = struct {
     matrix_stride: usize,
     out: [*]u8,
     block_bytes: usize,
+    /// Blocks of one matrix that a node has at most.
+    most: usize = 0,
 
     fn body(self: *const Pack, member: *Member) void {
         const block: usize = @intCast(self.ctx.isa.row_block);
-        const per_matrix = (self.rows + block - 1) / block;
-        while (member.claim(0, self.matrices * per_matrix)) |i| {
-            const row = i % per_matrix * block;
-            const from = self.source + i / per_matrix * self.matrix_stride + row * self.row_stride;
-            self.ctx.isa.pack_rows.?(self.dtype, from, @intCast(self.row_stride), @intCast(@min(block, self.rows - row)), self.cols, self.out + i * self.block_bytes);
+        while (member.claimPlaced(0, self.matrices * self.most)) |at| {
+            const blocks = self.blocksOf(at.node);
+            const index = blocks[0] + at.index % self.most;
+            if (index >= blocks[1]) continue;
+            const matrix = at.index / self.most;
+            const row = index * block;
+            const from = self.source + matrix * self.matrix_stride + row * self.row_stride;
+            const to = self.out + (self.matrices * blocks[0] + matrix * (blocks[1] - blocks[0]) + at.index % self.most) * self.block_bytes;
+            self.ctx.isa.pack_rows.?(self.dtype, from, @intCast(self.row_stride), @intCast(@min(block, self.rows - row)), self.cols, to);
+        }
+    }
+
+    /// The blocks of rows that belong to a node: first and end.
+    fn blocksOf(self: *const Pack, node: usize) [2]usize {
+        const block: usize = @intCast(self.ctx.isa.row_block);
+        const first = mm.nodeRow(self.ctx, self.rows, node);
+        const end = mm.nodeRow(self.ctx, self.rows, node + 1);
+        return .{ (first + block - 1) / block, (end + block - 1) / block };
+    }
+
+    /// Counts what the nodes get, and has the system put it there when it is written.
+    fn place(self: *Pack) void {
+        self.most = 1;
+        for (0..self.ctx.pool.num_nodes) |node| {
+            const blocks = self.blocksOf(node);
+            self.most = @max(self.most, blocks[1] - blocks[0]);
+            const system_node = self.ctx.system_nodes[node] orelse continue;
+            const start = self.matrices * blocks[0] * self.block_bytes;
+            const end = self.matrices * blocks[1] * self.block_bytes;
+            // where this is forbidden, the node's own threads write most of it first
+            if (self.ctx.pool.num_nodes > 1) _ = topology.preferNode(self.out[start..end], system_node);
         }
     }
 };
@@ -169,7 +197,7 @@ export fn kt_pack_weight(handle: Handle, w: Arg, out: Arg) c.kt_status_t {
     for (0..target.ndim) |i| if (!check.size("out", target, i, source.tensor.shape[i])) return invalid;
     const block: i64 = ctx.isa.row_block;
     const blocks = source.matrices * @divFloor(source.rows + block - 1, block);
-    const job: Pack = .{
+    var job: Pack = .{
         .ctx = ctx,
         .source = @ptrCast(source.tensor.data.?),
         .row_stride = @intCast(source.tensor.stride[source.tensor.ndim - 2]),
@@ -181,6 +209,7 @@ export fn kt_pack_weight(handle: Handle, w: Arg, out: Arg) c.kt_status_t {
         .out = @ptrCast(target.data.?),
         .block_bytes = @intCast(@divExact(bytes, blocks)),
     };
-    ctx.pool.run(&job, Pack.body);
+    job.place();
+    ctx.pool.run(@as(*const Pack, &job), Pack.body);
     return c.KT_OK;
 }

@@ -4,7 +4,8 @@ const std = @import("std");
 const core = @import("core");
 const ctx_mod = @import("ctx.zig");
 const check = @import("check.zig");
-const Member = @import("pool.zig").Member;
+const pool = @import("pool.zig");
+const Member = pool.Member;
 const c = core.c;
 const status = core.status;
 const isa = ctx_mod.isa;
@@ -64,6 +65,35 @@ pub const Weight = struct {
     pub fn stack(comptime name: []const u8, ctx: *const ctx_mod.Ctx, given: ?*const check.Tensor) ?Weight {
         const t = check.tensor(name, given, 3) orelse return null;
         return fromMatrix(name, ctx, t);
+    }
+
+    /// Where row 0 of matrix `index` of a stack would be if the rows of the node that has `row` were part of a whole matrix.
+    /// A packed stack holds the rows of the first node of all matrices, then those of the next: a node's memory in one piece.
+    pub fn matrix(self: Weight, ctx: *const ctx_mod.Ctx, index: usize, row: usize) *anyopaque {
+        const start = @intFromPtr(self.tensor.data.?);
+        if (!self.packed_rows) return @ptrFromInt(start + index * @as(usize, @intCast(self.tensor.stride[0])));
+        const nodes = ctx.pool.num_nodes;
+        const bytes: usize = @intCast(ctx.isa.packed_bytes.?(self.tensor.dtype, @intCast(self.rows), @intCast(self.cols)));
+        if (nodes == 1) return @ptrFromInt(start + index * bytes);
+        const count: usize = @intCast(self.tensor.shape[0]);
+        var node: usize = 0;
+        while (node + 1 < nodes and nodeRow(ctx, self.rows, node + 1) <= row) node += 1;
+        const first = self.rowOffset(ctx, nodeRow(ctx, self.rows, node));
+        const own = self.rowOffset(ctx, nodeRow(ctx, self.rows, node + 1)) - first;
+        return @ptrFromInt(start + count * first + index * own -% first);
+    }
+
+    /// Of a row that begins a block, within one whole matrix; the end for all rows.
+    fn rowOffset(self: Weight, ctx: *const ctx_mod.Ctx, row: usize) usize {
+        if (!self.packed_rows) return row * @as(usize, @intCast(self.tensor.stride[self.tensor.ndim - 2]));
+        const block: usize = @intCast(ctx.isa.row_block);
+        const bytes: usize = @intCast(ctx.isa.packed_bytes.?(self.tensor.dtype, @intCast(self.rows), @intCast(self.cols)));
+        return (row + block - 1) / block * (bytes / ((self.rows + block - 1) / block));
+    }
+
+    /// Where a row of a stack's matrix lies, or the block that it begins.
+    pub fn rowAddress(self: Weight, ctx: *const ctx_mod.Ctx, index: usize, row: usize) usize {
+        return @intFromPtr(self.matrix(ctx, index, row)) +% self.rowOffset(ctx, row);
     }
 
     pub fn bytesPerRow(self: Weight) usize {
@@ -204,13 +234,55 @@ pub fn weightJob(w: Weight) isa.kt_matmul_t {
     return out;
 }
 
+/// Where the rows of a node begin: packed weights lie in their nodes' memory in such ranges, and tasks keep within them.
+pub fn nodeRow(ctx: *const ctx_mod.Ctx, rows: usize, node: usize) usize {
+    const nodes = ctx.pool.num_nodes;
+    if (node == nodes) return rows;
+    const unit: usize = @intCast(@max(32, ctx.isa.row_block));
+    return @min(rows, (rows * node / nodes + unit / 2) / unit * unit);
+}
+
+fn mostNodeRows(ctx: *const ctx_mod.Ctx, rows: usize) usize {
+    var most: usize = 0;
+    for (0..ctx.pool.num_nodes) |node| most = @max(most, nodeRow(ctx, rows, node + 1) - nodeRow(ctx, rows, node));
+    return most;
+}
+
+/// A range of rows cut into pieces of at most `per_piece` rows, none of which has rows of two nodes. Every node has equally
+/// many pieces, numbered node by node; the last of a node may be empty.
+pub const Pieces = struct {
+    ctx: *const ctx_mod.Ctx,
+    rows: usize,
+    per_piece: usize,
+    per_node: usize,
+    total: usize,
+
+    pub fn of(ctx: *const ctx_mod.Ctx, rows: usize, per_piece: usize) Pieces {
+        const per_node = (mostNodeRows(ctx, rows) + per_piece - 1) / per_piece;
+        return .{ .ctx = ctx, .rows = rows, .per_piece = per_piece, .per_node = per_node, .total = per_node * ctx.pool.num_nodes };
+    }
+
+    pub fn range(self: Pieces, piece: usize) [2]usize {
+        if (self.per_node == self.total) return .{ piece * self.per_piece, @min(self.rows, (piece + 1) * self.per_piece) };
+        const node = piece / self.per_node;
+        const end = nodeRow(self.ctx, self.rows, node + 1);
+        const start = nodeRow(self.ctx, self.rows, node) + piece % self.per_node * self.per_piece;
+        return .{ @min(start, end), @min(start + self.per_piece, end) };
+    }
+
+    /// In a list that repeats all pieces again and again: the number of what was claimed, each node's part being the same
+    /// list of that node's pieces.
+    pub fn global(self: Pieces, at: pool.Placed) usize {
+        return at.index / self.per_node * self.total + at.node * self.per_node + at.index % self.per_node;
+    }
+};
+
 /// Rows of a weight times ranges of tokens, numbered.
 pub const Tasks = struct {
-    rows: usize,
+    pieces: Pieces,
     tokens: usize,
     rows_per_task: usize,
     tokens_per_task: usize,
-    row_tasks: usize,
     total: usize,
 
     pub const Range = struct { row0: usize, row1: usize, token0: usize, token1: usize };
@@ -236,28 +308,45 @@ pub const Tasks = struct {
             }
         }
         const rows_per_task = per_task * block;
-        const row_tasks = (w.rows + rows_per_task - 1) / rows_per_task;
+        const pieces = Pieces.of(ctx, w.rows, rows_per_task);
         return .{
-            .rows = w.rows,
+            .pieces = pieces,
             .tokens = tokens,
             .rows_per_task = rows_per_task,
             .tokens_per_task = tokens_per_task,
-            .row_tasks = row_tasks,
-            .total = row_tasks * ((tokens + tokens_per_task - 1) / tokens_per_task),
+            .total = pieces.total * ((tokens + tokens_per_task - 1) / tokens_per_task),
         };
     }
 
+    /// What a member does next in a phase of these tasks.
+    pub fn claim(self: *const Tasks, member: *Member, phase: usize) ?Range {
+        const claimed = claimAny(member, phase, self[0..1]) orelse return null;
+        return claimed.range;
+    }
+
     pub fn range(self: Tasks, task: usize) Range {
-        const row0 = task % self.row_tasks * self.rows_per_task;
-        const token0 = task / self.row_tasks * self.tokens_per_task;
-        return .{
-            .row0 = row0,
-            .row1 = @min(self.rows, row0 + self.rows_per_task),
-            .token0 = token0,
-            .token1 = @min(self.tokens, token0 + self.tokens_per_task),
-        };
+        const rows = self.pieces.range(task % self.pieces.total);
+        const token0 = task / self.pieces.total * self.tokens_per_task;
+        return .{ .row0 = rows[0], .row1 = rows[1], .token0 = token0, .token1 = @min(self.tokens, token0 + self.tokens_per_task) };
     }
 };
+
+pub const Claimed = struct { which: usize, range: Tasks.Range };
+
+/// The same of several weights whose tasks make one phase.
+pub fn claimAny(member: *Member, phase: usize, lists: []const Tasks) ?Claimed {
+    const nodes = member.pool.num_nodes;
+    var each: usize = 0;
+    for (lists) |list| each += list.total / nodes;
+    while (member.claimPlaced(phase, each)) |claimed| {
+        var at = claimed;
+        var which: usize = 0;
+        while (at.index >= lists[which].total / nodes) : (which += 1) at.index -= lists[which].total / nodes;
+        const range = lists[which].range(lists[which].pieces.global(at));
+        if (range.row0 < range.row1) return .{ .which = which, .range = range };
+    }
+    return null;
+}
 
 /// Cuts one reservation of the context's scratch memory into pieces.
 pub const Scratch = struct {

@@ -15,7 +15,7 @@ const invalid = c.KT_ERR_INVALID_ARG;
 
 const Arg = ?*const c.kt_tensor_t;
 const Active = groups.Active;
-const Rows = groups.Rows;
+const Rows = mm.Pieces;
 
 /// Up to this many rows of input every thread prepares its own copy: cheaper than waiting for each other.
 const max_private = 2;
@@ -87,16 +87,10 @@ const Matrices = struct {
     weight: mm.Weight,
     bias: ?[*]const f32,
     int8: bool,
-    /// Bytes from one expert to the next.
-    stride: usize,
 
     fn from(comptime name: []const u8, ctx: *ctx_mod.Ctx, w: Arg, bias: Arg) ?Matrices {
         const weight = mm.Weight.stack(name, ctx, w) orelse return null;
-        const stride: i64 = if (weight.packed_rows)
-            ctx.isa.packed_bytes.?(weight.tensor.dtype, @intCast(weight.rows), @intCast(weight.cols))
-        else
-            weight.tensor.stride[0];
-        var self: Matrices = .{ .weight = weight, .bias = null, .int8 = isInt8(ctx, weight), .stride = @intCast(stride) };
+        var self: Matrices = .{ .weight = weight, .bias = null, .int8 = isInt8(ctx, weight) };
         if (bias == null) return self;
         const t = check.f32s(name ++ "_bias", bias, 2) orelse return null;
         if (!check.size(name ++ "_bias", t, 0, weight.tensor.shape[0]) or !check.size(name ++ "_bias", t, 1, weight.tensor.shape[1])) return null;
@@ -178,23 +172,22 @@ const Experts = struct {
         const buffers: [*]f32 = @ptrCast(@alignCast(at + self.scratch_bytes));
         const room: Room = .{ .scratch = at, .gate = buffers, .up = buffers + (self.room_bytes - self.scratch_bytes) / 8 };
         const prepared = self.prepare(member);
-        var gate_up = member.claim(2, self.total_gate_up);
-        while (gate_up) |task| {
-            const t = self.taskOf(task, "first_gate_up", self.gate_up_rows);
+        var gate_up = self.claim(member, 2, "first_gate_up", &self.gate_up_rows);
+        while (gate_up) |t| {
             self.prefetch(t, &self.up);
             self.gateProduct(t, prepared, room);
-            gate_up = member.claim(2, self.total_gate_up);
-            if (gate_up) |next| self.prefetch(self.taskOf(next, "first_gate_up", self.gate_up_rows), &self.gate);
+            gate_up = self.claim(member, 2, "first_gate_up", &self.gate_up_rows);
+            if (gate_up) |next| self.prefetch(next, &self.gate);
             self.upProduct(t, prepared, room);
         }
-        var down = member.claim(3, self.total_down);
-        while (down) |task| {
-            down = member.claim(3, self.total_down);
-            if (down) |next| self.prefetch(self.taskOf(next, "first_down", self.down_rows), &self.down);
-            self.downTask(self.taskOf(task, "first_down", self.down_rows), room);
+        var down = self.claim(member, 3, "first_down", &self.down_rows);
+        while (down) |t| {
+            down = self.claim(member, 3, "first_down", &self.down_rows);
+            if (down) |next| self.prefetch(next, &self.down);
+            self.downTask(t, room);
         }
         if (self.immediate) return;
-        self.outer[self.down_rows.tasks].wait();
+        self.outer[self.down_rows.total].wait();
         while (member.claim(4, self.out.count)) |token| self.combine(token, 0, self.down.weight.rows);
     }
 
@@ -285,32 +278,34 @@ const Experts = struct {
 
     // ---- tasks ----
 
-    fn taskOf(self: *const Experts, task: usize, comptime field: []const u8, cut: Rows) Task {
-        const index = groups.find(self.active, task, field);
+    /// The next task of a projection, of this member's node while there are any. The task before need not be finished.
+    fn claim(self: *const Experts, member: *Member, phase: usize, comptime field: []const u8, cut: *const Rows) ?Task {
+        const nodes = self.ctx.pool.num_nodes;
+        const total = if (phase == 2) self.total_gate_up else self.total_down;
+        const at = member.claimPlaced(phase, total / nodes) orelse return null;
+        const index = groups.find(self.active, at.index * nodes, field);
         const e = &self.active[index];
-        const local = task - @field(e, field);
-        const part = local % cut.tasks;
-        return .{ .index = index, .e = e, .part = part, .rows = cut.range(part), .tokens = e.tokens(local / cut.tasks) };
+        const local = cut.global(.{ .node = at.node, .index = at.index - @field(e, field) / nodes });
+        const part = local % cut.total;
+        return .{ .index = index, .e = e, .part = part, .rows = cut.range(part), .tokens = e.tokens(local / cut.total) };
     }
 
     /// Asks for the beginning of a task's weights, which the next product but one reads.
     fn prefetch(self: *const Experts, t: Task, m: *const Matrices) void {
-        const from = @intFromPtr(m.weight.tensor.data.?) + t.e.expert * m.stride;
-        const block: usize = @intCast(self.ctx.isa.row_block);
-        const row = if (m.weight.packed_rows) m.stride / ((m.weight.rows + block - 1) / block) * (t.rows[0] / block) else t.rows[0] * @as(usize, @intCast(m.weight.tensor.stride[1]));
+        const from = m.weight.rowAddress(self.ctx, t.e.expert, t.rows[0]);
         var ahead: usize = 0;
-        while (ahead < prefetch_bytes) : (ahead += line) @prefetch(@as([*]const u8, @ptrFromInt(from + row + ahead)), .{});
+        while (ahead < prefetch_bytes) : (ahead += line) @prefetch(@as([*]const u8, @ptrFromInt(from + ahead)), .{});
     }
 
     fn gateProduct(self: *const Experts, t: Task, prepared: Prepared, room: Room) void {
-        self.product(t, &self.gate, self.inputOperand(t.e, prepared), self.input.slot_bytes, room.gate, self.gate_up_rows.per_task, room.scratch);
+        self.product(t, &self.gate, self.inputOperand(t.e, prepared), self.input.slot_bytes, room.gate, self.gate_up_rows.per_piece, room.scratch);
     }
 
     /// The second half of a task of gate and up: up, the activation, and its result in the form that down reads.
     fn upProduct(self: *const Experts, t: Task, prepared: Prepared, room: Room) void {
         const table = self.ctx.isa;
         const e = t.e;
-        const stride = self.gate_up_rows.per_task;
+        const stride = self.gate_up_rows.per_piece;
         const count = t.rows[1] - t.rows[0];
         self.product(t, &self.up, self.inputOperand(e, prepared), self.input.slot_bytes, room.up, stride, room.scratch);
         const end = if (t.tokens[1] == e.pairs and self.middle.int8) e.slots() else t.tokens[1];
@@ -333,7 +328,7 @@ const Experts = struct {
         self.inner[t.index].wait();
         self.product(t, &self.down, self.sideOperand(&self.middle, t.e), self.middle.slot_bytes, out, hidden, room.scratch);
         if (!self.immediate) {
-            _ = self.outer[self.down_rows.tasks].finish();
+            _ = self.outer[self.down_rows.total].finish();
         } else if (self.outer[t.part].finish()) {
             for (0..self.out.count) |token| self.combine(token, t.rows[0], t.rows[1]);
         }
@@ -346,7 +341,7 @@ const Experts = struct {
         const rows = t.rows;
         const tokens = t.tokens;
         var job = mm.weightJob(m.weight);
-        job.w = @ptrFromInt(@intFromPtr(m.weight.tensor.data.?) + e.expert * m.stride);
+        job.w = m.weight.matrix(self.ctx, e.expert, rows[0]);
         job.serial = self.serial;
         job.x = operand.x;
         job.x_stride = @intCast(operand.x_stride);
@@ -470,9 +465,9 @@ export fn kt_fused_experts(handle: ?*c.kt_ctx_t, args: ?*const c.kt_experts_args
     const block: usize = @intCast(ctx.isa.row_block);
     const bound = @min(pairs, num_experts);
     const unit = if (region.middle.int8) @max(block, quant_columns) else block;
-    region.gate_up_rows = .of(wg.rows, unit, wg.bytesPerRow() + wu.bytesPerRow(), gate_up_bytes, bound, threads);
-    region.down_rows = .of(wd.rows, block, wd.bytesPerRow(), down_bytes, bound, threads);
-    const buffer = std.mem.alignForward(usize, region.gate_up_rows.per_task * groups.taskTokens(pairs) * 4, line);
+    region.gate_up_rows = .of(ctx, wg.rows, groups.rowsPerTask(wg.rows, unit, wg.bytesPerRow() + wu.bytesPerRow(), gate_up_bytes, bound, threads));
+    region.down_rows = .of(ctx, wd.rows, groups.rowsPerTask(wd.rows, block, wd.bytesPerRow(), down_bytes, bound, threads));
+    const buffer = std.mem.alignForward(usize, region.gate_up_rows.per_piece * groups.taskTokens(pairs) * 4, line);
     region.room_bytes = region.scratch_bytes + 2 * buffer;
 
     var layout: mm.Scratch = .{};
@@ -481,7 +476,7 @@ export fn kt_fused_experts(handle: ?*c.kt_ctx_t, args: ?*const c.kt_experts_args
     const choice_pair_at = layout.add(pairs * 4);
     const counts_at = layout.add(num_experts * 4);
     const inner_at = layout.add(bound * @sizeOf(Pending));
-    const outer_at = layout.add((region.down_rows.tasks + 1) * @sizeOf(Pending));
+    const outer_at = layout.add((region.down_rows.total + 1) * @sizeOf(Pending));
     const prepared_at = layout.add(region.prepared_bytes * if (region.private) threads else 1);
     const input_tiles_at = layout.add(if (region.private) 0 else region.input.tileBytes(pairs));
     const input_rows_at = layout.add(if (region.private) 0 else region.input.rowBytes(pairs));
@@ -503,13 +498,13 @@ export fn kt_fused_experts(handle: ?*c.kt_ctx_t, args: ?*const c.kt_experts_args
     for (active, region.inner) |*e, *pending| {
         e.first_gate_up = @intCast(region.total_gate_up);
         e.first_down = @intCast(region.total_down);
-        const inner_tasks: u32 = @intCast(region.gate_up_rows.tasks * e.token_tasks);
+        const inner_tasks: u32 = @intCast(region.gate_up_rows.total * e.token_tasks);
         region.total_gate_up += inner_tasks;
-        region.total_down += region.down_rows.tasks * e.token_tasks;
+        region.total_down += region.down_rows.total * e.token_tasks;
         pending.count = .init(inner_tasks);
     }
-    for (region.outer[0..region.down_rows.tasks]) |*pending| pending.count = .init(@intCast(region.total_down / region.down_rows.tasks));
-    region.outer[region.down_rows.tasks].count = .init(@intCast(region.total_down));
+    for (region.outer[0..region.down_rows.total]) |*pending| pending.count = .init(@intCast(region.total_down / region.down_rows.total));
+    region.outer[region.down_rows.total].count = .init(@intCast(region.total_down));
     region.active = active;
     region.prepared = memory + prepared_at;
     region.input.tiles = memory + input_tiles_at;

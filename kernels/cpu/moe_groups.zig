@@ -41,25 +41,13 @@ pub fn slotsBound(pairs: usize) usize {
     return 2 * pairs;
 }
 
-/// Rows of one projection, cut for tasks.
-pub const Rows = struct {
-    rows: usize,
-    per_task: usize,
-    tasks: usize,
-
-    /// Tasks of about `bytes` of weights, of whole `unit`s of rows, and enough of them for so many threads.
-    pub fn of(rows: usize, unit: usize, bytes_per_row: usize, bytes: usize, active: usize, threads: usize) Rows {
-        const units = (rows + unit - 1) / unit;
-        const wanted = bytes / @max(1, bytes_per_row * unit);
-        const shared = units * active / (8 * threads);
-        const per_task = unit * std.math.clamp(@min(wanted, shared), 1, units);
-        return .{ .rows = rows, .per_task = per_task, .tasks = (rows + per_task - 1) / per_task };
-    }
-
-    pub fn range(self: Rows, task: usize) [2]usize {
-        return .{ task * self.per_task, @min(self.rows, (task + 1) * self.per_task) };
-    }
-};
+/// Rows of a task of about `bytes` of weights, in whole `unit`s, little enough that there are tasks for so many threads.
+pub fn rowsPerTask(rows: usize, unit: usize, bytes_per_row: usize, bytes: usize, active: usize, threads: usize) usize {
+    const units = (rows + unit - 1) / unit;
+    const wanted = bytes / @max(1, bytes_per_row * unit);
+    const shared = units * active / (8 * threads);
+    return unit * std.math.clamp(@min(wanted, shared), 1, units);
+}
 
 /// Pair -> its token * k + choice, and back.
 pub const Order = struct {

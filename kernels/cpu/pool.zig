@@ -42,7 +42,7 @@ pub const Member = struct {
     part: u32 = 0,
     parts: u32 = 0,
     exhausted: u32 = 0,
-    totals: [max_nodes]u32 = undefined,
+    total: usize = 0,
     /// Reported by the next claim: a chunk costs one atomic operation.
     finished: u64 = 0,
     sense: u32 = 0,
@@ -52,15 +52,15 @@ pub const Member = struct {
     /// The next chunk of a phase, or null when all `total` are claimed. A phase is claimed until null, and by all members
     /// with the same total; phases of one region have different numbers.
     pub fn claim(self: *Member, phase: usize, total: usize) ?usize {
-        if (self.phase != phase) self.begin(phase, &.{@intCast(total)}, 0);
+        if (self.phase != phase) self.begin(phase, total, 1, 0);
         if (self.count == 1) return self.next(0);
         return self.take(0);
     }
 
-    /// The same where memory is near one node or another: chunks of this member's node first, then those that other nodes
-    /// have left. `totals` has one entry a node of the pool.
-    pub fn claimPlaced(self: *Member, phase: usize, totals: []const u32) ?Placed {
-        if (self.phase != phase) self.begin(phase, totals, self.node % @as(u32, @intCast(totals.len)));
+    /// The same where memory is near one node or another, with `each` chunks on every node of the pool: those of this
+    /// member's node first, then what others have left of theirs.
+    pub fn claimPlaced(self: *Member, phase: usize, each: usize) ?Placed {
+        if (self.phase != phase) self.begin(phase, each, self.pool.num_nodes, self.node);
         while (self.exhausted < self.parts) {
             const node = self.part;
             if (if (self.count == 1) self.next(node) else self.take(node)) |index| return .{ .node = node, .index = index };
@@ -70,28 +70,28 @@ pub const Member = struct {
         return null;
     }
 
-    fn begin(self: *Member, phase: usize, totals: []const u32, part: u32) void {
-        @memcpy(self.totals[0..totals.len], totals);
+    fn begin(self: *Member, phase: usize, total: usize, parts: u32, first: u32) void {
         self.phase = phase;
-        self.part = part;
-        self.parts = @intCast(totals.len);
+        self.total = total;
+        self.part = first;
+        self.parts = parts;
         self.exhausted = 0;
         self.phases_seen |= @as(u32, 1) << @intCast(phase);
-        self.parts_seen = @max(self.parts_seen, self.parts);
-        if (self.count == 1) @memset(self.pool.single[0..totals.len], 0);
+        self.parts_seen = @max(self.parts_seen, parts);
+        if (self.count == 1) @memset(self.pool.single[0..parts], 0);
     }
 
     fn take(self: *Member, part: u32) ?usize {
         const before = self.pool.counters[self.phase][part].value.fetchAdd(one_claimed + self.finished, .release);
         const index: u32 = @truncate(before);
-        self.finished = if (index < self.totals[part]) one_finished else 0;
+        self.finished = if (index < self.total) one_finished else 0;
         return if (self.finished != 0) index else null;
     }
 
     /// Of a pool with one thread.
     fn next(self: *Member, part: u32) ?usize {
         const index = self.pool.single[part];
-        if (index >= self.totals[part]) return null;
+        if (index >= self.total) return null;
         self.pool.single[part] = index + 1;
         return index;
     }
@@ -99,9 +99,9 @@ pub const Member = struct {
     /// Waits until every chunk of the phase claimed last is finished; what they wrote is visible after.
     pub fn barrier(self: *Member) void {
         if (self.count == 1 or self.phase == no_phase) return;
-        for (self.pool.counters[self.phase][0..self.parts], self.totals[0..self.parts]) |*counter, total| {
+        for (self.pool.counters[self.phase][0..self.parts]) |*counter| {
             var spins: u32 = 0;
-            while (counter.value.load(.acquire) >> 32 < total) spinOnce(&spins);
+            while (counter.value.load(.acquire) >> 32 < self.total) spinOnce(&spins);
         }
     }
 
@@ -152,7 +152,7 @@ pub const Pool = struct {
     num_nodes: u32,
     places: []topology.Place,
     spin_ns: u64,
-    single: [max_nodes]u32,
+    single: [max_nodes]usize,
     gate: Gate,
     parked: Padded(std.atomic.Value(u32)),
     arrived: Padded(std.atomic.Value(u32)),
@@ -392,41 +392,55 @@ test "every chunk is claimed once, barriers hold, over many regions and parked w
 }
 
 const Parts = struct {
-    totals: []const u32,
+    const each = 50;
+    nodes: usize,
     marks: [max_nodes][64]std.atomic.Value(u32) = [_][64]std.atomic.Value(u32){[_]std.atomic.Value(u32){.init(0)} ** 64} ** max_nodes,
     missed: std.atomic.Value(u32) = .init(0),
-    foreign_first: std.atomic.Value(u32) = .init(0),
 
     fn body(self: *Parts, member: *Member) void {
-        var first = true;
-        while (member.claimPlaced(3, self.totals)) |at| {
-            if (first and at.node != member.node) _ = self.foreign_first.fetchAdd(1, .monotonic);
-            first = false;
+        while (member.claimPlaced(3, each)) |at| {
             _ = self.marks[at.node][at.index].fetchAdd(1, .monotonic);
         }
         member.barrier();
-        for (self.totals, 0..) |total, node| for (self.marks[node][0..total]) |*mark| {
+        for (self.marks[0..self.nodes]) |*part| for (part[0..each]) |*mark| {
             if (mark.load(.monotonic) != 1) _ = self.missed.fetchAdd(1, .monotonic);
         };
         while (member.claim(4, 1)) |_| {}
     }
 };
 
-test "parts of nodes are claimed once each, the own node's first, and no node is left behind" {
+test "parts of nodes are claimed once each, and no node is left behind" {
     const gpa = std.testing.allocator;
-    for ([_][2]u32{ .{ 1, 1 }, .{ 1, 2 }, .{ 2, 2 }, .{ 3, 2 }, .{ 4, 3 } }) |shape| {
-        const pool = try createTest(shape[0], @min(shape[0], shape[1]), 50);
+    for ([_][2]u32{ .{ 1, 1 }, .{ 2, 2 }, .{ 3, 2 }, .{ 4, 3 } }) |shape| {
+        const pool = try createTest(shape[0], shape[1], 50);
         defer pool.destroy(gpa);
-        const totals = [_]u32{ 17, 0, 64 };
         for (0..200) |_| {
-            var parts: Parts = .{ .totals = totals[0..shape[1]] };
+            var parts: Parts = .{ .nodes = shape[1] };
             pool.run(&parts, Parts.body);
             try std.testing.expectEqual(@as(u32, 0), parts.missed.raw);
-            for (totals[0..shape[1]], 0..) |total, node| for (parts.marks[node], 0..) |mark, index| {
-                try std.testing.expectEqual(@as(u32, @intFromBool(index < total)), mark.raw);
+            for (parts.marks, 0..) |marks, node| for (marks, 0..) |mark, index| {
+                try std.testing.expectEqual(@as(u32, @intFromBool(node < shape[1] and index < Parts.each)), mark.raw);
             };
         }
     }
+}
+
+test "a member claims from its own node before it helps another" {
+    const gpa = std.testing.allocator;
+    const pool = try createTest(2, 2, 1_000_000);
+    defer pool.destroy(gpa);
+    pool.hold.value.store(true, .seq_cst);
+    const Order = struct {
+        nodes: [2 * 3]u32 = undefined,
+        fn body(self: *@This(), member: *Member) void {
+            var count: usize = 0;
+            while (member.claimPlaced(0, 3)) |at| : (count += 1) self.nodes[count] = at.node;
+        }
+    };
+    var order: Order = .{};
+    pool.run(&order, Order.body);
+    pool.hold.value.store(false, .seq_cst);
+    try std.testing.expectEqualSlices(u32, &.{ 0, 0, 0, 1, 1, 1 }, &order.nodes);
 }
 
 const Alone = struct {

@@ -219,13 +219,15 @@ fn parseList(text: []const u8) ?Affinity {
     return mask;
 }
 
-/// Puts pages of `memory` that lie whole in it on a node when they are first written; false where the system refuses, and
-/// the first writer's node then decides. See mbind(2); the policy is a preference, so a full node is no failure.
+const huge_page = 2 << 20;
+
+/// Has the system put `memory` on a node where it is first written, in whole huge pages, each to whom most of it belongs. False
+/// where the system refuses, and the first writer's node then decides. It is a preference, so a full node is no failure.
+/// See mbind(2).
 pub fn preferNode(memory: []u8, node: u32) bool {
     if (builtin.os.tag != .linux or node >= 64) return false;
-    const page = std.heap.pageSize();
-    const first = std.mem.alignForward(usize, @intFromPtr(memory.ptr), page);
-    const end = std.mem.alignBackward(usize, @intFromPtr(memory.ptr) + memory.len, page);
+    const first = std.mem.alignBackward(usize, @intFromPtr(memory.ptr) + huge_page / 2, huge_page);
+    const end = std.mem.alignBackward(usize, @intFromPtr(memory.ptr) + memory.len + huge_page / 2, huge_page);
     if (end <= first) return true;
     const preferred = 1; // MPOL_PREFERRED
     const mask = @as(u64, 1) << @intCast(node);
@@ -360,7 +362,7 @@ test "lists of numbers" {
 
 test "memory can be given to the node it is on" {
     if (builtin.os.tag != .linux) return error.SkipZigTest;
-    const memory = try std.heap.page_allocator.alloc(u8, 1 << 20);
+    const memory = try std.heap.page_allocator.alignedAlloc(u8, .fromByteUnits(huge_page), 2 * huge_page);
     defer std.heap.page_allocator.free(memory);
     const done = preferNode(memory, 0);
     @memset(memory, 1);

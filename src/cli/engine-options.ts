@@ -13,6 +13,7 @@ export const COMPUTE_KEYS: readonly EngineKey[] = [
   "rules",
   "operators",
   "threads",
+  "numa",
   "precision",
   "kvDtype",
   "pageSize",

@@ -165,7 +165,7 @@ function banner(url: string, session: Session, hasKey: boolean): string {
     `  model    ${name} (${info.architecture}, ${formatCount(info.parameters)}, ${details.quantization}, ${formatBytes(info.weightBytes)})`,
     `  context  ${info.contextLength} tokens (the model's own: ${info.trainedContextLength})`,
     `  KV cache ${info.kvCacheTokens} tokens, ${formatBytes(info.kvCacheBytes)}`,
-    `  CPU      ${info.threads} threads, ${info.isa}, precision ${info.precision}`,
+    `  CPU      ${info.threads} threads${info.numaNodes > 1 ? ` on ${info.numaNodes} NUMA nodes` : ""}, ${info.isa}, precision ${info.precision}`,
     `  loaded   in ${(info.loadMs / 1000).toFixed(2)} s${hasKey ? "; API key required" : ""}`,
     "",
   ].join("\n")

@@ -80,7 +80,11 @@ export class Engine implements Disposable {
     hooks.onProgress?.("model", 1, 1)
 
     const backend = resources.use(
-      new Backend({ threads: config.threads, precision: config.precision }),
+      new Backend({
+        threads: config.threads,
+        nodes: numaNodes(config.numa),
+        precision: config.precision,
+      }),
     )
     if (backend.isa === "scalar" && process.arch === "x64")
       hooks.onLog?.("warning", "the scalar kernels run: KT_CPU_ISA says so or the CPU lacks AVX2")
@@ -262,11 +266,18 @@ function describe(
     kvCacheTokens: memory.kvCacheTokens,
     kvCacheBytes: memory.kvBytes,
     threads: backend.threads,
+    numaNodes: backend.nodes,
     isa: backend.isa,
     device: "cpu",
     precision: config.precision,
     loadMs,
   }
+}
+
+/** The backend's number for a `--numa` value. */
+function numaNodes(numa: string): number {
+  if (numa === "auto") return 0
+  return numa === "off" ? 1 : Number(numa)
 }
 
 /** Parameters in all, and the type that most of their bytes have. */

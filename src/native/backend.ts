@@ -13,6 +13,8 @@ export interface BackendOptions {
   readonly isa?: string
   readonly pinThreads?: boolean
   readonly spinUs?: number
+  /** NUMA nodes to divide work and packed weights among: 0 = the machine's, 1 = none told apart. */
+  readonly nodes?: number
 }
 
 /** Level names by KT_ISA_* number. */
@@ -90,6 +92,7 @@ export class Backend {
   readonly device: number
   readonly library: Library
   readonly threads: number
+  readonly nodes: number
   readonly isa: string
   /** Step-lived data and descriptors; reset by the owner of the step loop. */
   readonly arena: Arena
@@ -120,6 +123,7 @@ export class Backend {
       this.#precision === "f32" ? abi.KT_PRECISION_F32 : abi.KT_PRECISION_FAST
     request[fields.pin_threads / 4] = options.pinThreads ? 1 : 0
     request[fields.spin_us / 4] = options.spinUs ?? 0
+    request[fields.numa_nodes / 4] = options.nodes ?? 0
     const out = outSlot()
     this.#ctx = 0
     this.check(library.kt_ctx_create(request, out), "kt_ctx_create")
@@ -127,6 +131,7 @@ export class Backend {
     const info = new Uint32Array(new ArrayBuffer(abi.layouts.kt_ctx_info.size))
     this.check(library.kt_ctx_query(this.#ctx, info), "kt_ctx_query")
     this.threads = info[abi.layouts.kt_ctx_info.fields.num_threads / 4] as number
+    this.nodes = info[abi.layouts.kt_ctx_info.fields.num_nodes / 4] as number
     this.isa = ISA_NAMES[info[abi.layouts.kt_ctx_info.fields.isa / 4] as number] as string
     this.arena = new Arena(library, STEP_BYTES)
     this.stepDescriptors = new DescriptorPool(library, STEP_DESCRIPTORS)

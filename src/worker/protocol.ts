@@ -74,6 +74,7 @@ export interface EngineInfo {
   readonly kvCacheTokens: number
   readonly kvCacheBytes: number
   readonly threads: number
+  readonly numaNodes: number
   readonly isa: string
   readonly device: string
   readonly precision: "fast" | "f32"

@@ -98,6 +98,7 @@ export class FakeClient implements EngineClient {
       kvCacheTokens: 0,
       kvCacheBytes: 1_000_000,
       threads: 2,
+      numaNodes: 1,
       isa: "avx2",
       device: "cpu",
       precision: "fast",

@@ -37,6 +37,7 @@ self.onmessage = (event: MessageEvent): void => {
       kvCacheTokens: 4096,
       kvCacheBytes: 0,
       threads: 1,
+      numaNodes: 1,
       isa: "scalar",
       device: "cpu",
       precision: "fast",
