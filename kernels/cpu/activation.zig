@@ -1,4 +1,4 @@
-//! kt_add, kt_act_mul: two operands of one shape, row by row.
+//! kt_add, kt_act_mul, kt_act: operands of one shape, row by row.
 const std = @import("std");
 const core = @import("core");
 const ctx_mod = @import("ctx.zig");
@@ -10,7 +10,7 @@ const invalid = c.KT_ERR_INVALID_ARG;
 /// Values of one claimed piece; no more work than this in all is done by the caller alone.
 const piece_values = 8192;
 
-const Op = union(enum) { add, act_mul: u32 };
+const Op = union(enum) { add, act_mul: u32, act: u32 };
 
 const Job = struct {
     ctx: *ctx_mod.Ctx,
@@ -30,6 +30,7 @@ const Job = struct {
         switch (self.op) {
             .add => self.ctx.isa.add_row.?(a, b, out, @intCast(n)),
             .act_mul => |act| self.ctx.isa.act_mul_row.?(act, a, b, out, @intCast(n)),
+            .act => |act| self.ctx.isa.act_row.?(act, a, out, @intCast(n)),
         }
     }
 
@@ -54,6 +55,11 @@ export fn kt_add(handle: ?*c.kt_ctx_t, a: ?*const c.kt_tensor_t, b: ?*const c.kt
 export fn kt_act_mul(handle: ?*c.kt_ctx_t, gate: ?*const c.kt_tensor_t, up: ?*const c.kt_tensor_t, act: u32, out: ?*const c.kt_tensor_t) c.kt_status_t {
     if (act > c.KT_ACT_SWIGLU_OAI) return core.status.invalid("act is {d}, expected 0 to {d}", .{ act, c.KT_ACT_SWIGLU_OAI });
     return run(handle, .{ .act_mul = act }, "gate", gate, "up", up, 2, out);
+}
+
+export fn kt_act(handle: ?*c.kt_ctx_t, x: ?*const c.kt_tensor_t, act: u32, out: ?*const c.kt_tensor_t) c.kt_status_t {
+    if (act > c.KT_ACT_TANH or act == c.KT_ACT_SWIGLU_OAI) return core.status.invalid("act is {d}, expected 0 to {d} or {d}", .{ act, c.KT_ACT_RELU, c.KT_ACT_TANH });
+    return run(handle, .{ .act = act }, "x", x, "x", x, 2, out);
 }
 
 fn run(

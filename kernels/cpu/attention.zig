@@ -107,6 +107,8 @@ const Sequence = struct {
     token: i64,
     position: i32,
     count: i32,
+    /// Of kt_attention_item_t.
+    keys: i32 = 0,
     short: bool = false,
     /// Of all items; a sequence's follow each other.
     first_item: usize = 0,
@@ -177,7 +179,7 @@ const Job = struct {
         const count: usize = @intCast(s.count);
         const kv_head = within % kv_heads;
         const first = within / kv_heads * self.splits_per_item;
-        const item: isa.kt_attention_item_t = .{ .table = s.table, .token = s.token, .position = s.position, .count = s.count, .kv_head = @intCast(kv_head) };
+        const item: isa.kt_attention_item_t = .{ .table = s.table, .token = s.token, .position = s.position, .count = s.count, .kv_head = @intCast(kv_head), .keys = s.keys };
         const row_stride = s.split_count * self.partialFloats();
         const rows = self.partials + s.partials + kv_head * group * count * row_stride;
         for (first..@min(s.split_count, first + self.splits_per_item)) |split|
@@ -200,6 +202,7 @@ const Job = struct {
             .position = s.position + @as(i32, @intCast(first)),
             .count = @intCast(count),
             .kv_head = @intCast(within % kv_heads),
+            .keys = s.keys,
         };
         self.ctx.isa.attention_block.?(&self.shared, &item, scratch);
     }
@@ -220,7 +223,7 @@ fn scratchFloats(shared: *const isa.kt_attention_t, queries_per_item: usize) usi
     return padded(@max(split, block));
 }
 
-const Arguments = struct { q: *const check.Tensor, tables: *const check.Tensor, starts: []const i32, lens: []const i32, page_size: i64, pages: i64, window: i32, chunk: i32 };
+const Arguments = struct { q: *const check.Tensor, tables: *const check.Tensor, starts: []const i32, lens: []const i32, page_size: i64, pages: i64, window: i32, chunk: i32, bidirectional: bool };
 
 /// Sequence `index` as the arguments give it, every page that it reads checked; null with the error recorded.
 fn sequence(a: *const Arguments, index: usize) ?Sequence {
@@ -233,7 +236,7 @@ fn sequence(a: *const Arguments, index: usize) ?Sequence {
     if (length < end - start or length > max_pages * a.page_size)
         return fail("seq_lens[{d}] is {d}, expected at least its {d} queries and at most {d} pages of {d}", .{ index, length, end - start, max_pages, a.page_size });
     const row = at(a.tables.data, @as(i64, @intCast(index)) * a.tables.stride[0]);
-    var s: Sequence = .{ .table = @ptrCast(@alignCast(row)), .token = start, .count = end - start, .position = length - (end - start) };
+    var s: Sequence = .{ .table = @ptrCast(@alignCast(row)), .token = start, .count = end - start, .position = length - (end - start), .keys = if (a.bidirectional) length else 0 };
     if (s.count == 0) return s;
     const window_first: i64 = if (a.window > 0) @max(0, @as(i64, s.position) - a.window + 1) else 0;
     const first: i64 = if (a.chunk > 0) @max(window_first, s.position - @rem(s.position, a.chunk)) else window_first;
@@ -260,6 +263,8 @@ export fn kt_paged_attention(handle: ?*c.kt_ctx_t, q: ?*const c.kt_tensor_t, k_c
     if (p.chunk_size < 0) return status.invalid("chunk_size is {d}", .{p.chunk_size});
     if (!std.math.isFinite(p.temperature_scale)) return status.invalid("temperature_scale is {d}", .{p.temperature_scale});
     if (p.temperature_scale != 0 and !(p.temperature_floor > 0)) return status.invalid("temperature_floor is {d}", .{p.temperature_floor});
+    if (p.bidirectional > 1) return status.invalid("bidirectional is {d}, expected 0 or 1", .{p.bidirectional});
+    if (p.bidirectional == 1 and (p.sliding_window > 0 or p.chunk_size > 0)) return status.invalid("bidirectional attention has no window and no chunks", .{});
     const tq = check.f32s("q", q, 3) orelse return invalid;
     const to = check.f32s("out", out, 3) orelse return invalid;
     const tt = check.i32s("block_tables", block_tables, 2) orelse return invalid;
@@ -313,7 +318,7 @@ export fn kt_paged_attention(handle: ?*c.kt_ctx_t, q: ?*const c.kt_tensor_t, k_c
         if (!check.size("sinks", tk, 0, tq.shape[1])) return invalid;
         job.shared.sinks = @ptrCast(@alignCast(tk.data.?));
     }
-    const arguments: Arguments = .{ .q = tq, .tables = tt, .starts = ints(ts), .lens = ints(tl), .page_size = pair[0].shape[2], .pages = pair[0].shape[0], .window = p.sliding_window, .chunk = p.chunk_size };
+    const arguments: Arguments = .{ .q = tq, .tables = tt, .starts = ints(ts), .lens = ints(tl), .page_size = pair[0].shape[2], .pages = pair[0].shape[0], .window = p.sliding_window, .chunk = p.chunk_size, .bidirectional = p.bidirectional != 0 };
     return plan(&job, &arguments);
 }
 

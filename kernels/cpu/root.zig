@@ -3,6 +3,7 @@ comptime {
     _ = @import("core");
     _ = @import("ctx.zig");
     _ = @import("rms_norm.zig");
+    _ = @import("layer_norm.zig");
     _ = @import("linear.zig");
     _ = @import("elementwise.zig");
     _ = @import("quantize.zig");

@@ -181,8 +181,11 @@ KT_API kt_status_t kt_add(kt_ctx_t *ctx, const kt_tensor_t *a, const kt_tensor_t
 #define KT_ACT_GELU_ERF 2
 #define KT_ACT_RELU 3
 #define KT_ACT_SWIGLU_OAI 4 /* gpt-oss: g = min(gate, 7), u = clamp(up, -7, 7), out = g * sigmoid(1.702 g) * (u + 1) */
+#define KT_ACT_TANH 5 /* of kt_act only */
 /* out = act(gate) * up; [tokens, n] f32, rows may be strided. */
 KT_API kt_status_t kt_act_mul(kt_ctx_t *ctx, const kt_tensor_t *gate, const kt_tensor_t *up, uint32_t act, const kt_tensor_t *out);
+/* out = act(x), act being any but KT_ACT_SWIGLU_OAI; [tokens, n] f32, rows may be strided; out may be x. */
+KT_API kt_status_t kt_act(kt_ctx_t *ctx, const kt_tensor_t *x, uint32_t act, const kt_tensor_t *out);
 
 /* ---- embedding ---- */
 /* out[t] = table[ids[t]] * scale; table [vocab, hidden] of any weight type, ids [tokens] i32, out [tokens, hidden] f32. */
@@ -204,6 +207,10 @@ KT_API kt_status_t kt_rms_norm(kt_ctx_t *ctx, const kt_tensor_t *x, const kt_ten
 /* residual += x, then out = rms_norm(residual). */
 KT_API kt_status_t kt_add_rms_norm(kt_ctx_t *ctx, const kt_tensor_t *residual, const kt_tensor_t *x, const kt_tensor_t *weight,
                                    float eps, float offset, const kt_tensor_t *out);
+/* out = (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias, over the innermost dimension; x [..., n], weight [n],
+ * bias [n] or NULL, f32; out may be x. */
+KT_API kt_status_t kt_layer_norm(kt_ctx_t *ctx, const kt_tensor_t *x, const kt_tensor_t *weight, const kt_tensor_t *bias, float eps,
+                                 const kt_tensor_t *out);
 
 /* ---- rope ---- */
 /* out[t] = [cos(a) * scale ..., sin(a) * scale ...] with a = positions[t] * inv_freq; positions [tokens] i32,
@@ -226,6 +233,7 @@ typedef struct kt_attention_params {
   int32_t chunk_size;     /* 0: none; C: a query at p sees keys floor(p/C)*C .. p */
   float temperature_scale; /* 0: none; S: a query at p is multiplied by 1 + S * ln(1 + floor((p+1) / floor)) */
   float temperature_floor; /* positive where temperature_scale is not 0 */
+  uint32_t bidirectional;  /* 1: a query sees all keys of its sequence, later ones too; no window, no chunks */
 } kt_attention_params_t;
 /* Causal attention of ragged sequences over their pages. q [tokens, heads, k_dim] f32, block_tables [seqs, max_pages] i32,
  * query_start [seqs+1] i32, seq_lens [seqs] i32 (cached tokens, the new ones included), sinks [heads] f32 or NULL (one more

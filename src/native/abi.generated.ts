@@ -21,11 +21,13 @@ export const symbols = {
   kt_copy: { args: ["ptr", "ptr", "ptr"], returns: "i32" },
   kt_add: { args: ["ptr", "ptr", "ptr", "ptr"], returns: "i32" },
   kt_act_mul: { args: ["ptr", "ptr", "ptr", "u32", "ptr"], returns: "i32" },
+  kt_act: { args: ["ptr", "ptr", "u32", "ptr"], returns: "i32" },
   kt_embedding: { args: ["ptr", "ptr", "ptr", "f32", "ptr"], returns: "i32" },
   kt_linear: { args: ["ptr", "ptr", "ptr", "ptr", "ptr"], returns: "i32" },
   kt_head_linear: { args: ["ptr", "ptr", "ptr", "u32", "ptr"], returns: "i32" },
   kt_rms_norm: { args: ["ptr", "ptr", "ptr", "f32", "f32", "ptr"], returns: "i32" },
   kt_add_rms_norm: { args: ["ptr", "ptr", "ptr", "ptr", "f32", "f32", "ptr"], returns: "i32" },
+  kt_layer_norm: { args: ["ptr", "ptr", "ptr", "ptr", "f32", "ptr"], returns: "i32" },
   kt_rope_table: { args: ["ptr", "ptr", "ptr", "f32", "ptr"], returns: "i32" },
   kt_rope: { args: ["ptr", "ptr", "ptr", "u32"], returns: "i32" },
   kt_store_kv: { args: ["ptr", "ptr", "ptr", "ptr", "ptr", "ptr"], returns: "i32" },
@@ -54,7 +56,7 @@ export const layouts = {
   kt_ctx_info: { size: 24, align: 4, fields: { struct_size: 0, abi_version: 4, num_threads: 8, isa: 12, precision: 16, num_nodes: 20 } },
   kt_cpu_info: { size: 56, align: 8, fields: { struct_size: 0, abi_version: 4, isa_mask: 8, physical_cores: 12, logical_cores: 16, quota_millis: 20, memory_bytes: 24, memory_free_bytes: 32, l2_bytes: 40, l3_bytes: 48 } },
   kt_file_map: { size: 16, align: 8, fields: { data: 0, size: 8 } },
-  kt_attention_params: { size: 32, align: 4, fields: { struct_size: 0, abi_version: 4, scale: 8, soft_cap: 12, sliding_window: 16, chunk_size: 20, temperature_scale: 24, temperature_floor: 28 } },
+  kt_attention_params: { size: 36, align: 4, fields: { struct_size: 0, abi_version: 4, scale: 8, soft_cap: 12, sliding_window: 16, chunk_size: 20, temperature_scale: 24, temperature_floor: 28, bidirectional: 32 } },
   kt_state_segments: { size: 32, align: 8, fields: { struct_size: 0, abi_version: 4, start: 8, source: 16, target: 24 } },
   kt_delta_rule_args: { size: 96, align: 8, fields: { struct_size: 0, abi_version: 4, q: 8, k: 16, v: 24, b: 32, a: 40, decay: 48, dt_bias: 56, segments: 64, state: 72, out: 80, scale: 88, eps: 92 } },
   kt_router_params: { size: 32, align: 4, fields: { struct_size: 0, abi_version: 4, score: 8, norm: 12, num_groups: 16, topk_groups: 20, group_score: 24, scale: 28 } },
@@ -130,6 +132,7 @@ export const KT_ACT_GELU_TANH = 1
 export const KT_ACT_GELU_ERF = 2
 export const KT_ACT_RELU = 3
 export const KT_ACT_SWIGLU_OAI = 4
+export const KT_ACT_TANH = 5
 export const KT_SCORE_SOFTMAX = 0
 export const KT_SCORE_SIGMOID = 1
 export const KT_SCORE_CHOSEN_SOFTMAX = 2
@@ -143,4 +146,4 @@ export const KT_MEASURE_FMA = 2
 export const KT_MEASURE_INT4_DOT = 3
 export const KT_MEASURE_BF16_DOT = 4
 
-export const KT_ABI_HASH = 0x25fc68a2882fece7n
+export const KT_ABI_HASH = 0x46f6ebfb374ab19dn

@@ -14,6 +14,8 @@ export interface AttentionOptions {
   readonly chunkSize?: number
   /** Multiplies the query at p by 1 + scale · ln(1 + ⌊(p + 1) / floor⌋) (Llama 4). */
   readonly temperature?: { readonly scale: number; readonly floor: number } | undefined
+  /** A query sees all keys of its sequence, later ones too; without window and chunks. */
+  readonly bidirectional?: boolean
   /** [heads]: one more logit per head, without a value. */
   readonly sinks?: Tensor | null
 }
@@ -46,7 +48,7 @@ export function storeKv(
 const { size: PARAMS_BYTES, fields: PARAMS } = layouts.kt_attention_params
 
 /**
- * Causal attention of a ragged batch over its pages. q [tokens, heads, kDim], caches [pages, kvHeads, pageSize, dim],
+ * Attention, causal unless asked otherwise, of a ragged batch over its pages. q [tokens, heads, kDim], caches [pages, kvHeads, pageSize, dim],
  * blockTables [seqs, maxPages] i32, queryStart [seqs + 1] i32 (sequence s owns rows queryStart[s] … queryStart[s + 1] of q),
  * seqLens [seqs] i32 (the new tokens included, which are the last). Returns [tokens, heads, vDim].
  */
@@ -82,6 +84,7 @@ export function pagedAttention(
   params.setInt32(PARAMS.chunk_size, options.chunkSize ?? 0, true)
   params.setFloat32(PARAMS.temperature_scale, options.temperature?.scale ?? 0, true)
   params.setFloat32(PARAMS.temperature_floor, options.temperature?.floor ?? 0, true)
+  params.setUint32(PARAMS.bidirectional, options.bidirectional === true ? 1 : 0, true)
   backend.check(
     backend.library.kt_paged_attention(
       backend.ctx,

@@ -63,3 +63,18 @@ export function actMul(
   )
   return out
 }
+
+const TANH = 5
+
+/** out = f(x), f being an activation that takes no second operand, or tanh; [tokens, n] F32, rows may be strided; out may be x. */
+export function act(
+  x: Tensor,
+  name: Exclude<Activation, "swiglu_oai"> | "tanh",
+  out = empty(x, x.shape),
+): Tensor {
+  const backend = backendOf("act", x, out)
+  expectShape("act", "out", out, x.shape)
+  const kind = name === "tanh" ? TANH : ACTIVATIONS[name]
+  backend.check(backend.library.kt_act(backend.ctx, x.desc, kind, out.desc), "act")
+  return out
+}

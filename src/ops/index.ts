@@ -2,7 +2,17 @@
 export { gateUpAct, type QkvOperands, qkvRopeStore } from "./fused.ts"
 export { linear, linearResidual, normLinear, packedBytes, packWeight } from "./linear.ts"
 export { addRmsNorm, rmsNorm } from "./rms-norm.ts"
-export { ACTIVATIONS, type Activation, actMul, add, cast, copy, dequantize } from "./elementwise.ts"
+export { layerNorm } from "./layer-norm.ts"
+export {
+  act,
+  ACTIVATIONS,
+  type Activation,
+  actMul,
+  add,
+  cast,
+  copy,
+  dequantize,
+} from "./elementwise.ts"
 export { headLinear } from "./head-linear.ts"
 export { embedding } from "./embedding.ts"
 export { quantize } from "./quantize.ts"

@@ -115,6 +115,7 @@ class Fixture {
       chunkSize: layout.chunkSize ?? 0,
       temperature: layout.temperature,
       sinks: layout.sinks ? Tensor.from(backend, Float32Array.from(layout.sinks)) : null,
+      bidirectional: layout.bidirectional ?? false,
     }
     const out = pagedAttention(
       Tensor.from(backend, join(this.q), [tokens, heads, kDim]),
@@ -284,6 +285,25 @@ describeBackends("pagedAttention", (backend) => {
     new Fixture({ ...small, softCap: 2 }, SMALL, 1).check(backend)
     new Fixture({ ...small, sinks }, MIXED, 2).check(backend)
     new Fixture({ ...small, softCap: 5, sinks, slidingWindow: 20 }, MIXED, 3).check(backend)
+  })
+
+  test("bidirectional: queries see later keys too", () => {
+    const layout = { ...BASE, bidirectional: true }
+    new Fixture(layout, MIXED, 21).check(backend)
+    new Fixture(
+      { ...layout, half: false, heads: 3, kvHeads: 3, kDim: 8, vDim: 8 },
+      MIXED,
+      22,
+    ).check(backend)
+    const whole = [1, 2, 5, 16, 17, 63, 64, 65, 200, 300].map((queries) => ({ cached: 0, queries }))
+    new Fixture({ ...layout, kvHeads: 4, kDim: 32, vDim: 32, pageSize: 8 }, whole, 23).check(
+      backend,
+    )
+    new Fixture({ ...layout, softCap: 2, sinks: [0.5, -3, 2, 9] }, SMALL, 24).check(backend)
+    const windowed = { ...layout, slidingWindow: 4 }
+    expect(() => new Fixture(windowed, SMALL, 25).run(backend)).toThrow(
+      "bidirectional attention has no window",
+    )
   })
 
   test("scores far from zero neither overflow nor vanish", () => {

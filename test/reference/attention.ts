@@ -1,4 +1,4 @@
-/** Float64 definition of causal attention of one sequence. */
+/** Float64 definition of attention of one sequence. */
 export interface AttentionCase {
   readonly heads: number
   readonly kvHeads: number
@@ -10,6 +10,8 @@ export interface AttentionCase {
   readonly chunkSize?: number
   readonly temperature?: { readonly scale: number; readonly floor: number }
   readonly sinks?: ArrayLike<number>
+  /** Every query sees every key; otherwise those up to its own position. */
+  readonly bidirectional?: boolean
 }
 
 /** Llama 4's growth of the scores with the query's position. */
@@ -35,11 +37,12 @@ export function attention(
     const position = length - queries + t
     const chunkStart = chunk > 0 ? position - (position % chunk) : 0
     const first = Math.max(chunkStart, window > 0 ? position - window + 1 : 0)
+    const last = spec.bidirectional ? length - 1 : position
     const scale = spec.scale * temperature(spec, position)
     for (let h = 0; h < heads; h++) {
       const kv = Math.floor(h / (heads / kvHeads))
       const scores: number[] = []
-      for (let j = first; j <= position; j++) {
+      for (let j = first; j <= last; j++) {
         let dot = 0
         for (let d = 0; d < kDim; d++)
           dot +=
@@ -50,7 +53,7 @@ export function attention(
       const top = Math.max(...scores, sink ?? -Infinity)
       const weights = scores.map((score) => Math.exp(score - top))
       const sum = weights.reduce((a, b) => a + b, sink === undefined ? 0 : Math.exp(sink - top))
-      for (let j = first; j <= position; j++) {
+      for (let j = first; j <= last; j++) {
         const weight = (weights[j - first] as number) / sum
         for (let d = 0; d < vDim; d++) {
           const at = (t * heads + h) * vDim + d

@@ -54,6 +54,7 @@ typedef struct kt_attention_item {
   int32_t position;     /* of the first query, in the sequence */
   int32_t count;
   int32_t kv_head;
+  int32_t keys;         /* 0: causal; else every query sees keys 0 .. keys - 1 */
 } kt_attention_item_t;
 
 /* Floats of a row padded to whole vectors of any level, and of a partial result: values, maximum, sum. */
@@ -84,6 +85,7 @@ typedef struct kt_isa_table {
   /* rms_norm.inc */
   void (*rms_norm_row)(const float *x, const float *weight, float eps, float offset, float *out, int64_t n);
   void (*add_row)(const float *a, const float *b, float *out, int64_t n);
+  void (*layer_norm_row)(const float *x, const float *weight, const float *bias, float eps, float *out, int64_t n);
   /* convert.inc */
   void (*f16_to_f32_row)(const uint16_t *src, float *out, int64_t n);
   void (*f32_to_f16_row)(const float *src, uint16_t *out, int64_t n);
@@ -99,6 +101,7 @@ typedef struct kt_isa_table {
   void (*add_scaled_row)(const float *x, float scale, float *out, int64_t n);
   /* activation.inc: act is KT_ACT_*; out may be gate or up */
   void (*act_mul_row)(uint32_t act, const float *gate, const float *up, float *out, int64_t n);
+  void (*act_row)(uint32_t act, const float *x, float *out, int64_t n);
   /* sampling.inc */
   int64_t (*argmax_row)(const float *x, int64_t n, float *best);
   double (*weight_sum)(const float *x, float max, float inv_temperature, int64_t n);
