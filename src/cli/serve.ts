@@ -7,7 +7,7 @@ import { FormatError, UsageError } from "../errors.ts"
 import { Admission } from "../server/admission.ts"
 import { createApp, type ServerApp } from "../server/app.ts"
 import type { ServerEnv } from "../server/context.ts"
-import { ResponseStore } from "../server/openai/response-store.ts"
+import { KeptDatabase } from "../server/openai/kept-database.ts"
 import { startServer } from "../server/serve.ts"
 import { SAMPLING_FLAGS } from "./args/common.ts"
 import { defineCommand } from "./args/spec.ts"
@@ -80,7 +80,7 @@ SIGTERM and Ctrl-C let running answers finish for --grace seconds, a second one 
     responses: {
       type: "string",
       hint: "file",
-      help: "database for /v1/responses; default responses.sqlite beside the models; :memory: keeps nothing",
+      help: "database for /v1/responses and /v1/conversations; default responses.sqlite beside the models; :memory: keeps nothing",
     },
     "cors-origin": {
       type: "list",
@@ -127,7 +127,7 @@ SIGTERM and Ctrl-C let running answers finish for --grace seconds, a second one 
     await probePort(host, port)
     const session = await openSession(config, name)
     try {
-      using responses = openResponses(flags.responses)
+      using kept = openKept(flags.responses)
       const app = createApp({
         client: session.client,
         tokenizer: session.tokenizer,
@@ -140,7 +140,7 @@ SIGTERM and Ctrl-C let running answers finish for --grace seconds, a second one 
           forceThink,
           reasoningFormat: flags["reasoning-format"] === "none" ? "none" : "auto",
         },
-        responses,
+        kept,
         onFailure: (error, id) => logger("server").error(`${id}: ${reasonOf(error)}`),
       })
       const ui = flags.ui ? { "/": (await import("../web/index.html")).default } : {}
@@ -236,9 +236,9 @@ async function probePort(host: string, port: number): Promise<void> {
   if (port !== 0) await startServer({ app: NO_APP, host, port }).stop(0)
 }
 
-function openResponses(file: string | undefined): ResponseStore {
+function openKept(file: string | undefined): KeptDatabase {
   const path = file ?? join(ktHome(), "responses.sqlite")
-  return new ResponseStore(path, (error) =>
+  return new KeptDatabase(path, (error) =>
     logger("server").warn(`${path}: ${reasonOf(error)}; responses are kept in memory only`),
   )
 }

@@ -20,6 +20,9 @@ import { addGenerate } from "./ollama/generate.ts"
 import { addOllamaModels } from "./ollama/models.ts"
 import { addChatCompletions } from "./openai/chat-completions.ts"
 import { addCompletions } from "./openai/completions.ts"
+import { ConversationStore } from "./openai/conversation-store.ts"
+import { addConversations } from "./openai/conversations.ts"
+import { KeptDatabase } from "./openai/kept-database.ts"
 import { addModels } from "./openai/models.ts"
 import { ResponseStore } from "./openai/response-store.ts"
 import { addResponses } from "./openai/responses.ts"
@@ -82,7 +85,11 @@ export function createApp(deps: ServerDeps): ServerApp {
   addModels(app, context)
   addChatCompletions(app, context)
   addCompletions(app, context)
-  addResponses(app, context, deps.responses ?? new ResponseStore(":memory:"))
+  const kept = deps.kept ?? new KeptDatabase(":memory:")
+  const responses = new ResponseStore(kept)
+  const conversations = new ConversationStore(kept)
+  addResponses(app, context, { responses, conversations })
+  addConversations(app, conversations, responses)
   addMessages(app, context)
   addTokens(app, context)
   addCompletion(app, context)

@@ -229,6 +229,8 @@ export interface AnswerRequest {
   readonly count?: number
   /** Only the first call of an answer is passed on. */
   readonly oneCall?: boolean
+  /** It goes on when the client has gone. */
+  readonly outlivesClient?: boolean
 }
 
 /** Starts the answers to a prompt. RequestError 400, 429, 503 as `fitTokens`, `generateParams` and `generate` have it. */
@@ -245,7 +247,10 @@ export function startAnswer(
   const free = generateParams(sampling, maxTokens, config.defaults, tokenizer)
   const params = constrain(context, free, prompt)
   const sequences = Array.from({ length: count }, (_, i) => ({ ids, params: forChoice(params, i) }))
-  const generation = startGeneration(context, c, sequences, stop, prompt.keepToken)
+  const generation = startGeneration(context, c, sequences, stop, {
+    keepToken: prompt.keepToken,
+    outlivesClient: request.outlivesClient === true,
+  })
   return { generation, events: chatEvents(generation, prompt, count, oneCall) }
 }
 

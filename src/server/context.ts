@@ -47,20 +47,27 @@ export function checkModel(context: ServerContext, name: string | null | undefin
   })
 }
 
+export interface GenerationOptions {
+  /** Control tokens whose text belongs to the answer. */
+  readonly keepToken?: (id: number) => boolean
+  /** It goes on when the client has gone. */
+  readonly outlivesClient?: boolean
+}
+
 /** Starts the sequences of one HTTP request. */
 export function startGeneration(
   context: ServerContext,
   c: RequestContext,
   sequences: readonly SequenceRequest[],
   stop: readonly string[],
-  keepToken?: (id: number) => boolean,
+  { keepToken, outlivesClient = false }: GenerationOptions = {},
 ): Generation {
   return generate(
     { ...context, requestTimeoutMs: context.config.requestTimeoutMs },
     {
       sequences,
       stop,
-      signal: c.req.raw.signal,
+      signal: outlivesClient ? undefined : c.req.raw.signal,
       arrivedMs: c.get("arrivedMs"),
       ...(keepToken === undefined ? {} : { keepToken }),
     },

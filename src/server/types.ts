@@ -2,7 +2,7 @@ import type { Registry } from "prom-client"
 
 import type { ChatFormat } from "../tokenizer/chat-formats.ts"
 import type { EngineClient } from "../worker/protocol.ts"
-import type { ResponseStore } from "./openai/response-store.ts"
+import type { KeptDatabase } from "./openai/kept-database.ts"
 
 /** A message as chat templates see it: text content, tool calls with parsed arguments. */
 export interface TemplateMessage {
@@ -143,8 +143,8 @@ export interface ServerDeps {
   readonly model: ModelMetadata
   /** Missing fields take DEFAULT_SERVER_CONFIG's. */
   readonly config?: Partial<ServerConfig>
-  /** Where responses are kept; undefined keeps them in memory. */
-  readonly responses?: ResponseStore
+  /** Where responses and conversations are kept; undefined keeps them in memory. */
+  readonly kept?: KeptDatabase
   /** prom-client registry to add to; undefined makes one. */
   readonly registry?: Registry
   /** Told of every failure that is the server's own (status 500), for the log. */

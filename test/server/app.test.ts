@@ -360,7 +360,7 @@ describe("operations", () => {
     const paths = at(doc, "paths") as Record<string, Record<string, unknown>>
     const routes = app.routes
       .filter(({ path, method }) => method !== "ALL" && path !== "/" && path !== "/openapi.json")
-      .map(({ path, method }) => `${method} ${path.replace(/:(\w+)(\{.*?\})?/, "{$1}")}`)
+      .map(({ path, method }) => `${method} ${path.replace(/:(\w+)(\{.*?\})?/g, "{$1}")}`)
     const documented = Object.entries(paths).flatMap(([path, methods]) =>
       Object.keys(methods).map((method) => `${method.toUpperCase()} ${path}`),
     )

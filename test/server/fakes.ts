@@ -1,6 +1,11 @@
 import type { KtError } from "../../src/errors.ts"
 import { createApp, type ServerApp } from "../../src/server/app.ts"
-import type { ServerConfig, ServerTokenizer, TemplateMessage } from "../../src/server/types.ts"
+import type {
+  ServerConfig,
+  ServerDeps,
+  ServerTokenizer,
+  TemplateMessage,
+} from "../../src/server/types.ts"
 import { toolCallFormats } from "../../src/tokenizer/chat-formats.ts"
 import type {
   EngineClient,
@@ -219,7 +224,11 @@ export interface TestServer {
   post(path: string, body: unknown, headers?: Record<string, string>): Promise<Response>
 }
 
-export function testServer(script: Script = {}, config: Partial<ServerConfig> = {}): TestServer {
+export function testServer(
+  script: Script = {},
+  config: Partial<ServerConfig> = {},
+  deps: Partial<ServerDeps> = {},
+): TestServer {
   const client = new FakeClient(script)
   const failures: TestServer["failures"] = []
   const app = createApp({
@@ -235,6 +244,7 @@ export function testServer(script: Script = {}, config: Partial<ServerConfig> = 
     },
     config: { heartbeatMs: 0, ...config },
     onFailure: (error, requestId) => failures.push({ error, requestId }),
+    ...deps,
   })
   const post = async (path: string, body: unknown, headers = {}): Promise<Response> =>
     app.request(path, {

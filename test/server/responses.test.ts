@@ -6,11 +6,13 @@ import { join } from "node:path"
 
 import OpenAI, { BadRequestError, NotFoundError } from "openai"
 
+import { ConversationStore } from "../../src/server/openai/conversation-store.ts"
+import { KeptDatabase } from "../../src/server/openai/kept-database.ts"
 import { ResponseStore } from "../../src/server/openai/response-store.ts"
 import { responseSchema } from "../../src/server/openai/responses-schema.ts"
 import { type RunningServer, startServer } from "../../src/server/serve.ts"
 import type { ServerConfig } from "../../src/server/types.ts"
-import { type Script, type TestServer, testServer } from "./fakes.ts"
+import { type Script, type TestServer, testServer, until } from "./fakes.ts"
 
 const servers: RunningServer[] = []
 const folder = mkdtempSync(join(tmpdir(), "kt-responses-"))
@@ -22,12 +24,16 @@ afterAll(async () => {
 function open(
   script: Script,
   config: Partial<ServerConfig> = {},
-): TestServer & { readonly api: OpenAI["responses"] } {
+): TestServer & {
+  readonly api: OpenAI["responses"]
+  readonly conversations: OpenAI["conversations"]
+} {
   const fake = testServer(script, config)
   const server = startServer({ app: fake.app, port: 0 })
   servers.push(server)
-  const { responses: api } = new OpenAI({ baseURL: `${server.url}/v1`, apiKey: "x", maxRetries: 0 })
-  return { ...fake, api }
+  const options = { baseURL: `${server.url}/v1`, apiKey: "x", maxRetries: 0 }
+  const { responses: api, conversations } = new OpenAI(options)
+  return { ...fake, api, conversations }
 }
 
 const tool = {
@@ -178,23 +184,176 @@ describe("the openai client", () => {
   })
 })
 
+const message = (text: string): OpenAI.Responses.ResponseInputItem => ({
+  role: "user",
+  content: [{ type: "input_text", text }],
+})
+
+describe("background responses", () => {
+  test("go on alone, can be followed from any event, and are read when done", async () => {
+    const { api } = open({ answer: "Hello", delayMs: 5 })
+    const begun = await api.create({ input: "hi", background: true })
+    expect(begun).toMatchObject({ status: "in_progress", background: true, output: [] })
+    expect((await api.retrieve(begun.id)).status).toBe("in_progress")
+    const early = await api
+      .create({ input: "more", previous_response_id: begun.id })
+      .catch((error: unknown) => error)
+    expect(String(early)).toContain("still computed")
+    const all: OpenAI.Responses.ResponseStreamEvent[] = []
+    for await (const event of await api.retrieve(begun.id, { stream: true })) all.push(event)
+    expect(all.map(({ sequence_number }) => sequence_number)).toEqual(all.map((_, i) => i))
+    expect(all.at(-1)?.type).toBe("response.completed")
+    const rest: OpenAI.Responses.ResponseStreamEvent[] = []
+    const query = { stream: true as const, starting_after: 3 }
+    for await (const event of await api.retrieve(begun.id, query)) rest.push(event)
+    expect(rest).toEqual(all.slice(4))
+    expect(await api.retrieve(begun.id)).toMatchObject({
+      status: "completed",
+      output_text: "Hello",
+    })
+  })
+
+  test("do not end with the client that began them", async () => {
+    const { api, client } = open({ answer: "Hello", delayMs: 5 })
+    const stream = await api.create({ input: "hi", background: true, stream: true })
+    for await (const event of stream) if (event.type === "response.output_text.delta") break
+    await until(() => client.calls[0]?.ended === "finished")
+  })
+
+  test("are cancelled, keep what was said, and are forgotten", async () => {
+    const { api, client } = open({ answer: "on and on ", then: "endless", delayMs: 2 })
+    const { id } = await api.create({ input: "hi", background: true })
+    await until(() => (client.calls[0]?.sent ?? 0) > 4)
+    const ended = await api.cancel(id)
+    expect(ended.status).toBe("cancelled")
+    expect(ended.output).toMatchObject([
+      { status: "incomplete", content: [{ text: expect.stringMatching(/^on a/) }] },
+    ])
+    expect(client.running).toBe(0)
+    expect((await api.cancel(id)).status).toBe("cancelled")
+    const second = await api.create({ input: "hi", background: true })
+    await api.delete(second.id)
+    expect(client.running).toBe(0)
+    const gone = await api.retrieve(second.id).catch((error: unknown) => error)
+    expect(gone).toBeInstanceOf(NotFoundError)
+  })
+
+  test("tell of their failure, and of a server that ended before them", async () => {
+    const { api, failures } = open({ failAt: 2 })
+    const { id } = await api.create({ input: "hi", background: true })
+    await until(() => failures.length > 0)
+    const failed = await api.retrieve(id)
+    expect(failed).toMatchObject({ status: "failed", error: { code: "engine_error" } })
+    using kept = new KeptDatabase(":memory:")
+    const response = { id: "resp_x", background: true, status: "in_progress", output: [] }
+    new ResponseStore(kept).put("resp_x", { response, items: [], inputStart: 0, inputCount: 0 })
+    const { app } = testServer({}, {}, { kept })
+    const read = (await (await app.request("/v1/responses/resp_x")).json()) as unknown
+    expect(read).toMatchObject({
+      status: "failed",
+      error: { message: expect.stringMatching(/server ended/) },
+    })
+  })
+
+  test("cannot be asked for without being stored, and others cannot be cancelled", async () => {
+    const { api } = open({})
+    const unstored = await api
+      .create({ input: "hi", background: true, store: false })
+      .catch((error: unknown) => error)
+    expect(unstored).toBeInstanceOf(BadRequestError)
+    const { id } = await api.create({ input: "hi" })
+    expect(await api.cancel(id).catch((error: unknown) => error)).toBeInstanceOf(BadRequestError)
+  })
+})
+
+describe("conversations", () => {
+  test("responses read and lengthen them", async () => {
+    const { api, conversations, client } = open({ answer: (call) => `answer ${call}` })
+    const { id } = await conversations.create({ items: [message("one")], metadata: { a: "b" } })
+    const first = await api.create({ input: "two", conversation: id })
+    expect(first.conversation).toEqual({ id })
+    await api.create({ input: "three", conversation: { id } })
+    expect(client.prompt(1)).toBe("user:one\nuser:two\nassistant:answer 0\nuser:three\nassistant:")
+    const pages = conversations.items.list(id, { order: "asc", limit: 2 })
+    const items = await Array.fromAsync(pages)
+    expect(items.map((item) => item.type)).toEqual(Array(5).fill("message"))
+    expect((await pages).has_more).toBe(true)
+    const [last] = (await conversations.items.list(id)).data
+    expect(last).toMatchObject({ role: "assistant", content: [{ text: "answer 1" }] })
+    const itemId = (last as { id: string }).id
+    const params = { conversation_id: id }
+    expect(await conversations.items.retrieve(itemId, params)).toEqual(last as never)
+    await conversations.items.delete(itemId, params)
+    expect((await conversations.items.list(id)).data).toHaveLength(4)
+    await conversations.items.create(id, { items: [message("four")] })
+    expect((await conversations.items.list(id)).data).toHaveLength(5)
+  })
+
+  test("are changed, forgotten, and not found", async () => {
+    const { api, conversations } = open({})
+    const { id } = await conversations.create({ metadata: { a: "b" } })
+    expect(await conversations.update(id, { metadata: { c: "d" } })).toMatchObject({
+      metadata: { c: "d" },
+    })
+    expect((await conversations.retrieve(id)).metadata).toEqual({ c: "d" })
+    expect(await conversations.delete(id)).toMatchObject({ deleted: true })
+    for (const call of [
+      () => conversations.retrieve(id),
+      () => conversations.items.list(id),
+      () => api.create({ input: "x", conversation: id }),
+    ])
+      expect(await call().catch((error: unknown) => error)).toBeInstanceOf(NotFoundError)
+  })
+
+  test("pages that make no sense, and both ways to go on at once, are refused", async () => {
+    const { api, conversations } = open({})
+    const { id } = await conversations.create()
+    for (const query of [{ limit: 0 }, { limit: 101 }, { after: "none" }, { order: "up" as never }])
+      expect(
+        await conversations.items.list(id, query).catch((error: unknown) => error),
+      ).toBeInstanceOf(BadRequestError)
+    const previous = await api.create({ input: "x" })
+    const both = { input: "x", conversation: id, previous_response_id: previous.id }
+    expect(await api.create(both).catch((error: unknown) => error)).toBeInstanceOf(BadRequestError)
+  })
+
+  test("an item that was put out before is named by its id", async () => {
+    const { api, client } = open({ answer: "said" })
+    const first = await api.create({ input: "one" })
+    const reference = { type: "item_reference" as const, id: first.output[0]!.id as string }
+    await api.create({ input: [message("one"), reference, message("two")] })
+    expect(client.prompt(1)).toBe("user:one\nassistant:said\nuser:two\nassistant:")
+    const unknown = await api
+      .create({ input: [{ type: "item_reference", id: "msg_none" }] })
+      .catch((error: unknown) => error)
+    expect(unknown).toBeInstanceOf(NotFoundError)
+    expect(String(unknown)).toContain("msg_none")
+  })
+})
+
 describe("the store", () => {
-  const stored = { response: { a: 1 }, items: [1, 2, 3], inputStart: 1, inputCount: 2 }
+  const response = { status: "completed", output: [{ id: "msg_1" }] }
+  const stored = { response, items: [1, 2, 3], inputStart: 1, inputCount: 2 }
 
   test("survives being opened again, also beside another", () => {
     const path = join(folder, "kept.sqlite")
-    using first = new ResponseStore(path)
+    using firstFile = new KeptDatabase(path)
+    const first = new ResponseStore(firstFile)
     first.put("r1", stored)
-    using second = new ResponseStore(path)
+    using secondFile = new KeptDatabase(path)
+    const second = new ResponseStore(secondFile)
+    expect(second.item("msg_1")).toEqual({ id: "msg_1" })
     expect(second.get("r1")).toEqual(stored)
     expect(second.delete("r1")).toBe(true)
     expect(second.delete("r1")).toBe(false)
     expect(first.get("r1")).toBeUndefined()
+    expect(first.item("msg_1")).toBeUndefined()
   })
 
   test("tells once that its file cannot be made, and goes on in memory", () => {
     const told: unknown[] = []
-    using store = new ResponseStore("/dev/null/x.sqlite", (error) => told.push(error))
+    using kept = new KeptDatabase("/dev/null/x.sqlite", (error) => told.push(error))
+    const store = new ResponseStore(kept)
     expect(told).toEqual([])
     store.put("r1", stored)
     expect(store.get("r1")).toEqual(stored)
@@ -203,7 +362,8 @@ describe("the store", () => {
 
   test("forgets what is old, and the oldest where there is too much", () => {
     const path = join(folder, "bounded.sqlite")
-    using store = new ResponseStore(path)
+    using kept = new KeptDatabase(path)
+    const store = new ResponseStore(kept)
     store.put("old", stored)
     store.put("big", stored)
     store.put("new", stored)
@@ -217,5 +377,18 @@ describe("the store", () => {
     store.put("newest", stored)
     const ids = db.query<{ id: string }, []>("SELECT id FROM responses ORDER BY id").all()
     expect(ids.map(({ id }) => id)).toEqual(["new", "newest"])
+  })
+  test("conversations that were not used for long leave with their items", () => {
+    const path = join(folder, "conversations.sqlite")
+    using kept = new KeptDatabase(path)
+    const store = new ConversationStore(kept)
+    const { id } = store.create({})
+    store.add(id, [{ id: "a" }, { id: "b" }, { id: "a" }])
+    expect(store.items(id)).toEqual([{ id: "a" }, { id: "b" }])
+    using db = new Database(path)
+    db.query("UPDATE conversations SET created = created - ?").run(31 * 24 * 60 * 60 * 1000)
+    expect(store.get(id)).toBeUndefined()
+    store.create({})
+    expect(db.query("SELECT COUNT(*) AS n FROM conversation_items").get()).toEqual({ n: 0 })
   })
 })

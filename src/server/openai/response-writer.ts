@@ -43,12 +43,21 @@ export class ResponseWriter {
     return this.#response
   }
 
-  /** @param finish Called with the whole response before its last event is sent */
+  /** Before its first token. */
+  begun(): FinishedResponse {
+    return this.#as("in_progress", null)
+  }
+
+  /**
+   * @param finish Called with the whole response, failed and cancelled ones too, before its last event is sent
+   * @param isCancelled Whether an answer that ends early was meant to
+   */
   async *events(
     answer: AsyncIterable<ChatEvent>,
     finish: (response: FinishedResponse) => void,
+    isCancelled: () => boolean = () => false,
   ): AsyncGenerator<NamedEvent> {
-    const begun = this.#as("in_progress", null)
+    const begun = this.begun()
     yield this.#event("response.created", { response: begun })
     yield this.#event("response.in_progress", { response: begun })
     if (this.#prompt.prefix !== "")
@@ -69,15 +78,28 @@ export class ResponseWriter {
         finish(this.#response)
         yield this.#event(`response.${status}`, { response: this.#response })
       }
+      if (this.#response === undefined && isCancelled()) yield* this.#cancelled(finish)
     } catch (error) {
+      if (isCancelled()) {
+        yield* this.#cancelled(finish)
+        return
+      }
       const { message, code } = asRequestError(error)
       const failed = {
         ...this.#as("failed", null),
         error: { code: code ?? "server_error", message },
       }
+      finish(failed)
       yield this.#event("response.failed", { response: failed })
       throw error
     }
+  }
+
+  *#cancelled(finish: (response: FinishedResponse) => void): Generator<NamedEvent> {
+    yield* this.#close("incomplete")
+    this.#response = this.#as("cancelled", null)
+    finish(this.#response)
+    yield this.#event("response.cancelled", { response: this.#response })
   }
 
   #as(status: string, usage: ChoiceUsage | null): FinishedResponse {

@@ -39,8 +39,10 @@ const reasoning = z.looseObject({
   content: z.array(part).nullish(),
 })
 
+const itemReference = z.looseObject({ type: z.literal("item_reference"), id: z.string() })
+
 export const inputItem = z
-  .union([functionCall, functionOutput, reasoning, message])
+  .union([functionCall, functionOutput, reasoning, itemReference, message])
   .openapi("ResponseInputItem")
 export type InputItem = z.infer<typeof inputItem>
 
@@ -57,6 +59,8 @@ const textFormat = z.discriminatedUnion("type", [
   z.looseObject({ type: z.literal("json_object") }),
   z.looseObject({ type: z.literal("json_schema"), name: z.string().nullish(), schema: jsonSchema }),
 ])
+
+export const metadataSchema = z.record(z.string(), z.string()).nullish()
 
 export const responseRequestSchema = z
   .looseObject({
@@ -80,11 +84,11 @@ export const responseRequestSchema = z
     top_logprobs: z.int().min(0).max(MAX_TOP_LOGPROBS).nullish(),
     text: z.looseObject({ format: textFormat.nullish() }).nullish(),
     reasoning: z.looseObject({ effort: z.string().nullish() }).nullish(),
-    metadata: z.record(z.string(), z.string()).nullish(),
+    metadata: metadataSchema,
     include: accepted("what there is to include is included"),
     truncation: refused("prompts are never cut", (v) => v === "disabled"),
-    background: refused("answers are computed while the client waits", (v) => v === false),
-    conversation: refused("use previous_response_id"),
+    background: z.boolean().nullish(),
+    conversation: z.union([z.string(), z.looseObject({ id: z.string() })]).nullish(),
     prompt: refused("prompt templates are not stored here"),
   })
   .openapi("ResponseRequest")
@@ -96,7 +100,7 @@ export const responseSchema = z
     id: z.string(),
     object: z.literal("response"),
     created_at: z.int(),
-    status: z.enum(["completed", "incomplete", "in_progress", "failed"]),
+    status: z.enum(["completed", "incomplete", "in_progress", "failed", "cancelled"]),
     model: z.string(),
     output: z.array(z.looseObject({ type: z.string(), id: z.string() })),
     usage: z
@@ -114,13 +118,3 @@ export const responseSchema = z
 export const deletedSchema = z
   .object({ id: z.string(), object: z.literal("response"), deleted: z.literal(true) })
   .openapi("ResponseDeleted")
-
-export const itemListSchema = z
-  .object({
-    object: z.literal("list"),
-    data: z.array(z.looseObject({ id: z.string() })),
-    first_id: z.string().nullable(),
-    last_id: z.string().nullable(),
-    has_more: z.boolean(),
-  })
-  .openapi("ResponseItemList")

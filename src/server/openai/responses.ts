@@ -1,6 +1,6 @@
 import { RequestError } from "../../errors.ts"
 import { openaiErrorBody } from "../api-error.ts"
-import { type ChatOptions, type ChatPrompt, chatPrompt, startAnswer, type Tool } from "../chat.ts"
+import { chatPrompt, startAnswer } from "../chat.ts"
 import {
   type App,
   checkModel,
@@ -10,66 +10,110 @@ import {
   type ServerContext,
   streamOptions,
 } from "../context.ts"
+import { asRequestError } from "../generate.ts"
 import { randomId } from "../ids.ts"
 import { readBody } from "../request.ts"
-import { eventResponse } from "../stream.ts"
-import { type AnswerFormat, jsonFormat } from "../tools/answer-grammar.ts"
-import type { TemplateMessage } from "../types.ts"
-import { templateToolCall } from "./messages.ts"
-import type { ResponseStore } from "./response-store.ts"
-import { type ResponseBase, ResponseWriter } from "./response-writer.ts"
+import { eventResponse, type NamedEvent, type StreamOptions } from "../stream.ts"
+import { BackgroundRun, BackgroundRuns } from "./background-runs.ts"
+import type { ConversationStore } from "./conversation-store.ts"
+import { knownConversation } from "./conversations.ts"
+import { itemListSchema, itemPage } from "./item-page.ts"
+import type { ResponseStore, StoredResponse } from "./response-store.ts"
+import { type FinishedResponse, type ResponseBase, ResponseWriter } from "./response-writer.ts"
+import { inputItems, type KnownItem, responseMessages, responseOptions } from "./responses-input.ts"
 import {
   deletedSchema,
-  type InputItem,
-  itemListSchema,
   type ResponseRequest,
   responseRequestSchema,
   responseSchema,
 } from "./responses-schema.ts"
 import { errorSchema } from "./schema.ts"
 
-/** The Responses API: create, stream, read, delete and continue responses. */
-export function addResponses(app: App, context: ServerContext, store: ResponseStore): void {
+/** Where responses and what they continue are kept. */
+export interface ResponseStores {
+  readonly responses: ResponseStore
+  readonly conversations: ConversationStore
+}
+
+/** The Responses API: create, stream, read, cancel, delete and continue responses. */
+export function addResponses(app: App, context: ServerContext, stores: ResponseStores): void {
+  const runs = new BackgroundRuns()
   const wrong = { "4XX": jsonContent(errorSchema, "Why the request is refused") }
+  const one = { 200: jsonContent(responseSchema, "The response, or its events"), ...wrong }
+  const tags = ["OpenAI"]
   document(app, {
     method: "post",
     path: "/v1/responses",
-    summary: "Answer input items, or continue a response",
-    tags: ["OpenAI"],
+    summary: "Answer input items, or continue a response or a conversation",
+    tags,
     request: { body: jsonContent(responseRequestSchema, "Input and sampling") },
-    responses: { 200: jsonContent(responseSchema, "The response, or its events"), ...wrong },
+    responses: one,
   })
   app.post("/v1/responses", async (c) => {
     const body = await readBody(c, responseRequestSchema)
     checkModel(context, body.model)
-    return respond(context, store, c, body)
+    return respond(context, stores, runs, c, body)
   })
 
-  const known = (id: string): NonNullable<ReturnType<ResponseStore["get"]>> => {
-    const stored = store.get(id)
-    if (stored !== undefined) return stored
-    throw new RequestError(404, `response "${id}" not found`, { code: "not_found", param: "id" })
+  const known = (id: string): StoredResponse => {
+    const stored = stores.responses.get(id)
+    if (stored === undefined)
+      throw new RequestError(404, `response "${id}" not found`, { code: "not_found", param: "id" })
+    if (stored.response.status !== "in_progress" || runs.get(id) !== undefined) return stored
+    const error = { code: "server_error", message: "the server ended while it was computed" }
+    return { ...stored, response: { ...stored.response, status: "failed", error } }
   }
   document(app, {
     method: "get",
     path: "/v1/responses/{id}",
-    summary: "A stored response",
-    tags: ["OpenAI"],
-    responses: { 200: jsonContent(responseSchema, "The response"), ...wrong },
+    summary: "A stored response; stream=true follows one that is computed in the background",
+    tags,
+    responses: one,
   })
-  app.get("/v1/responses/:id", (c) => Response.json(known(c.req.param("id")).response))
+  app.get("/v1/responses/:id", (c) => {
+    const id = c.req.param("id")
+    const { response } = known(id)
+    if (c.req.query("stream") !== "true") return Response.json(response)
+    const start = startingAfter(c)
+    return eventResponse(
+      runs.get(id)?.events(start) ?? lastEvent(response, start),
+      detached(context, c),
+    )
+  })
+
+  document(app, {
+    method: "post",
+    path: "/v1/responses/{id}/cancel",
+    summary: "End a response that is computed in the background",
+    tags,
+    responses: one,
+  })
+  app.post("/v1/responses/:id/cancel", async (c) => {
+    const id = c.req.param("id")
+    if (known(id).response["background"] !== true)
+      throw new RequestError(400, `response "${id}": only background responses can be cancelled`, {
+        code: "invalid_value",
+        param: "id",
+      })
+    const run = runs.get(id)
+    run?.cancel()
+    await run?.done()
+    return Response.json(known(id).response)
+  })
 
   document(app, {
     method: "delete",
     path: "/v1/responses/{id}",
     summary: "Forget a response",
-    tags: ["OpenAI"],
+    tags,
     responses: { 200: jsonContent(deletedSchema, "It is gone"), ...wrong },
   })
-  app.delete("/v1/responses/:id", (c) => {
+  app.delete("/v1/responses/:id", async (c) => {
     const id = c.req.param("id")
     known(id)
-    store.delete(id)
+    runs.get(id)?.cancel()
+    await runs.get(id)?.done()
+    stores.responses.delete(id)
     return Response.json({ id, object: "response", deleted: true })
   })
 
@@ -77,7 +121,7 @@ export function addResponses(app: App, context: ServerContext, store: ResponseSt
     method: "get",
     path: "/v1/responses/{id}/input_items",
     summary: "The input of a stored response",
-    tags: ["OpenAI"],
+    tags,
     responses: {
       200: jsonContent(itemListSchema, "Newest first, or with order=asc oldest"),
       ...wrong,
@@ -86,58 +130,119 @@ export function addResponses(app: App, context: ServerContext, store: ResponseSt
   app.get("/v1/responses/:id/input_items", (c) => {
     const { items, inputStart, inputCount } = known(c.req.param("id"))
     const own = items.slice(inputStart, inputStart + inputCount)
-    const data = c.req.query("order") === "asc" ? own : own.toReversed()
-    const idOf = (item: unknown): string | null => (item as { id?: string } | undefined)?.id ?? null
-    return Response.json({
-      object: "list",
-      data,
-      first_id: idOf(data[0]),
-      last_id: idOf(data.at(-1)),
-      has_more: false,
-    })
+    return Response.json(itemPage(c, own as KnownItem[]))
   })
 }
 
 async function respond(
   context: ServerContext,
-  store: ResponseStore,
+  stores: ResponseStores,
+  runs: BackgroundRuns,
   c: RequestContext,
   body: ResponseRequest,
 ): Promise<Response> {
   const { config } = context
-  const history = historyOf(store, body.previous_response_id)
-  const input = inputItems(body.input)
+  const isBackground = body.background === true
+  if (isBackground && body.store === false)
+    throw new RequestError(400, "background true: the response must be stored to be read", {
+      code: "invalid_value",
+      param: "background",
+    })
+  const conversation = conversationOf(stores, body)
+  const history =
+    conversation === undefined
+      ? historyOf(stores.responses, body.previous_response_id)
+      : (stores.conversations.items(conversation) as readonly KnownItem[])
+  const input = inputItems(
+    body.input,
+    (id) => history.find((item) => item.id === id) ?? stores.responses.item(id),
+  )
   const items = [...history, ...input]
-  const messages = joined(items.flatMap(templateMessages))
-  // instructions are this request's alone: they are not part of what is continued
-  if (body.instructions) messages.unshift({ role: "system", content: body.instructions })
-  const prompt = chatPrompt(context, messages, chatOptions(body, config.reasoningFormat))
+  const messages = responseMessages(items, body.instructions)
+  const prompt = chatPrompt(context, messages, responseOptions(body, config.reasoningFormat))
   const { generation, events: answer } = startAnswer(context, c, prompt, {
     sampling: { temperature: body.temperature, topP: body.top_p },
     maxTokens: body.max_output_tokens ?? config.defaults.maxTokens,
     param: "input",
     oneCall: body.parallel_tool_calls === false,
+    ...(isBackground ? { outlivesClient: true } : {}),
   })
-  const base = baseOf(context, body)
+  const base = baseOf(context, body, conversation)
   const writer = new ResponseWriter(base, prompt)
-  const finish = (response: { readonly output: readonly unknown[] }): void => {
-    if (body.store === false) return
-    const all = [...items, ...response.output]
-    store.put(base.id, {
-      response,
-      items: all,
-      inputStart: history.length,
-      inputCount: input.length,
-    })
+  const keep = (response: FinishedResponse): void => {
+    const { output } = response
+    const stored = { inputStart: history.length, inputCount: input.length }
+    if (body.store !== false)
+      stores.responses.put(base.id, { response, items: [...items, ...output], ...stored })
+    if (conversation !== undefined && response.status !== "in_progress")
+      stores.conversations.add(conversation, [...input, ...(output as KnownItem[])])
   }
-  const events = writer.events(answer, finish)
+  if (isBackground) {
+    const run = new BackgroundRun(() => void generation.return?.())
+    const begun = writer.begun()
+    keep(begun)
+    runs.add(base.id, run)
+    run
+      .follow(writer.events(answer, keep, () => run.cancelled))
+      .catch((error: unknown) => context.report(asRequestError(error), c.get("requestId")))
+    if (body.stream === true) return eventResponse(run.events(), detached(context, c))
+    return c.json(begun)
+  }
+  // what a client did not wait for, or what failed, is not kept
+  const events = writer.events(answer, (response) => {
+    if (response.status !== "failed") keep(response)
+  })
   if (body.stream === true)
     return eventResponse(events, streamOptions(context, c, generation, openaiErrorBody))
   for await (const _ of events);
   return c.json(writer.response)
 }
 
-function historyOf(store: ResponseStore, id: string | null | undefined): readonly InputItem[] {
+/** A stream whose end ends nothing else. */
+function detached(context: ServerContext, c: RequestContext): StreamOptions {
+  return {
+    heartbeatMs: context.config.heartbeatMs,
+    errorBody: (error) => {
+      context.report(error, c.get("requestId"))
+      return openaiErrorBody(error)
+    },
+    onClose: () => {},
+  }
+}
+
+/** The number of the first event that is asked for. */
+function startingAfter(c: RequestContext): number {
+  const given = c.req.query("starting_after")
+  if (given === undefined) return 0
+  if (/^\d{1,9}$/.test(given)) return Number(given) + 1
+  throw new RequestError(400, `starting_after ${given}: expected an event's sequence_number`, {
+    code: "invalid_value",
+    param: "starting_after",
+  })
+}
+
+/** What is left to say of a response whose events are gone. */
+async function* lastEvent(
+  response: StoredResponse["response"],
+  sequenceNumber: number,
+): AsyncGenerator<NamedEvent> {
+  const type = `response.${response.status ?? "completed"}`
+  yield { event: type, data: { type, sequence_number: sequenceNumber, response } }
+}
+
+function conversationOf(stores: ResponseStores, body: ResponseRequest): string | undefined {
+  const { conversation } = body
+  if (conversation === null || conversation === undefined) return undefined
+  if (body.previous_response_id)
+    throw new RequestError(400, "conversation: it cannot be given with previous_response_id", {
+      code: "invalid_value",
+      param: "conversation",
+    })
+  const id = typeof conversation === "string" ? conversation : conversation.id
+  return knownConversation(stores.conversations, id).id
+}
+
+function historyOf(store: ResponseStore, id: string | null | undefined): readonly KnownItem[] {
   if (!id) return []
   const stored = store.get(id)
   if (stored === undefined)
@@ -145,95 +250,26 @@ function historyOf(store: ResponseStore, id: string | null | undefined): readonl
       code: "previous_response_not_found",
       param: "previous_response_id",
     })
-  return stored.items as readonly InputItem[]
+  if (stored.response.status === "in_progress")
+    throw new RequestError(409, `previous_response_id ${id}: it is still computed`, {
+      code: "response_in_progress",
+      param: "previous_response_id",
+    })
+  return stored.items as readonly KnownItem[]
 }
 
-function inputItems(input: ResponseRequest["input"]): InputItem[] {
-  const items: InputItem[] =
-    typeof input === "string"
-      ? [{ type: "message", role: "user", content: [{ type: "input_text", text: input }] }]
-      : input
-  return items.map((item) => {
-    const known = { ...item, id: item["id"] ?? `msg_${randomId()}` }
-    return "role" in known ? { ...known, type: "message" } : known
-  }) as InputItem[]
-}
-
-/** Items as templates have them: a call belongs to the assistant's message before it. */
-function templateMessages(item: InputItem): TemplateMessage[] {
-  switch (item.type) {
-    case "function_call": {
-      const { call_id: id, name, arguments: args } = item
-      return [
-        {
-          role: "assistant",
-          content: "",
-          tool_calls: [templateToolCall({ id, function: { name, arguments: args } })],
-        },
-      ]
-    }
-    case "function_call_output":
-      return [{ role: "tool", content: textOf(item.output), tool_call_id: item.call_id }]
-    // what was thought is not said again
-    case "reasoning":
-      return []
-    default:
-      return [
-        { role: item.role === "developer" ? "system" : item.role, content: textOf(item.content) },
-      ]
-  }
-}
-
-/** Text and calls of one turn are one message in templates. */
-function joined(messages: readonly TemplateMessage[]): TemplateMessage[] {
-  const out: TemplateMessage[] = []
-  for (const message of messages) {
-    const last = out.at(-1)
-    if (last?.role !== "assistant" || message.role !== "assistant" || !message.tool_calls) {
-      out.push(message)
-      continue
-    }
-    const calls = [...(last.tool_calls ?? []), ...message.tool_calls]
-    out[out.length - 1] = { ...last, tool_calls: calls }
-  }
-  return out
-}
-
-function textOf(
-  content: string | readonly { text?: string | undefined; refusal?: string | undefined }[],
-): string {
-  if (typeof content === "string") return content
-  return content.map(({ text, refusal }) => text ?? refusal ?? "").join("\n")
-}
-
-function chatOptions(body: ResponseRequest, reasoning: "auto" | "none"): ChatOptions {
-  const { tool_choice: choice } = body
-  const tools = (body.tools ?? []).map(({ type, ...described }): Tool => ({
-    type,
-    function: described as Tool["function"],
-  }))
-  return {
-    tools: choice === "none" ? [] : tools,
-    ...(choice === "required" ? { toolChoice: "required" } : {}),
-    ...(typeof choice === "object" && choice !== null ? { toolChoice: { name: choice.name } } : {}),
-    strictTools: body.tools?.some((tool) => tool["strict"] === true) === true,
-    content: contentOf(body),
-    ...(body.reasoning?.effort ? { vars: { reasoning_effort: body.reasoning.effort } } : {}),
-    reasoning,
-  }
-}
-
-function contentOf({ text }: ResponseRequest): AnswerFormat | undefined {
-  if (text?.format?.type === "json_object") return jsonFormat({ type: "object" })
-  return text?.format?.type === "json_schema" ? jsonFormat(text.format.schema) : undefined
-}
-
-function baseOf(context: ServerContext, body: ResponseRequest): ResponseBase {
+function baseOf(
+  context: ServerContext,
+  body: ResponseRequest,
+  conversation: string | undefined,
+): ResponseBase {
   const { defaults } = context.config
   return {
     id: `resp_${randomId()}`,
     object: "response",
     created_at: Math.floor(Date.now() / 1000),
+    background: body.background ?? false,
+    conversation: conversation === undefined ? null : { id: conversation },
     error: null,
     incomplete_details: null,
     instructions: body.instructions ?? null,
