@@ -7,6 +7,13 @@ const c = @import("abi_table").c;
 const alignment = 64;
 const huge_page = 2 * 1024 * 1024;
 
+/// How a library with devices page-locks host memory for them; without one all memory is the device's own.
+pub const Pinning = struct {
+    pin: *const fn (data: *anyopaque, bytes: usize) status.Status,
+    unpin: *const fn (data: *anyopaque) void,
+};
+pub var pinning: ?Pinning = null;
+
 fn slabAlignment(bytes: i64) usize {
     return if (bytes >= huge_page) huge_page else alignment;
 }
@@ -37,6 +44,13 @@ pub export fn kt_slab_create(bytes: i64, flags: u32, out: ?*?*anyopaque) status.
     if (flags & c.KT_SLAB_HUGE_PAGES != 0 and builtin.os.tag == .linux) {
         std.posix.madvise(@ptrFromInt(start), len, std.os.linux.MADV.HUGEPAGE) catch {}; // small pages work too
     }
+    if (flags & c.KT_SLAB_PINNED != 0) if (pinning) |devices| {
+        const pinned = devices.pin(@ptrFromInt(start), len);
+        if (pinned != c.KT_OK) {
+            kt_slab_destroy(@ptrFromInt(start), bytes);
+            return pinned;
+        }
+    };
     slot.* = @ptrFromInt(start);
     return c.KT_OK;
 }
@@ -44,6 +58,7 @@ pub export fn kt_slab_create(bytes: i64, flags: u32, out: ?*?*anyopaque) status.
 pub export fn kt_slab_destroy(slab: ?*anyopaque, bytes: i64) void {
     const data = slab orelse return;
     if (bytes <= 0) return;
+    if (pinning) |devices| devices.unpin(data);
     const many: [*]align(std.heap.page_size_min) u8 = @ptrCast(@alignCast(data));
     if (builtin.os.tag == .windows) {
         std.heap.page_allocator.rawFree(many[0..alignedLen(bytes)], .fromByteUnits(alignment), @returnAddress());

@@ -99,13 +99,14 @@ fn chooseLevel(requested: u32, out: *cpuid.Level) status.Status {
     return c.KT_OK;
 }
 
-export fn kt_ctx_create(options: ?*const c.kt_ctx_options_t, out: ?*?*c.kt_ctx_t) status.Status {
+pub export fn kt_ctx_create(options: ?*const c.kt_ctx_options_t, out: ?*?*c.kt_ctx_t) status.Status {
     const slot = out orelse return status.invalid("out is NULL", .{});
     slot.* = null;
     const given = options orelse return status.invalid("options are NULL", .{});
     if (given.struct_size < @sizeOf(c.kt_ctx_options_t)) return status.invalid("options.struct_size is {d}", .{given.struct_size});
     if (given.num_threads > 1024) return status.invalid("num_threads is {d}, at most 1024", .{given.num_threads});
     if (given.precision > c.KT_PRECISION_F32) return status.invalid("precision is {d}", .{given.precision});
+    if (given.device != 0) return status.invalid("device {d}: there is 1", .{given.device});
     var level: cpuid.Level = undefined;
     const chosen = chooseLevel(given.isa, &level);
     if (chosen != c.KT_OK) return chosen;
@@ -131,7 +132,7 @@ export fn kt_ctx_create(options: ?*const c.kt_ctx_options_t, out: ?*?*c.kt_ctx_t
     return c.KT_OK;
 }
 
-export fn kt_ctx_destroy(handle: ?*c.kt_ctx_t) void {
+pub export fn kt_ctx_destroy(handle: ?*c.kt_ctx_t) void {
     const ctx = from(handle) orelse return;
     ctx.pool.destroy(gpa);
     gpa.free(ctx.scratch);
@@ -156,7 +157,7 @@ export fn kt_ctx_set_precision(handle: ?*c.kt_ctx_t, precision: u32) status.Stat
     return c.KT_OK;
 }
 
-export fn kt_cpu_query(out: ?*c.kt_cpu_info_t) status.Status {
+pub export fn kt_cpu_query(out: ?*c.kt_cpu_info_t) status.Status {
     const info = out orelse return status.invalid("out is NULL", .{});
     const found = cpuid.cores(gpa) catch |err| return status.fail(c.KT_ERR_INTERNAL, "cannot count cores: {s}", .{@errorName(err)});
     defer found.deinit(gpa);

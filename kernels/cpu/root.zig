@@ -20,6 +20,7 @@ comptime {
     _ = @import("head_linear.zig");
     _ = @import("delta_rule.zig");
     _ = @import("gates.zig");
+    _ = @import("device.zig");
 }
 
 test {
@@ -31,4 +32,5 @@ test {
     _ = @import("vmath_test.zig");
     _ = @import("candidates.zig");
     _ = @import("moe_groups.zig");
+    _ = @import("device.zig");
 }

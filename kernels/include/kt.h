@@ -114,6 +114,7 @@ typedef struct kt_ctx_options {
   uint32_t pin_threads; /* 1: one core a thread */
   uint32_t spin_us;     /* how long an idle worker spins before it parks; 0 = default */
   uint32_t numa_nodes;  /* 0 = those of the machine; 1 = none told apart; another number only divides work and memory */
+  uint32_t device;      /* index below kt_device_count */
 } kt_ctx_options_t;
 
 typedef struct kt_ctx_info {
@@ -137,8 +138,23 @@ KT_API uint64_t kt_abi_hash(void);
 KT_API const char *kt_last_error(void);
 KT_API const char *kt_backend_name(void);
 
+/* ---- devices ---- */
+typedef struct kt_device_info {
+  uint32_t struct_size, abi_version;
+  int64_t memory_bytes, memory_free_bytes;
+  uint32_t compute_units;  /* multiprocessors of a GPU, cores of a CPU */
+  uint32_t capability;     /* CUDA: 10 * major + minor; else 0 */
+  uint32_t driver_version; /* CUDA: 1000 * major + 10 * minor of the newest version that the driver knows; else 0 */
+  uint32_t link_mbytes;    /* MB/s that the link to the host can do in one direction by its generation and width; 0: unknown */
+  char name[64];           /* NUL-terminated */
+} kt_device_info_t;
+/* Devices of this library. KT_ERR_DEVICE, and kt_last_error says why, where there can be none: no driver, no permission. */
+KT_API kt_status_t kt_device_count(uint32_t *out_count);
+KT_API kt_status_t kt_device_query(uint32_t index, kt_device_info_t *out);
+
 /* ---- memory ---- */
 #define KT_SLAB_HUGE_PAGES 1
+#define KT_SLAB_PINNED 2 /* page-locked: this library's devices read and write it at the same address */
 /* Zeroed, 64-byte aligned (2 MiB with huge pages). *out receives the address. */
 KT_API kt_status_t kt_slab_create(int64_t bytes, uint32_t flags, void **out);
 KT_API void kt_slab_destroy(void *slab, int64_t bytes);
@@ -160,6 +176,32 @@ KT_API kt_status_t kt_ctx_create(const kt_ctx_options_t *options, kt_ctx_t **out
 KT_API void kt_ctx_destroy(kt_ctx_t *ctx);
 KT_API kt_status_t kt_ctx_query(kt_ctx_t *ctx, kt_ctx_info_t *out);
 KT_API kt_status_t kt_ctx_set_precision(kt_ctx_t *ctx, uint32_t precision);
+
+/* ---- memory and order of a context's device ---- */
+/* Zeroed memory of the device, 256-byte aligned; KT_ERR_OUT_OF_MEMORY names what was asked for and what is free. */
+KT_API kt_status_t kt_buffer_create(kt_ctx_t *ctx, int64_t bytes, void **out);
+KT_API void kt_buffer_destroy(kt_ctx_t *ctx, void *buffer, int64_t bytes);
+/* to = from, either in memory of the device or of the host; comes after the context's earlier ops and before its later ones. It is
+ * done on return unless both are of the device or pinned. */
+KT_API kt_status_t kt_buffer_copy(kt_ctx_t *ctx, void *to, const void *from, int64_t bytes);
+/* Waits until all ops of the context are done; the failure of one that was under way is reported here. */
+KT_API kt_status_t kt_ctx_synchronize(kt_ctx_t *ctx);
+/* Points in a context's order of ops. */
+typedef struct kt_event kt_event_t;
+KT_API kt_status_t kt_event_create(kt_ctx_t *ctx, kt_event_t **out);
+KT_API void kt_event_destroy(kt_event_t *event);
+KT_API kt_status_t kt_event_record(kt_ctx_t *ctx, kt_event_t *event);
+/* Later ops of the context wait for the event, which another context of the library may have recorded. */
+KT_API kt_status_t kt_event_wait(kt_ctx_t *ctx, kt_event_t *event);
+/* Milliseconds between two recorded events; waits for the second. */
+KT_API kt_status_t kt_event_elapsed(kt_event_t *start, kt_event_t *end, double *out_ms);
+/* Ops between begin and end are not computed but kept, with the addresses and sizes they were called with; launch computes them
+ * all. KT_ERR_UNSUPPORTED where calls cost nothing worth saving (the CPU). */
+typedef struct kt_graph kt_graph_t;
+KT_API kt_status_t kt_graph_begin(kt_ctx_t *ctx);
+KT_API kt_status_t kt_graph_end(kt_ctx_t *ctx, kt_graph_t **out);
+KT_API kt_status_t kt_graph_launch(kt_ctx_t *ctx, kt_graph_t *graph);
+KT_API void kt_graph_destroy(kt_graph_t *graph);
 
 /* ---- weights ---- */
 /* Bytes kt_pack_weight needs for w [out, in] or [experts, out, in]; KT_ERR_UNSUPPORTED where the type has no packed layout. */

@@ -5,6 +5,8 @@ export const symbols = {
   kt_abi_hash: { args: [], returns: "u64" },
   kt_last_error: { args: [], returns: "cstring" },
   kt_backend_name: { args: [], returns: "cstring" },
+  kt_device_count: { args: ["ptr"], returns: "i32" },
+  kt_device_query: { args: ["u32", "ptr"], returns: "i32" },
   kt_slab_create: { args: ["i64", "u32", "ptr"], returns: "i32" },
   kt_slab_destroy: { args: ["ptr", "i64"], returns: "void" },
   kt_file_map: { args: ["ptr", "ptr"], returns: "i32" },
@@ -15,6 +17,19 @@ export const symbols = {
   kt_ctx_destroy: { args: ["ptr"], returns: "void" },
   kt_ctx_query: { args: ["ptr", "ptr"], returns: "i32" },
   kt_ctx_set_precision: { args: ["ptr", "u32"], returns: "i32" },
+  kt_buffer_create: { args: ["ptr", "i64", "ptr"], returns: "i32" },
+  kt_buffer_destroy: { args: ["ptr", "ptr", "i64"], returns: "void" },
+  kt_buffer_copy: { args: ["ptr", "ptr", "ptr", "i64"], returns: "i32" },
+  kt_ctx_synchronize: { args: ["ptr"], returns: "i32" },
+  kt_event_create: { args: ["ptr", "ptr"], returns: "i32" },
+  kt_event_destroy: { args: ["ptr"], returns: "void" },
+  kt_event_record: { args: ["ptr", "ptr"], returns: "i32" },
+  kt_event_wait: { args: ["ptr", "ptr"], returns: "i32" },
+  kt_event_elapsed: { args: ["ptr", "ptr", "ptr"], returns: "i32" },
+  kt_graph_begin: { args: ["ptr"], returns: "i32" },
+  kt_graph_end: { args: ["ptr", "ptr"], returns: "i32" },
+  kt_graph_launch: { args: ["ptr", "ptr"], returns: "i32" },
+  kt_graph_destroy: { args: ["ptr"], returns: "void" },
   kt_packed_bytes: { args: ["ptr", "ptr", "ptr"], returns: "i32" },
   kt_pack_weight: { args: ["ptr", "ptr", "ptr"], returns: "i32" },
   kt_quantize: { args: ["ptr", "ptr", "ptr", "ptr"], returns: "i32" },
@@ -52,9 +67,10 @@ export const symbols = {
 
 export const layouts = {
   kt_tensor: { size: 88, align: 8, fields: { data: 0, shape: 8, stride: 40, dtype: 72, ndim: 76, device: 80, flags: 84 } },
-  kt_ctx_options: { size: 32, align: 4, fields: { struct_size: 0, abi_version: 4, num_threads: 8, isa: 12, precision: 16, pin_threads: 20, spin_us: 24, numa_nodes: 28 } },
+  kt_ctx_options: { size: 36, align: 4, fields: { struct_size: 0, abi_version: 4, num_threads: 8, isa: 12, precision: 16, pin_threads: 20, spin_us: 24, numa_nodes: 28, device: 32 } },
   kt_ctx_info: { size: 24, align: 4, fields: { struct_size: 0, abi_version: 4, num_threads: 8, isa: 12, precision: 16, num_nodes: 20 } },
   kt_cpu_info: { size: 56, align: 8, fields: { struct_size: 0, abi_version: 4, isa_mask: 8, physical_cores: 12, logical_cores: 16, quota_millis: 20, memory_bytes: 24, memory_free_bytes: 32, l2_bytes: 40, l3_bytes: 48 } },
+  kt_device_info: { size: 104, align: 8, fields: { struct_size: 0, abi_version: 4, memory_bytes: 8, memory_free_bytes: 16, compute_units: 24, capability: 28, driver_version: 32, link_mbytes: 36, name: 40 } },
   kt_file_map: { size: 16, align: 8, fields: { data: 0, size: 8 } },
   kt_attention_params: { size: 36, align: 4, fields: { struct_size: 0, abi_version: 4, scale: 8, soft_cap: 12, sliding_window: 16, chunk_size: 20, temperature_scale: 24, temperature_floor: 28, bidirectional: 32 } },
   kt_state_segments: { size: 32, align: 8, fields: { struct_size: 0, abi_version: 4, start: 8, source: 16, target: 24 } },
@@ -125,6 +141,7 @@ export const KT_ISA_COUNT = 9
 export const KT_PRECISION_FAST = 0
 export const KT_PRECISION_F32 = 1
 export const KT_SLAB_HUGE_PAGES = 1
+export const KT_SLAB_PINNED = 2
 export const KT_ADVISE_WILLNEED = 1
 export const KT_ADVISE_DONTNEED = 2
 export const KT_ACT_SILU = 0
@@ -146,4 +163,4 @@ export const KT_MEASURE_FMA = 2
 export const KT_MEASURE_INT4_DOT = 3
 export const KT_MEASURE_BF16_DOT = 4
 
-export const KT_ABI_HASH = 0x46f6ebfb374ab19dn
+export const KT_ABI_HASH = 0x5b8566e3a6850c40n
