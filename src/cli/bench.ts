@@ -60,6 +60,7 @@ and 1 (with -fmoe 1) and half the threads for generation, what it knows and is f
   subCommands: {
     roofline: async () => (await import("./bench-roofline.ts")).roofline,
     sweep: async () => (await import("./bench-sweep.ts")).sweep,
+    serve: async () => (await import("./bench-serve.ts")).benchServe,
   },
   examples: [
     { command: "kt bench model.gguf -p 512 -n 64 -t 1,2 -r 5", says: "the usual table" },
@@ -70,6 +71,7 @@ and 1 (with -fmoe 1) and half the threads for generation, what it knows and is f
     { command: "kt bench model.gguf -p 0 -s 1,8", says: "one sequence against eight at once" },
     { command: "kt bench sweep model.gguf", says: "against the length of the context" },
     { command: "kt bench roofline -t 1,2", says: "what the machine itself can do" },
+    { command: "kt bench serve http://127.0.0.1:10002", says: "a running server under load" },
   ],
   async run(invocation) {
     const { flags } = invocation
