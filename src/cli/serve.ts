@@ -8,7 +8,8 @@ import { Admission } from "../server/admission.ts"
 import { createApp, type ServerApp } from "../server/app.ts"
 import type { ServerEnv } from "../server/context.ts"
 import { KeptDatabase } from "../server/openai/kept-database.ts"
-import { startServer } from "../server/serve.ts"
+import { type ServeOptions, startServer } from "../server/serve.ts"
+import { DEFAULT_BODY_LIMIT } from "../server/types.ts"
 import { SAMPLING_FLAGS } from "./args/common.ts"
 import { defineCommand } from "./args/spec.ts"
 import {
@@ -82,6 +83,22 @@ SIGTERM and Ctrl-C let running answers finish for --grace seconds, a second one 
       hint: "file",
       help: "database for /v1/responses and /v1/conversations; default responses.sqlite beside the models; :memory: keeps nothing",
     },
+    "tls-cert": { type: "string", hint: "file", help: "certificate chain (PEM); serves https" },
+    "tls-key": { type: "string", hint: "file", help: "the certificate's private key (PEM)" },
+    "request-timeout": {
+      type: "number",
+      min: 0,
+      max: 86_400,
+      default: 0,
+      help: "seconds that one request may take; 0 = any",
+    },
+    "max-body": {
+      type: "integer",
+      min: 1024,
+      max: 1_073_741_824,
+      default: DEFAULT_BODY_LIMIT,
+      help: "bytes that a request's body may have",
+    },
     "cors-origin": {
       type: "list",
       hint: "origin",
@@ -123,8 +140,9 @@ SIGTERM and Ctrl-C let running answers finish for --grace seconds, a second one 
     const maxTokens = flags["max-new-tokens"] ?? (fromFile["max-new-tokens"] as number | undefined)
     const forceThink = flags["force-think"] || fromFile["force-think"] === true
 
-    // whoever cannot have the port should learn it before minutes of loading
-    await probePort(host, port)
+    const tls = readTls(flags["tls-cert"], flags["tls-key"])
+    // whoever cannot have the port, or whose certificate is none, should learn it before minutes of loading
+    await probePort(host, port, tls)
     const session = await openSession(config, name)
     try {
       using kept = openKept(flags.responses)
@@ -135,6 +153,8 @@ SIGTERM and Ctrl-C let running answers finish for --grace seconds, a second one 
         config: {
           apiKeys,
           maxQueue: config.maxQueue,
+          bodyLimit: flags["max-body"],
+          requestTimeoutMs: flags["request-timeout"] * 1000,
           corsOrigins: flags["cors-origin"],
           defaults: samplingFrom(flags, maxTokens),
           forceThink,
@@ -144,7 +164,7 @@ SIGTERM and Ctrl-C let running answers finish for --grace seconds, a second one 
         onFailure: (error, id) => logger("server").error(`${id}: ${reasonOf(error)}`),
       })
       const ui = flags.ui ? { "/": (await import("../web/index.html")).default } : {}
-      const server = startServer({ app: withAccessLog(app), ui, host, port })
+      const server = startServer({ app: withAccessLog(app), ui, host, port, ...tls })
       await write(banner(server.url, session, apiKeys.length > 0))
       if (apiKeys.length === 0 && !isLoopback(host))
         logger("server").warn(
@@ -232,8 +252,13 @@ function portFromFile(value: unknown): number | undefined {
 }
 
 /** @throws ConfigError in the server's words where the port cannot be had */
-async function probePort(host: string, port: number): Promise<void> {
-  if (port !== 0) await startServer({ app: NO_APP, host, port }).stop(0)
+async function probePort(
+  host: string,
+  port: number,
+  tls: Pick<ServeOptions, "tls">,
+): Promise<void> {
+  if (port !== 0 || tls.tls !== undefined)
+    await startServer({ app: NO_APP, host, port, ...tls }).stop(0)
 }
 
 function openKept(file: string | undefined): KeptDatabase {
@@ -241,6 +266,21 @@ function openKept(file: string | undefined): KeptDatabase {
   return new KeptDatabase(path, (error) =>
     logger("server").warn(`${path}: ${reasonOf(error)}; responses are kept in memory only`),
   )
+}
+
+/** @throws UsageError where there is only one of the two, FormatError where a file cannot be read */
+function readTls(cert: string | undefined, key: string | undefined): Pick<ServeOptions, "tls"> {
+  if (cert === undefined && key === undefined) return {}
+  if (cert === undefined || key === undefined)
+    throw new UsageError("--tls-cert and --tls-key are given together")
+  const read = (file: string): string => {
+    try {
+      return readFileSync(file, "utf8")
+    } catch (error) {
+      throw new FormatError(file, reasonOf(error), { cause: error })
+    }
+  }
+  return { tls: { cert: read(cert), key: read(key) } }
 }
 
 function isLoopback(host: string): boolean {

@@ -25,8 +25,10 @@ export interface ServerContext {
   readonly report: (error: RequestError, requestId: string) => void
 }
 
-/** Variables of a request: its id and when it came. */
+/** Variables of a request: its id and when it came; and what the listener offers. */
 export interface ServerEnv {
+  /** `keepOpen` has silence on the request's connection pass, now that all of it is here. */
+  Bindings: { readonly keepOpen?: () => void }
   Variables: { requestId: string; arrivedMs: number }
 }
 

@@ -1,7 +1,7 @@
 import type { z } from "@hono/zod-openapi"
-import type { Context } from "hono"
 
 import { RequestError } from "../errors.ts"
+import type { RequestContext } from "./context.ts"
 
 type Issue = z.core.$ZodIssue
 
@@ -12,8 +12,10 @@ const MAX_SHOWN = 60
  * The JSON body, checked by the schema. Any content type is read, as Ollama's clients and plain
  * `curl -d` send others. RequestError 400 names the first wrong field and its value.
  */
-export async function readBody<T>(c: Context, schema: z.ZodType<T>): Promise<T> {
+export async function readBody<T>(c: RequestContext, schema: z.ZodType<T>): Promise<T> {
   const text = await c.req.text()
+  // there is no environment where no listener is
+  c.env?.keepOpen?.()
   let body: unknown
   try {
     body = JSON.parse(text)

@@ -11,6 +11,10 @@ export interface ServeOptions {
   readonly host?: string
   /** 0 takes a free one. */
   readonly port: number
+  /** Certificate chain and private key, PEM; undefined serves plain HTTP. */
+  readonly tls?: { readonly cert: string; readonly key: string }
+  /** A connection that is silent for so long is closed, unless an answer is being computed for it; at most 255. */
+  readonly idleSeconds?: number
 }
 
 export interface RunningServer {
@@ -26,41 +30,40 @@ export interface RunningServer {
 
 /** Where browsers that ask for "/" are sent: the page and "Ollama is running" share that path. */
 const UI_PATH = "/ui"
+/** Bodies come without such pauses, also over slow lines. */
+const IDLE_SECONDS = 60
 /** Time for aborted streams to write their last error. */
 const FAREWELL_MS = 500
 
 /** Serves the app (and the web UI's static files). ConfigError when the port cannot be had. */
 export function startServer(options: ServeOptions): RunningServer {
-  const { app, ui = {}, host = "127.0.0.1", port } = options
-  const server = listen(app, ui, host, port)
+  const { host = "127.0.0.1", port } = options
+  const { app, tls } = options
+  const server = listen(options, host)
   let stopping: Promise<void> | undefined
   return {
-    url: `http://${urlHost(host)}:${server.port}`,
+    url: `${tls === undefined ? "http" : "https"}://${urlHost(host)}:${server.port}`,
     port: server.port ?? port,
     stop: (graceMs) => (stopping ??= stop(server, app, graceMs)),
   }
 }
 
-function listen(
-  app: ServerApp,
-  ui: Readonly<Record<string, HTMLBundle>>,
-  hostname: string,
-  port: number,
-): Server<undefined> {
+function listen(options: ServeOptions, hostname: string): Server<undefined> {
+  const { app, ui = {}, port, tls, idleSeconds = IDLE_SECONDS } = options
   const { "/": page, ...pages } = ui
-  const fetch = (request: Request): Response | Promise<Response> => {
+  const fetch = (request: Request, server: Server<undefined>): Response | Promise<Response> => {
     const isPage = request.method === "GET" && new URL(request.url).pathname === "/"
     if (page !== undefined && isPage && wantsHtml(request)) {
       return new Response(null, { status: 302, headers: { location: UI_PATH, vary: "accept" } })
     }
-    return app.fetch(request)
+    // a long prompt may be silent for minutes; streams have their own heartbeat
+    return app.fetch(request, { keepOpen: () => server.timeout(request, 0) })
   }
   try {
     return Bun.serve({
       hostname,
       port,
-      // A long prompt may be silent for minutes; streams have their own heartbeat.
-      idleTimeout: 0,
+      idleTimeout: idleSeconds,
       // The app's own limit answers in the API's shape.
       maxRequestBodySize: Number.MAX_SAFE_INTEGER,
       development: false,
@@ -69,6 +72,7 @@ function listen(
       reusePort: false,
       routes: page === undefined ? pages : { ...pages, [UI_PATH]: page },
       fetch,
+      ...(tls === undefined ? {} : { tls }),
     })
   } catch (error) {
     throw listenError(error, hostname, port)
@@ -94,6 +98,10 @@ function listenError(error: unknown, host: string, port: number): ConfigError {
     })
   }
   const reason = error instanceof Error ? error.message : String(error)
+  if (code?.startsWith("ERR_") === true || /PEM|TLS|certificate|key/i.test(reason))
+    return new ConfigError(`the TLS certificate or its key is not valid: ${reason}`, {
+      cause: error,
+    })
   return new ConfigError(`cannot listen on ${host} port ${port}: ${reason}`, { cause: error })
 }
 
