@@ -1,5 +1,6 @@
 import { chatFormatOf } from "../tokenizer/chat-formats.ts"
 import { ChatTemplate } from "../tokenizer/chat-template.ts"
+import { fimTokens } from "../tokenizer/fim.ts"
 import type { Tokenizer } from "../tokenizer/tokenizer.ts"
 import type { ServerTokenizer } from "./types.ts"
 
@@ -35,6 +36,7 @@ export function serverTokenizer(
     encodePrompt: (text) => tokenizer.encodePrompt(text),
     tokenBytes: (id) => tokenizer.tokenBytes(id),
     isSpecial: (id) => tokenizer.isSpecial(id),
+    fim: fimTokens((text) => tokenizer.tokenId(text)),
     chatFormat: chatFormatOf(withTools.source),
     renderChat(messages, { tools, addGenerationPrompt = true, vars } = {}) {
       const chosen = tools === undefined || tools.length === 0 ? plain : withTools

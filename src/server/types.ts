@@ -1,6 +1,7 @@
 import type { Registry } from "prom-client"
 
 import type { ChatFormat } from "../tokenizer/chat-formats.ts"
+import type { FimTokens } from "../tokenizer/fim.ts"
 import type { EngineClient } from "../worker/protocol.ts"
 import type { KeptDatabase } from "./openai/kept-database.ts"
 
@@ -47,6 +48,8 @@ export interface ServerTokenizer {
   /** The bytes a token stands for; not always whole UTF-8 characters. */
   tokenBytes(id: number): Uint8Array
   isSpecial(id: number): boolean
+  /** How the model is shown a hole that it is to fill; undefined where it cannot. */
+  readonly fim?: FimTokens | undefined
   /** How the model marks reasoning and tool calls, as its template shows. */
   readonly chatFormat?: ChatFormat
   /** Throws when the model has no template or the template refuses the messages. */

@@ -47,6 +47,19 @@ export const byteTokenizer: ServerTokenizer = {
   },
 }
 
+/** The same for a model that can fill in the middle; bytes that no UTF-8 has stand for its marks. */
+export const fillingTokenizer: ServerTokenizer = {
+  ...byteTokenizer,
+  fim: {
+    prefix: 0xf8,
+    suffix: 0xf9,
+    middle: 0xfa,
+    repository: undefined,
+    file: 0xfb,
+    suffixFirst: false,
+  },
+}
+
 function contentOf(message: TemplateMessage): string {
   const calls = message.tool_calls === undefined ? "" : JSON.stringify(message.tool_calls)
   return (message.content ?? "") + calls

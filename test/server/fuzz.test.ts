@@ -2,7 +2,7 @@ import { expect, test } from "bun:test"
 
 import fc from "fast-check"
 
-import { testServer, until } from "./fakes.ts"
+import { fillingTokenizer, testServer, until } from "./fakes.ts"
 
 /** Requests in all; KT_FUZZ_RUNS asks for more. */
 const RUNS = Number(process.env["KT_FUZZ_RUNS"] ?? 2000)
@@ -234,6 +234,10 @@ const SOUND: Readonly<Record<string, fc.Arbitrary<Record<string, unknown>>>> = {
     },
     { requiredKeys: ["prompt"] },
   ),
+  "/infill": fc.record(
+    { input_prefix: text, input_suffix: text, n_predict: fc.integer({ min: -1, max: 9 }) },
+    { requiredKeys: ["input_prefix", "input_suffix"] },
+  ),
   "/tokenize": fc.record({ content: text, with_pieces: fc.boolean() }),
   "/detokenize": fc.record({ tokens: fc.array(fc.nat(257)) }),
   "/apply-template": fc.record({ messages: conversation }),
@@ -262,10 +266,11 @@ const request = fc.constantFrom(...Object.keys(SOUND)).chain((path) => {
 })
 
 test("no request makes the server fail, and every refusal says why in a sentence", async () => {
-  const { post, failures, client } = testServer({
-    answer: (call) =>
+  const script = {
+    answer: (call: number) =>
       ["Hello", '<tool_call>{"name": "x", "arguments": {}}</tool_call>', "{]"][call % 3] as string,
-  })
+  }
+  const { post, failures, client } = testServer(script, {}, { tokenizer: fillingTokenizer })
   const answered = new Set<string>()
   await fc.assert(
     fc.asyncProperty(request, async ({ path, body }) => {

@@ -246,7 +246,7 @@ describe("refusals are one sentence in Ollama's shape", () => {
     ["mirostat", "/api/chat", { ...hello, options: { mirostat: 1 } }, 400, "options.mirostat 1"],
     ["unknown option", "/api/chat", { ...hello, options: { tempo: 1 } }, 400, "options.tempo"],
     ["num_predict", "/api/chat", { ...hello, options: { num_predict: 0 } }, 400, "num_predict 0"],
-    ["suffix", "/api/generate", { model: "fake", prompt: "a", suffix: "b" }, 400, 'suffix "b"'],
+    ["suffix", "/api/generate", { model: "fake", prompt: "a", suffix: "b" }, 400, "cannot fill in"],
     ["context", "/api/generate", { model: "fake", prompt: "a", context: [1] }, 400, "context [1]"],
     [
       "raw with system",

@@ -628,7 +628,7 @@ describe("refusals name the field and its value", () => {
     ["too many", TEXT, { prompt: ["a", "b"], n: 128 }, 400, "prompt", "256 choices"],
     ["echo logprobs", TEXT, { prompt: "a", echo: true, logprobs: 1 }, 400, "echo", "not supported"],
     ["best_of", TEXT, { prompt: "a", best_of: 3 }, 400, "best_of", "not ranked"],
-    ["suffix", TEXT, { prompt: "a", suffix: "b" }, 400, "suffix", "not supported"],
+    ["suffix", TEXT, { prompt: "a", suffix: "b" }, 400, "suffix", "cannot fill in"],
   ]
   test.each(bad)("%s", async (_name, path, body, status, param, text) => {
     const { post, client } = testServer()

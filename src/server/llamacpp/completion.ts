@@ -4,11 +4,13 @@ import {
   type App,
   document,
   jsonContent,
+  type RequestContext,
   type ServerContext,
   startGeneration,
   streamOptions,
 } from "../context.ts"
 import { fitTokens, type Generation, type GenerationEvent, type TokenLogprob } from "../generate.ts"
+import { infillPrompt } from "../infill.ts"
 import { chatLogprobs, timingsOf } from "../openai/format.ts"
 import { errorSchema } from "../openai/schema.ts"
 import { readBody } from "../request.ts"
@@ -19,11 +21,12 @@ import { grammarText, jsonFormat } from "../tools/answer-grammar.ts"
 import {
   completionRequestSchema,
   completionResponseSchema,
+  infillRequestSchema,
   type LlamaCompletionRequest,
 } from "./schema.ts"
 import { idsOf } from "./tokens.ts"
 
-/** llama.cpp's own route, /completion. */
+/** llama.cpp's own routes, /completion and /infill. */
 export function addCompletion(app: App, context: ServerContext): void {
   document(app, {
     method: "post",
@@ -38,38 +41,80 @@ export function addCompletion(app: App, context: ServerContext): void {
   })
   app.post("/completion", async (c) => {
     const body = await readBody(c, completionRequestSchema)
-    const { client, config, tokenizer } = context
-    const ids = idsOf(tokenizer, body.prompt, "prompt", { addSpecial: true, parseSpecial: true })
-    const asked = body.n_predict ?? config.defaults.maxTokens ?? -1
-    const maxTokens = fitTokens(
-      client,
-      ids.length,
-      asked < 0 ? undefined : Math.max(1, asked),
-      "prompt",
-    )
-    const sampling = {
-      temperature: body.temperature,
-      topK: body.top_k,
-      topP: body.top_p,
-      minP: body.min_p,
-      repetitionPenalty: body.repeat_penalty,
-      presencePenalty: body.presence_penalty,
-      frequencyPenalty: body.frequency_penalty,
-      seed: body.seed,
-      ignoreEos: body.ignore_eos,
-      logitBias: biasOf(body.logit_bias),
-      logprobs: wantsTokens(body) ? (body.n_probs ?? 0) : undefined,
-    }
-    const params = constrain(
-      context,
-      generateParams(sampling, maxTokens, config.defaults, tokenizer),
-      { grammar: grammarOf(body) },
-    )
-    const generation = startGeneration(context, c, [{ ids, params }], stopStrings(body.stop))
-    const answer: Answer = { context, body, generation }
-    if (body.stream !== true) return c.json(await whole(answer))
-    return eventResponse(pieces(answer), streamOptions(context, c, generation, openaiErrorBody))
+    const ids = idsOf(context.tokenizer, body.prompt, "prompt", {
+      addSpecial: true,
+      parseSpecial: true,
+    })
+    return complete(context, c, body, ids, "prompt")
   })
+
+  document(app, {
+    method: "post",
+    path: "/infill",
+    summary: "Fill the hole between two texts",
+    tags: ["llama.cpp"],
+    request: { body: jsonContent(infillRequestSchema, "What is around the hole, and sampling") },
+    responses: {
+      200: jsonContent(completionResponseSchema, "The text, or with stream: true its events"),
+      "4XX": jsonContent(errorSchema, "Why the request is refused"),
+    },
+  })
+  app.post("/infill", async (c) => {
+    const body = await readBody(c, infillRequestSchema)
+    const { input_prefix: prefix, input_suffix: suffix, prompt } = body
+    const files = body.input_extra ?? []
+    const ids = infillPrompt(context, {
+      prefix,
+      suffix,
+      prompt: prompt ?? "",
+      files: files.map(({ filename, text }) => ({ name: filename ?? "tmp", text })),
+      maxTokens: predicted(context, body),
+      param: "input_prefix",
+    })
+    return complete(context, c, { ...body, prompt: prompt ?? "" }, ids, "input_prefix")
+  })
+}
+
+/** Tokens asked for; undefined for all that the context leaves. */
+function predicted(
+  { config }: ServerContext,
+  { n_predict }: Pick<LlamaCompletionRequest, "n_predict">,
+): number | undefined {
+  const asked = n_predict ?? config.defaults.maxTokens ?? -1
+  return asked < 0 ? undefined : Math.max(1, asked)
+}
+
+async function complete(
+  context: ServerContext,
+  c: RequestContext,
+  body: LlamaCompletionRequest,
+  ids: Int32Array,
+  param: string,
+): Promise<Response> {
+  const { client, config, tokenizer } = context
+  const maxTokens = fitTokens(client, ids.length, predicted(context, body), param)
+  const sampling = {
+    temperature: body.temperature,
+    topK: body.top_k,
+    topP: body.top_p,
+    minP: body.min_p,
+    repetitionPenalty: body.repeat_penalty,
+    presencePenalty: body.presence_penalty,
+    frequencyPenalty: body.frequency_penalty,
+    seed: body.seed,
+    ignoreEos: body.ignore_eos,
+    logitBias: biasOf(body.logit_bias),
+    logprobs: wantsTokens(body) ? (body.n_probs ?? 0) : undefined,
+  }
+  const params = constrain(
+    context,
+    generateParams(sampling, maxTokens, config.defaults, tokenizer),
+    { grammar: grammarOf(body) },
+  )
+  const generation = startGeneration(context, c, [{ ids, params }], stopStrings(body.stop))
+  const answer: Answer = { context, body, generation }
+  if (body.stream !== true) return c.json(await whole(answer))
+  return eventResponse(pieces(answer), streamOptions(context, c, generation, openaiErrorBody))
 }
 
 interface Answer {

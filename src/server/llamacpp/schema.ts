@@ -84,6 +84,19 @@ export const completionRequestSchema = z
   })
   .openapi("LlamaCompletionRequest")
 
+export const infillRequestSchema = completionRequestSchema
+  .omit({ prompt: true })
+  .extend({
+    input_prefix: z.string(),
+    input_suffix: z.string(),
+    input_extra: z
+      .array(z.looseObject({ filename: z.string().nullish(), text: z.string() }))
+      .nullish()
+      .openapi({ description: "Other files, the nearest last" }),
+    prompt: z.string().nullish().openapi({ description: "What the hole begins with" }),
+  })
+  .openapi("InfillRequest")
+
 export type LlamaCompletionRequest = z.infer<typeof completionRequestSchema>
 
 export const completionResponseSchema = z

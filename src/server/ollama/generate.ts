@@ -1,6 +1,7 @@
 import { RequestError } from "../../errors.ts"
 import { type ChatPrompt, chatPrompt, plainPrompt } from "../chat.ts"
 import { type App, checkModel, document, jsonContent, type ServerContext } from "../context.ts"
+import { infillPrompt } from "../infill.ts"
 import { readBody } from "../request.ts"
 import type { TemplateMessage } from "../types.ts"
 import { type AnswerField, contentOf, loaded, respond, thinking } from "./answer.ts"
@@ -39,10 +40,23 @@ export function addGenerate(app: App, context: ServerContext): void {
         param: "system",
       })
     }
-    const prompt =
-      body.raw === true ? rawPrompt(context, text, body) : templated(context, text, body)
+    const prompt = promptOf(context, text, body)
     return respond(context, c, body, prompt, "prompt", field)
   })
+}
+
+function promptOf(context: ServerContext, text: string, body: GenerateRequest): ChatPrompt {
+  if (body.suffix) {
+    const maxTokens = body.options?.num_predict ?? undefined
+    const ids = infillPrompt(context, {
+      prefix: text,
+      suffix: body.suffix,
+      maxTokens: maxTokens === undefined || maxTokens < 1 ? undefined : maxTokens,
+      param: "suffix",
+    })
+    return plainPrompt(ids, contentOf(body.format))
+  }
+  return body.raw === true ? rawPrompt(context, text, body) : templated(context, text, body)
 }
 
 function rawPrompt(context: ServerContext, text: string, body: GenerateRequest): ChatPrompt {

@@ -107,7 +107,10 @@ export const generateRequestSchema = z
       .nullish()
       .openapi({ description: "The prompt is used as it is, without a template" }),
     images: noImages,
-    suffix: refused("filling in the middle is not supported", (v) => v === ""),
+    suffix: z
+      .string()
+      .nullish()
+      .openapi({ description: "What comes after the answer; for models that can fill in" }),
     template: refused("the model's own template is used", (v) => v === ""),
     context: refused(
       "send the conversation to /api/chat",

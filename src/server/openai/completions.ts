@@ -18,6 +18,7 @@ import {
   type GenerationEvent,
   type SequenceRequest,
 } from "../generate.ts"
+import { infillPrompt } from "../infill.ts"
 import { readBody } from "../request.ts"
 import { forChoice, generateParams } from "../sampling.ts"
 import { MAX_CHOICES, stopStrings } from "../schema.ts"
@@ -85,7 +86,7 @@ interface Answer {
 
 function start(context: ServerContext, c: RequestContext, body: CompletionRequest): Answer {
   const { tokenizer, client, config } = context
-  const prompts = promptsOf(body.prompt, tokenizer)
+  const prompts = body.suffix ? [holeOf(context, body)] : promptsOf(body.prompt, tokenizer)
   const n = body.n ?? 1
   const echo = body.echo === true
   const topCount = body.logprobs ?? undefined
@@ -125,6 +126,18 @@ function start(context: ServerContext, c: RequestContext, body: CompletionReques
       : startGeneration(context, c, sequences, stopStrings(body.stop))
   const includeUsage = body.stream_options?.include_usage === true
   return { id: completionId("cmpl"), context, generation, prompts, n, echo, topCount, includeUsage }
+}
+
+/** One text before the hole and one after it. */
+function holeOf(context: ServerContext, body: CompletionRequest): Prompt {
+  if (typeof body.prompt !== "string")
+    throw new RequestError(400, "suffix: the prompt must be one text", {
+      code: "invalid_value",
+      param: "suffix",
+    })
+  const maxTokens = body.max_tokens ?? undefined
+  const hole = { prefix: body.prompt, suffix: body.suffix ?? "", maxTokens, param: "suffix" }
+  return { text: body.prompt, ids: infillPrompt(context, hole) }
 }
 
 function promptsOf(

@@ -199,7 +199,10 @@ export const completionRequestSchema = z
     echo: z.boolean().nullish(),
     logprobs: z.int().min(0).max(MAX_TOP_LOGPROBS).nullish(),
     best_of: refused("answers are not ranked; use n", (v) => v === 1),
-    suffix: refused("filling in the middle is not supported", (v) => v === ""),
+    suffix: z
+      .string()
+      .nullish()
+      .openapi({ description: "What comes after the text; for models that can fill in" }),
     response_format: responseFormat,
     ...constraints,
   })
