@@ -20,7 +20,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   inject: ["nn"],
   operators: ["nn", "ops", "tensor", "type:inject"],
   weights: ["native", "tensor", "nn", "type:models"],
-  kvcache: ["tensor", "ops", "type:nn"],
+  kvcache: ["tensor", "ops", "native", "type:nn"],
   engine: [
     "models",
     "operators",

@@ -23,6 +23,9 @@ export interface StepRunner {
   run(batch: Batch): StepOutput
 }
 
+/** With nothing to compute but a prefix on its way from the disk: how long a step waits for it, so that an abort is seen. */
+const DISK_WAIT_MS = 5
+
 /** Requests in, token events out: the loop that joins scheduler, KV pages and model. */
 export class EngineCore {
   readonly #runner: StepRunner
@@ -83,7 +86,8 @@ export class EngineCore {
     const start = performance.now()
     const batch = this.#scheduler.schedule()
     if (batch.seqs.length === 0) {
-      if (this.#scheduler.numRunning + this.#scheduler.numWaiting > 0)
+      if (this.#scheduler.isRestoring) this.#blocks.tiers?.wait(DISK_WAIT_MS)
+      else if (this.#scheduler.numRunning + this.#scheduler.numWaiting > 0)
         throw new KtError("the scheduler found nothing to compute although sequences wait")
       return events
     }

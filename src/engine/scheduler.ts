@@ -1,6 +1,6 @@
 import { ConfigError, KtError } from "../errors.ts"
 import type { BlockManager } from "../kvcache/block-manager.ts"
-import type { CachedBlock } from "../kvcache/prefix-cache.ts"
+import { type CachedBlock, hasAnyState } from "../kvcache/prefix-cache.ts"
 import type { StateSlots } from "../kvcache/state-slots.ts"
 import type { Sequence } from "./sequence.ts"
 
@@ -23,6 +23,9 @@ export interface Batch {
 export function wantsToken(seq: Sequence): boolean {
   return seq.numComputed + seq.numScheduled === seq.length
 }
+
+/** Tokens of a known prefix that a step copies back to the device while other sequences run: some milliseconds. */
+const MAX_RESTORED_TOKENS = 1024
 
 /** Sequences that can run at once: every one gets a token in every step, so that none starves. */
 export function maxRunning(options: Omit<SchedulerOptions, "contextLength">): number {
@@ -71,6 +74,11 @@ export class Scheduler {
   /** Tokens of prompt and output that one sequence can have: the context, or what all pages hold. */
   get maxLength(): number {
     return Math.min(this.#options.contextLength, this.#blocks.pages * this.#blocks.pageSize)
+  }
+
+  /** The next sequence waits for what other tiers know of it. */
+  get isRestoring(): boolean {
+    return this.#blocks.restore?.isActive === true
   }
 
   get(id: number): Sequence | undefined {
@@ -132,6 +140,7 @@ export class Scheduler {
     this.#byId.delete(id)
     const queue = seq.state === "running" ? this.#running : this.#waiting
     queue.splice(queue.indexOf(seq), 1)
+    if (this.#blocks.restore?.isOf(seq)) this.#blocks.restore.end()
     this.#releasePages(seq)
     seq.sampling?.[Symbol.dispose]()
     seq.sampling = undefined
@@ -172,12 +181,16 @@ export class Scheduler {
       const known = blocks.match(seq.tokens, seq.ropeKeys, shareable)
       const hits = this.#usable(known)
       if (hits === undefined) return
-      const fresh = blocks.pagesFor(seq.length) - hits.length
+      const onDevice = hits.reduce((count, { page }) => count + (page >= 0 ? 1 : 0), 0)
+      const fresh = blocks.pagesFor(seq.length) - onDevice
       const spare = this.#running.length
       if (spare > 0 && fresh + blocks.countIdle(hits) + spare > blocks.numFree) return
+      if (!this.#bring(seq, hits)) return
       this.#waiting.shift()
       for (const block of hits) seq.pages.push(blocks.acquire(block))
-      for (let i = 0; i < fresh; i++) seq.pages.push(blocks.allocate())
+      blocks.restore?.end()
+      blocks.tiers?.used(hits)
+      while (seq.pages.length < blocks.pagesFor(seq.length)) seq.pages.push(blocks.allocate())
       seq.numComputed = hits.length * blocks.pageSize
       this.#takeState(seq, hits, known.length)
       seq.numCached = Math.min(seq.numComputed, seq.promptLength)
@@ -191,6 +204,19 @@ export class Scheduler {
     }
   }
 
+  /** Whether what is known of the sequence is on the device; what is not is on its way. */
+  #bring(seq: Sequence, hits: readonly CachedBlock[]): boolean {
+    const { restore, states, pageSize } = this.#blocks
+    if (restore === undefined) return true
+    const isThere = hits.every(({ page }) => page >= 0)
+    const last = hits.at(-1)
+    const hasState = states === undefined || last === undefined || last.state >= 0
+    if (isThere && hasState && !restore.isActive) return true
+    const blocks = Math.max(1, Math.floor(MAX_RESTORED_TOKENS / pageSize))
+    const most = this.#running.length > 0 ? blocks : Number.POSITIVE_INFINITY
+    return restore.bring(seq, hits, states, most)
+  }
+
   /**
    * Of known blocks, those up to the last one whose state was kept; all, where there are no states. Undefined while no slot
    * is free: those that steps read are free again after them.
@@ -198,8 +224,9 @@ export class Scheduler {
   #usable(known: CachedBlock[]): CachedBlock[] | undefined {
     const { states } = this.#blocks
     if (states === undefined) return known
-    const hits = known.slice(0, known.findLastIndex((block) => block.state >= 0) + 1)
+    const hits = known.slice(0, known.findLastIndex(hasAnyState) + 1)
     const last = hits.at(-1)
+    // its snapshot is not to be taken for the sequence's own slot; one of another tier needs a slot too
     const pinned = last !== undefined && !states.isRead(last) ? 1 : 0
     if (states.numAvailable > pinned) return hits
     return this.#running.length > 0 ? undefined : []
@@ -240,12 +267,15 @@ export class Scheduler {
     seq.stateSource = states.read(block)
     seq.stateSlot = spare
     if (isGenerated) seq.snapshotBlock = block
+    else this.#blocks.tiers?.save(block)
   }
 
   #releaseState(seq: Sequence): void {
     const { states } = this.#blocks
     if (states === undefined || seq.stateSlot < 0) return
     this.#readOwnState(seq, states)
+    // of those that generation passes only the last is worth the disk
+    if (seq.snapshotBlock !== undefined) this.#blocks.tiers?.save(seq.snapshotBlock)
     states.release(seq.stateSlot)
     for (const { slot } of seq.stateSplits.splice(0)) states.release(slot)
     seq.stateSlot = -1
@@ -258,6 +288,10 @@ export class Scheduler {
   #reserve(seq: Sequence): boolean {
     if (seq.pages.length * this.#blocks.pageSize >= seq.length) return true
     while (this.#blocks.numFree === 0) {
+      if (this.#blocks.restore?.isActive) {
+        this.#blocks.restore.end()
+        continue
+      }
       const youngest = this.#running.at(-1) as Sequence
       this.#preempt(youngest)
       if (youngest === seq) return false
@@ -303,8 +337,10 @@ export class Scheduler {
       if (split?.at === end) {
         seq.stateSplits.shift()
         // an equal block of another sequence may have one already
-        if (block !== undefined && block.state < 0) this.#blocks.states?.keep(block, split.slot)
-        else this.#blocks.states?.release(split.slot)
+        if (block !== undefined && block.state < 0) {
+          this.#blocks.states?.keep(block, split.slot)
+          this.#blocks.tiers?.save(block)
+        } else this.#blocks.states?.release(split.slot)
       }
       seq.numPublished++
       seq.lastBlock = block

@@ -1,5 +1,13 @@
 import { KtError } from "../errors.ts"
-import { type BlockHash, type CachedBlock, hashBlock, PrefixCache } from "./prefix-cache.ts"
+import {
+  type BlockHash,
+  type CachedBlock,
+  hashBlock,
+  isOnAnyTier,
+  PrefixCache,
+} from "./prefix-cache.ts"
+import type { PrefixTiers } from "./prefix-tiers.ts"
+import { Restore } from "./restore.ts"
 import type { StateSlots } from "./state-slots.ts"
 
 export interface BlockManagerOptions {
@@ -11,12 +19,14 @@ export interface BlockManagerOptions {
   readonly hash?: BlockHash | undefined
   /** For models whose layers keep a state per sequence. */
   readonly states?: StateSlots | undefined
+  /** What keeps blocks whose pages are taken; needs the prefix cache. */
+  readonly tiers?: PrefixTiers | undefined
 }
 
 /**
  * Owns the numbers of KV pages: who uses them (reference counts), which are free, and which freed ones still hold a
  * known prefix, oldest use first. A page with a block in the prefix cache is never handed out for writing before that
- * block is removed.
+ * block has left it, for another tier where there is one.
  *
  * Free pages are taken in this order: used before and without known contents, never used (so that untouched memory
  * stays unmapped as long as possible), then the least recently used prefix.
@@ -26,6 +36,9 @@ export class BlockManager {
   readonly pageSize: number
   readonly prefixCache: PrefixCache | undefined
   readonly states: StateSlots | undefined
+  readonly tiers: PrefixTiers | undefined
+  /** Of the sequence that starts next; undefined where the device is the only tier. */
+  readonly restore: Restore | undefined
   readonly #refs: Int32Array
   /** The block whose contents a page holds. */
   readonly #blockOf: (CachedBlock | undefined)[]
@@ -44,15 +57,22 @@ export class BlockManager {
     this.pageSize = pageSize
     const { states } = options
     this.states = states
-    this.prefixCache = options.prefixCache
-      ? new PrefixCache(options.hash ?? hashBlock, (block) => states?.forget(block))
+    const cache = options.prefixCache
+      ? new PrefixCache(options.hash ?? hashBlock, (block) => this.#forget(block))
       : undefined
+    this.prefixCache = cache
+    this.tiers = cache && options.tiers
+    this.restore = this.tiers && new Restore(this, this.tiers)
     this.#refs = new Int32Array(pages)
     this.#blockOf = new Array<CachedBlock | undefined>(pages).fill(undefined)
     this.#next = new Int32Array(pages + 1)
     this.#previous = new Int32Array(pages + 1)
     this.#next[pages] = pages
     this.#previous[pages] = pages
+    const { tiers } = this
+    if (tiers === undefined || cache === undefined) return
+    tiers.attach(cache)
+    if (states !== undefined) states.onEvict = (block) => tiers.demoteState(block)
   }
 
   /** Pages that allocate() can hand out, those with unused prefixes included. */
@@ -100,7 +120,7 @@ export class BlockManager {
   /** Of these blocks, how many lie in pages that nobody uses (acquiring them takes from numFree). */
   countIdle(blocks: readonly CachedBlock[]): number {
     let idle = 0
-    for (const block of blocks) if (this.#refs[block.page] === 0) idle++
+    for (const { page } of blocks) if (page >= 0 && this.#refs[page] === 0) idle++
     return idle
   }
 
@@ -122,11 +142,48 @@ export class BlockManager {
       page = this.#next[this.pages] as number
       if (page === this.pages) throw new KtError(`all ${this.pages} KV pages are in use`)
       this.#unlink(page)
-      this.prefixCache?.remove(this.#blockOf[page] as CachedBlock)
-      this.#blockOf[page] = undefined
+      this.#vacate(page)
     }
     this.#refs[page] = 1
     return page
+  }
+
+  /** A page in use for a block that another tier has; the caller fills it. */
+  adopt(block: CachedBlock): number {
+    const page = this.allocate()
+    this.#blockOf[page] = block
+    block.page = page
+    return page
+  }
+
+  /** The block of a page that is about to be overwritten goes to the tier below, if there is one. */
+  #vacate(page: number): void {
+    const block = this.#blockOf[page] as CachedBlock
+    this.#blockOf[page] = undefined
+    this.tiers?.demote(block)
+    if (block.state >= 0) this.tiers?.demoteState(block)
+    this.states?.forget(block)
+    block.page = -1
+    if (!isOnAnyTier(block)) this.prefixCache?.remove(block)
+  }
+
+  /** The cache has removed a block; a page that somebody still uses becomes private. */
+  #forget(block: CachedBlock): void {
+    this.states?.forget(block)
+    this.tiers?.forget(block)
+    const { page } = block
+    if (page < 0 || this.#blockOf[page] !== block) return
+    this.#blockOf[page] = undefined
+    if (this.#refs[page] !== 0) return
+    this.#unlink(page)
+    this.#free.push(page)
+  }
+
+  /** Forgets every known prefix on all tiers; running sequences go on. */
+  clear(): void {
+    this.restore?.end()
+    this.tiers?.clearDisk()
+    for (const block of this.prefixCache?.blocks() ?? []) this.prefixCache?.remove(block)
   }
 
   /** Gives up a share. Of a sequence, release the last page first: the end of a prefix is worth less than its start. */
@@ -147,7 +204,9 @@ export class BlockManager {
     page: number,
   ): CachedBlock | undefined {
     const block = this.prefixCache?.insert(parent, tokens, ropeKeys, page)
-    if (block?.page === page) this.#blockOf[page] = block
+    if (block === undefined) return block
+    if (block.page === page) this.#blockOf[page] = block
+    this.tiers?.save(block)
     return block
   }
 

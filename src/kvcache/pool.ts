@@ -1,4 +1,5 @@
 import { KtError } from "../errors.ts"
+import { Pieces } from "../native/memory.ts"
 import type { LayerKVCache } from "../nn/forward-batch.ts"
 import { type DTypeInfo, rowBytes } from "../tensor/dtype.ts"
 import { Tensor } from "../tensor/tensor.ts"
@@ -39,6 +40,9 @@ export class KVPool {
   readonly pageSize: number
   readonly dtype: DTypeInfo
   readonly bytes: number
+  /** Of one page over all layers: what copyOut() and copyIn() move. */
+  readonly pieceBytes: number
+  readonly #pieces: readonly Pieces[]
 
   /** @throws NativeError when the address space cannot be had */
   constructor(
@@ -67,6 +71,20 @@ export class KVPool {
       this[Symbol.dispose]()
       throw error
     }
+    this.#pieces = made.flatMap(({ k, v }, i) =>
+      (layers[i]?.valuesInKeys ? [k] : [k, v]).map(piecesOf),
+    )
+    this.pieceBytes = this.#pieces.reduce((sum, { bytes }) => sum + bytes, 0)
+  }
+
+  /** Writes a page's K and V, layer after layer, to memory of `pieceBytes`. */
+  copyOut(page: number, to: Uint8Array): void {
+    copyOut(this.#pieces, page, to)
+  }
+
+  /** Overwrites a page with what copyOut() gave. */
+  copyIn(page: number, from: Uint8Array): void {
+    copyIn(this.#pieces, page, from)
   }
 
   [Symbol.dispose](): void {
@@ -74,5 +92,28 @@ export class KVPool {
       k[Symbol.dispose]()
       v[Symbol.dispose]()
     }
+  }
+}
+
+/** The entries of a contiguous tensor's first dimension. */
+export function piecesOf({ data, shape, strides }: Tensor): Pieces {
+  return new Pieces(data, strides[0] as number, shape[0] as number)
+}
+
+/** Joins entry `index` of every tensor. */
+export function copyOut(pieces: readonly Pieces[], index: number, to: Uint8Array): void {
+  let at = 0
+  for (const piece of pieces) {
+    to.set(piece.view(index), at)
+    at += piece.bytes
+  }
+}
+
+/** Divides what copyOut() joined. */
+export function copyIn(pieces: readonly Pieces[], index: number, from: Uint8Array): void {
+  let at = 0
+  for (const piece of pieces) {
+    piece.view(index).set(from.subarray(at, at + piece.bytes))
+    at += piece.bytes
   }
 }

@@ -1,14 +1,32 @@
 /**
- * Which pages hold which tokens: full pages as a chain of blocks, each named by its parent and its own tokens. A key and
- * value depend on every token before them, so a page may be shared only where the whole chain is equal.
+ * Which tokens' keys and values are known, and where: full pages as a chain of blocks, each named by its parent and its own
+ * tokens. A key and value depend on every token before them, so a block may be shared only where the whole chain is equal.
  */
 
-/** One full page whose K and V were computed from known tokens. */
+/** Where a block's record lies on disk. */
+export interface DiskPlace {
+  /** The store's number of the segment. */
+  readonly segment: number
+  readonly offset: number
+  /** Of the whole record. */
+  readonly bytes: number
+}
+
+/** K and V of one full page of known tokens; it can be found as long as one of the tiers has them. */
 export interface CachedBlock {
-  /** The page, or -1 once the block cannot be found any more. */
+  /** The device's page, or -1. */
   page: number
-  /** Slot of the state after its tokens (see StateSlots), or -1 where none was kept. */
+  /** Slot of the state after its tokens (see StateSlots), or -1 where the device has none. */
   state: number
+  /** Slots in host memory, or -1. */
+  host: number
+  hostState: number
+  disk: DiskPlace | undefined
+  diskState: DiskPlace | undefined
+  /** No tier has it: it cannot be found any more. */
+  isGone: boolean
+  /** Its name on disk, once it was asked for. */
+  digest: string | undefined
   readonly hash: number
   /** The block before it; undefined for the first of a sequence. */
   readonly parent: CachedBlock | undefined
@@ -62,6 +80,14 @@ function finish(state: number): number {
   return (h ^ (h >>> 16)) >>> 0
 }
 
+export function isOnAnyTier(block: CachedBlock): boolean {
+  return block.page >= 0 || block.host >= 0 || block.disk !== undefined
+}
+
+export function hasAnyState(block: CachedBlock): boolean {
+  return block.state >= 0 || block.hostState >= 0 || block.diskState !== undefined
+}
+
 /** Blocks by hash, at most one a hash; a hit is a hit only after comparing parent, tokens and rope choice. */
 export class PrefixCache {
   readonly #blocks = new Map<number, CachedBlock>()
@@ -77,7 +103,7 @@ export class PrefixCache {
     return this.#blocks.size
   }
 
-  /** The block that continues `parent` with these tokens, if its page is still there. */
+  /** The block that continues `parent` with these tokens, if a tier still has it. */
   find(
     parent: CachedBlock | undefined,
     tokens: Int32Array,
@@ -89,8 +115,8 @@ export class PrefixCache {
 
   /**
    * Makes `page` findable. Returns the block that now stands for these tokens: a new one, or the equal one that was there
-   * before (the page stays private then). Undefined when the hash belongs to other tokens or the parent's page is gone:
-   * nothing can be chained below.
+   * before (the page stays private then, unless that block was on no page). Undefined when the hash belongs to other tokens
+   * or the parent is gone: nothing can be chained below. `page` -1 is for blocks of the other tiers.
    */
   insert(
     parent: CachedBlock | undefined,
@@ -98,18 +124,27 @@ export class PrefixCache {
     ropeKeys: Int32Array | undefined,
     page: number,
   ): CachedBlock | undefined {
-    if (parent !== undefined && parent.page < 0) return undefined
+    if (parent?.isGone) return undefined
     const hash = this.#hash(parent?.hash ?? 0, tokens, ropeKeys)
     const found = this.#blocks.get(hash)
-    if (found !== undefined && matches(found, parent, tokens, ropeKeys)) return found
+    if (found !== undefined && matches(found, parent, tokens, ropeKeys)) {
+      if (found.page < 0) found.page = page
+      return found
+    }
     if (found !== undefined) {
       // a block whose parent is gone can never be found: it must not keep its chain from being built again
-      if (found.parent === undefined || found.parent.page >= 0) return undefined
+      if (!found.parent?.isGone) return undefined
       this.remove(found)
     }
-    const block = {
+    const block: CachedBlock = {
       page,
       state: -1,
+      host: -1,
+      hostState: -1,
+      disk: undefined,
+      diskState: undefined,
+      isGone: false,
+      digest: undefined,
       hash,
       parent,
       tokens: tokens.slice(),
@@ -119,11 +154,17 @@ export class PrefixCache {
     return block
   }
 
-  /** Forgets a block, because its page is about to be overwritten. */
+  /** Forgets a block: no tier has it any more, or none is to. */
   remove(block: CachedBlock): void {
     if (this.#blocks.get(block.hash) === block) this.#blocks.delete(block.hash)
-    block.page = -1
+    block.isGone = true
     this.#onRemove?.(block)
+    block.page = -1
+  }
+
+  /** All blocks, in the order in which they became known. */
+  blocks(): CachedBlock[] {
+    return [...this.#blocks.values()]
   }
 }
 

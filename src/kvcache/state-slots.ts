@@ -18,6 +18,8 @@ export class StateSlots {
   /** Sequences whose next step reads a snapshot's slot. */
   readonly #readers: Int32Array
   #pinned = 0
+  /** Told of a snapshot whose slot is about to be written by somebody else. */
+  onEvict: ((block: CachedBlock) => void) | undefined
 
   constructor(slots: number) {
     if (slots < 1) throw new KtError(`a state cache of ${slots} slots`)
@@ -45,6 +47,7 @@ export class StateSlots {
     if (this.#fresh < this.slots) return this.#fresh++
     for (const [snapshot, block] of this.#snapshots) {
       if ((this.#readers[snapshot] as number) > 0) continue
+      this.onEvict?.(block)
       this.#snapshots.delete(snapshot)
       block.state = -1
       return snapshot

@@ -129,3 +129,41 @@ export class Arena {
     this.#slabs = []
   }
 }
+
+/** Bytes of one view over a part of larger memory. */
+const WINDOW_BYTES = 2 ** 30
+
+/** Equal pieces of native memory, as views; made in windows, since one view does not reach over large memory. */
+export class Pieces {
+  readonly address: Address
+  /** Bytes of a piece, and of the step to the next. */
+  readonly bytes: number
+  readonly count: number
+  readonly #perWindow: number
+  readonly #windows: (ArrayBuffer | undefined)[] = []
+
+  constructor(address: Address, bytes: number, count: number) {
+    this.address = address
+    this.bytes = bytes
+    this.count = count
+    this.#perWindow = Math.max(1, Math.floor(WINDOW_BYTES / bytes))
+  }
+
+  addressOf(index: number): Address {
+    return this.address + index * this.bytes
+  }
+
+  /** Piece `index`; whoever owns the memory must outlive the view. */
+  view(index: number): Uint8Array {
+    if (!(index >= 0 && index < this.count))
+      throw new KtError(`piece ${index} of ${this.count} in native memory`)
+    const window = Math.floor(index / this.#perWindow)
+    const first = window * this.#perWindow
+    const pieces = Math.min(this.#perWindow, this.count - first)
+    const buffer = (this.#windows[window] ??= nativeView(
+      this.addressOf(first),
+      pieces * this.bytes,
+    ))
+    return new Uint8Array(buffer, (index - first) * this.bytes, this.bytes)
+  }
+}

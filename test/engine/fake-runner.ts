@@ -2,9 +2,14 @@ import { EngineCore, type StepOutput, type StepRunner } from "../../src/engine/c
 import { type Batch, maxRunning, Scheduler, wantsToken } from "../../src/engine/scheduler.ts"
 import type { RopeKey, Sequence } from "../../src/engine/sequence.ts"
 import { BlockManager } from "../../src/kvcache/block-manager.ts"
+import { headerBytes } from "../../src/kvcache/block-record.ts"
+import { HostTier } from "../../src/kvcache/host-tier.ts"
 import type { BlockHash } from "../../src/kvcache/prefix-cache.ts"
+import { type PieceMemory, PrefixTiers } from "../../src/kvcache/prefix-tiers.ts"
 import { StateSlots } from "../../src/kvcache/state-slots.ts"
+import { requireLibrary } from "../../src/native/library.ts"
 import type { GenerateParams, TokenEvent } from "../../src/worker/protocol.ts"
+import type { FakeDisk } from "../kvcache/fake-disk.ts"
 
 export const VOCAB = 50
 export const GREEDY: GenerateParams = {
@@ -83,6 +88,15 @@ export class FakeRunner implements StepRunner {
     this.maxSeqs = limits.maxSeqs
   }
 
+  /** What tiers copy: the "keys" of a page. */
+  get pageMemory(): PieceMemory {
+    return pieces(this.#slots, this.#pageSize)
+  }
+
+  get stateMemory(): PieceMemory {
+    return pieces(this.#states, 1)
+  }
+
   run(batch: Batch): StepOutput {
     this.steps++
     if (this.failNext) {
@@ -149,6 +163,22 @@ export class FakeRunner implements StepRunner {
   }
 }
 
+function pieces(values: Int32Array | Uint32Array, size: number): PieceMemory {
+  const bytes = new Uint8Array(values.buffer)
+  const pieceBytes = 4 * size
+  return {
+    pieceBytes,
+    copyOut: (i, to) => to.set(bytes.subarray(i * pieceBytes, (i + 1) * pieceBytes)),
+    copyIn: (i, from) => bytes.set(from.subarray(0, pieceBytes), i * pieceBytes),
+  }
+}
+
+/** Tiers below the device: slots of host memory for pages and for states, and a disk. */
+export interface FakeTiers {
+  readonly hostSlots: number
+  readonly disk?: FakeDisk | undefined
+}
+
 export interface FakeOptions {
   readonly pages: number
   readonly pageSize: number
@@ -160,6 +190,7 @@ export interface FakeOptions {
   readonly hash?: BlockHash | undefined
   /** For a model that keeps states: slots for snapshots, besides those of running sequences. */
   readonly snapshots?: number | undefined
+  readonly tiers?: FakeTiers | undefined
 }
 
 export interface FakeEngine {
@@ -173,10 +204,35 @@ export function fakeEngine(options: FakeOptions): FakeEngine {
   const { ropeKey, snapshots } = options
   const states =
     snapshots === undefined ? undefined : new StateSlots(maxRunning(options) + snapshots)
-  const blocks = new BlockManager({ ...options, states })
+  let made: FakeRunner | undefined
+  const lazily = (
+    memory: (runner: FakeRunner) => PieceMemory,
+    pieceBytes: number,
+  ): PieceMemory => ({
+    pieceBytes,
+    copyOut: (i, to) => memory(made as FakeRunner).copyOut(i, to),
+    copyIn: (i, from) => memory(made as FakeRunner).copyIn(i, from),
+  })
+  const tiers =
+    options.tiers &&
+    new PrefixTiers({
+      pages: lazily((runner) => runner.pageMemory, 4 * options.pageSize),
+      states: states && lazily((runner) => runner.stateMemory, 4),
+      headerBytes: headerBytes(options.pageSize),
+      disk: options.tiers.disk,
+      host: (slotBytes, _, onEvict) =>
+        new HostTier(
+          requireLibrary("cpu"),
+          (options.tiers?.hostSlots ?? 1) * slotBytes,
+          slotBytes,
+          onEvict,
+        ),
+    })
+  const blocks = new BlockManager({ ...options, states, tiers })
   const scheduler = new Scheduler(options, blocks)
   const limits = { maxTokens: options.maxBatchTokens, maxSeqs: options.maxBatchSize }
   const runner = new FakeRunner(blocks, limits, ropeKey)
+  made = runner
   return {
     core: new EngineCore(runner, scheduler, blocks, { vocabSize: VOCAB, ropeKey }),
     blocks,

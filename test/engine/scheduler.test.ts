@@ -2,7 +2,9 @@ import { describe, expect, test } from "bun:test"
 
 import fc from "fast-check"
 
+import { headerBytes } from "../../src/kvcache/block-record.ts"
 import type { GenerateParams } from "../../src/worker/protocol.ts"
+import { FakeDisk } from "../kvcache/fake-disk.ts"
 import {
   collect,
   drain,
@@ -131,6 +133,45 @@ describe("any requests under any limits", () => {
     expect(cached).toBeGreaterThan(500)
     expect(cachedWithStates).toBeGreaterThan(500)
   })
+
+  test("other tiers change no token, however slow and unreliable they are, and give blocks back", () => {
+    const tiers = fc.record({
+      hostSlots: fc.integer({ min: 1, max: 40 }),
+      disk: fc.option(
+        fc.record({
+          delay: fc.integer({ min: 0, max: 4 }),
+          badRead: fc.constantFrom(0, 2, 5),
+          badWrite: fc.constantFrom(0, 1, 7),
+          dropEvery: fc.constantFrom(0, 3, 40),
+        }),
+        { nil: undefined },
+      ),
+    })
+    const totals = { hostHits: 0, diskHits: 0, diskFailures: 0, diskDrops: 0, restarted: 0 }
+    fc.assert(
+      fc.property(options, tiers, fc.array(requests, { maxLength: 12 }), (config, below, all) => {
+        const disk =
+          below.disk && new FakeDisk({ ...below.disk, headerBytes: headerBytes(config.pageSize) })
+        const run = { ...config, prefixCache: true, tiers: { hostSlots: below.hostSlots, disk } }
+        const first = check(run, all).blocks.tiers?.stats()
+        disk?.reopen()
+        const again = check(run, all).blocks.tiers?.stats()
+        for (const stats of [first, again]) {
+          totals.hostHits += stats?.hostHits ?? 0
+          totals.diskHits += stats?.diskHits ?? 0
+          totals.diskFailures += stats?.diskFailures ?? 0
+          totals.diskDrops += stats?.diskDrops ?? 0
+        }
+        totals.restarted += again?.diskHits ?? 0
+      }),
+      { numRuns: 1500 },
+    )
+    expect(totals.hostHits).toBeGreaterThan(100)
+    expect(totals.diskHits).toBeGreaterThan(200)
+    expect(totals.restarted).toBeGreaterThan(200)
+    expect(totals.diskFailures).toBeGreaterThan(50)
+    expect(totals.diskDrops).toBeGreaterThan(50)
+  }, 60_000)
 
   test("a failed step ends its sequences and nobody else's", () => {
     fc.assert(
