@@ -15,12 +15,13 @@ const Bins = @import("logits_bins.zig").Bins;
 const Scan = logits_scan.Scan;
 const Slot = logits_scan.Slot;
 const Edit = logits_scan.Edit;
+const chain = @import("sampling_chain.zig");
 const widest = logits_scan.widest;
 
 /// More tokens than this near the maximum are not sorted.
-const most_sorted = 4096;
+pub const most_sorted = 4096;
 
-fn penalises(row: *const c.kt_sampling_row_t) bool {
+pub fn penalises(row: *const c.kt_sampling_row_t) bool {
     return row.history_len > 0 and
         (row.repetition_penalty != 1 or row.presence_penalty != 0 or row.frequency_penalty != 0);
 }
@@ -28,12 +29,13 @@ fn penalises(row: *const c.kt_sampling_row_t) bool {
 fn editCount(row: *const c.kt_sampling_row_t, vocab: usize) usize {
     const bias: usize = @intCast(row.bias_len);
     const history: usize = @intCast(row.history_len);
-    return bias + if (penalises(row)) @min(history, vocab) else 0;
+    const dry: usize = @intCast(row.dry_len);
+    return bias + dry + if (penalises(row)) @min(history, vocab) else 0;
 }
 
-const Sample = struct {
+pub const Sample = struct {
     scan: Scan,
-    rows: []const c.kt_sampling_row_t,
+    rows: []c.kt_sampling_row_t,
     out: []i32,
     slots: []Slot,
     edits: []Edit,
@@ -41,7 +43,7 @@ const Sample = struct {
     edit_starts: []usize,
 
     fn isGreedy(row: *const c.kt_sampling_row_t) bool {
-        return row.temperature == 0 or row.top_k == 1;
+        return !chain.isNeeded(row) and (row.temperature == 0 or row.top_k == 1);
     }
 
     fn topK(self: *const Sample, row: *const c.kt_sampling_row_t) ?usize {
@@ -51,10 +53,10 @@ const Sample = struct {
 
     /// Whether the mass of the whole row matters: not when only the best few or those of a bounded weight are drawn.
     fn needsSum(self: *const Sample, row: *const c.kt_sampling_row_t) bool {
-        return !isGreedy(row) and self.topK(row) == null and (row.top_p < 1 or row.min_p == 0);
+        return !chain.isNeeded(row) and !isGreedy(row) and self.topK(row) == null and (row.top_p < 1 or row.min_p == 0);
     }
 
-    fn inverseTemperature(row: *const c.kt_sampling_row_t) f32 {
+    pub fn inverseTemperature(row: *const c.kt_sampling_row_t) f32 {
         return @min(1 / row.temperature, std.math.floatMax(f32));
     }
 
@@ -94,25 +96,59 @@ const Sample = struct {
             used += 1;
             logits[id] += row.bias_values[i];
         }
-        if (penalises(row)) {
-            const first = used;
-            const history = row.history[0..@intCast(row.history_len)];
-            @memset(slot.seen, 0); // once in the history: bit 0; each time in the output: 2
-            for (history, 0..) |token, i| {
-                const id: u32 = @intCast(token);
-                if (slot.seen[id] == 0) {
-                    room[used] = .{ .id = id, .old = logits[id] };
-                    used += 1;
-                    slot.seen[id] = 1;
-                }
-                if (i >= row.prompt_len) slot.seen[id] += 2;
-            }
-            for (room[first..used]) |entry| {
-                const logit = &logits[entry.id];
-                logit.* = if (logit.* > 0) logit.* / row.repetition_penalty else logit.* * row.repetition_penalty;
-                const times: f32 = @floatFromInt(slot.seen[entry.id] >> 1);
-                if (times > 0) logit.* -= row.presence_penalty + times * row.frequency_penalty;
-            }
+        self.edits_used[index] = used;
+        if (chain.isNeeded(row)) return; // where it is their turn
+        self.penalise(index, slot, 1);
+        self.subtractDry(index, 1);
+    }
+
+    /// Counts the history in slot.seen: bit 0 for each token that it holds, 2 for each time in the output.
+    pub fn count(row: *const c.kt_sampling_row_t, slot: *const Slot) void {
+        @memset(slot.seen, 0);
+        for (row.history[0..@intCast(row.history_len)], 0..) |token, i| {
+            const id: u32 = @intCast(token);
+            slot.seen[id] |= 1;
+            if (i >= row.prompt_len) slot.seen[id] += 2;
+        }
+    }
+
+    /// What the penalties make of a logit that was multiplied by `scale`.
+    pub fn penalised(row: *const c.kt_sampling_row_t, logit: f32, seen: u32, scale: f32) f32 {
+        const repeated = if (logit > 0) logit / row.repetition_penalty else logit * row.repetition_penalty;
+        const times: f32 = @floatFromInt(seen >> 1);
+        if (times == 0) return repeated;
+        return repeated - (row.presence_penalty + times * row.frequency_penalty) / scale;
+    }
+
+    /// Changes the logits of a row that the draw sees multiplied by `scale`.
+    pub fn penalise(self: *Sample, index: usize, slot: *const Slot, scale: f32) void {
+        const row = &self.rows[index];
+        if (!penalises(row)) return;
+        const logits = self.scan.logits.f32Row(index);
+        const room = self.edits[self.edit_starts[index]..];
+        var used = self.edits_used[index];
+        count(row, slot);
+        for (row.history[0..@intCast(row.history_len)]) |token| {
+            const id: u32 = @intCast(token);
+            if (slot.seen[id] == 0) continue;
+            room[used] = .{ .id = id, .old = logits[id] };
+            used += 1;
+            logits[id] = penalised(row, logits[id], slot.seen[id], scale);
+            slot.seen[id] = 0; // done
+        }
+        self.edits_used[index] = used;
+    }
+
+    pub fn subtractDry(self: *Sample, index: usize, scale: f32) void {
+        const row = &self.rows[index];
+        const logits = self.scan.logits.f32Row(index);
+        const room = self.edits[self.edit_starts[index]..];
+        var used = self.edits_used[index];
+        for (0..@intCast(row.dry_len)) |i| {
+            const id: u32 = @intCast(row.dry_ids[i]);
+            room[used] = .{ .id = id, .old = logits[id] };
+            used += 1;
+            logits[id] -= row.dry_penalties[i] / scale;
         }
         self.edits_used[index] = used;
     }
@@ -127,21 +163,26 @@ const Sample = struct {
         }
     }
 
-    fn draw(self: *const Sample, index: usize, slot: *const Slot) usize {
-        const scan = &self.scan;
-        const isa = scan.ctx.isa;
+    fn draw(self: *Sample, index: usize, slot: *const Slot) usize {
         const row = &self.rows[index];
-        const best = scan.best(index);
+        const best = self.scan.best(index);
         const greedy = best.index orelse return 0;
         if (isGreedy(row) or best.value == -inf) return greedy;
+        if (chain.isNeeded(row)) return chain.draw(self, index, slot);
+        return self.drawFiltered(row, index, slot, best.value, if (self.needsSum(row)) self.scan.sum(index) else 0);
+    }
+
+    /// Temperature, top-k, top-p, min-p and the draw; `total` is the row's mass where that matters.
+    pub fn drawFiltered(self: *const Sample, row: *const c.kt_sampling_row_t, index: usize, slot: *const Slot, max: f32, total: f64) usize {
+        const isa = self.scan.ctx.isa;
         const inv_temperature = inverseTemperature(row);
         const top_k = self.topK(row);
-        var mass = if (self.needsSum(row)) scan.sum(index) else 0;
-        const keys = self.head(index, slot, best.value, mass) orelse return self.drawFromBins(index, slot, best.value);
+        var mass = total;
+        const keys = self.head(row, index, slot, max, mass) orelse return self.drawFromBins(row, index, slot, max);
         const n = if (top_k) |k| @min(k, keys.len) else keys.len;
         const weights = slot.weights[0..n];
         isa.key_values.?(keys.ptr, weights.ptr, @intCast(n));
-        isa.weight_row.?(weights.ptr, best.value, inv_temperature, @intCast(n));
+        isa.weight_row.?(weights.ptr, max, inv_temperature, @intCast(n));
         if (top_k != null) for (weights) |weight| {
             mass += weight;
         };
@@ -176,8 +217,7 @@ const Sample = struct {
 
     /// The row's most probable tokens, sorted: at least all that may survive the filters, or as many as the draw needs.
     /// Null when these are many.
-    fn head(self: *const Sample, index: usize, slot: *const Slot, max: f32, total: f64) ?[]u64 {
-        const row = &self.rows[index];
+    fn head(self: *const Sample, row: *const c.kt_sampling_row_t, index: usize, slot: *const Slot, max: f32, total: f64) ?[]u64 {
         const top_k = self.topK(row);
         const min_p_width: f32 = if (row.min_p > 0) 0.01 - @log(row.min_p) else widest;
         const needed = if (row.top_p < 1) row.top_p * total else if (row.min_p > 0) inf else row.uniform * total;
@@ -194,8 +234,7 @@ const Sample = struct {
     }
 
     /// The same draw when its candidates are many: each filter, then the draw, is located in a histogram.
-    fn drawFromBins(self: *const Sample, index: usize, slot: *const Slot, max: f32) usize {
-        const row = &self.rows[index];
+    fn drawFromBins(self: *const Sample, row: *const c.kt_sampling_row_t, index: usize, slot: *const Slot, max: f32) usize {
         var bins: Bins = undefined;
         bins.fill(&self.scan, index, slot, max, row.temperature, inverseTemperature(row));
         var mass = bins.total();
@@ -221,7 +260,7 @@ const Sample = struct {
 
 fn checkRow(index: usize, row: *const c.kt_sampling_row_t, vocab: usize) bool {
     const finite = std.math.isFinite;
-    const wrong: ?struct { []const u8, f64 } = if (!(finite(row.temperature) and row.temperature >= 0))
+    const wrong: ?chain.Wrong = if (!(finite(row.temperature) and row.temperature >= 0))
         .{ "temperature", row.temperature }
     else if (!(row.top_p >= 0 and row.top_p <= 1))
         .{ "top_p", row.top_p }
@@ -243,13 +282,16 @@ fn checkRow(index: usize, row: *const c.kt_sampling_row_t, vocab: usize) bool {
         .{ "prompt_len", @floatFromInt(row.prompt_len) }
     else if (row.bias_len < 0 or (row.bias_len > 0 and (row.bias_ids == null or row.bias_values == null)))
         .{ "bias_len", @floatFromInt(row.bias_len) }
+    else if (row.dry_len < 0 or (row.dry_len > 0 and (row.dry_ids == null or row.dry_penalties == null)))
+        .{ "dry_len", @floatFromInt(row.dry_len) }
     else
-        null;
+        chain.wrongField(row);
     if (wrong) |field| {
-        _ = core.status.invalid("rows[{d}].{s} is {d}", .{ index, field[0], field[1] });
+        _ = core.status.invalid("rows[{d}].{s} is {d}", .{ index, field.@"0", field.@"1" });
         return false;
     }
     if (penalises(row) and !checkIds("history", index, row.history[0..@intCast(row.history_len)], vocab)) return false;
+    if (row.dry_len > 0 and !checkIds("dry_ids", index, row.dry_ids[0..@intCast(row.dry_len)], vocab)) return false;
     return row.bias_len == 0 or checkIds("bias_ids", index, row.bias_ids[0..@intCast(row.bias_len)], vocab);
 }
 
@@ -262,7 +304,7 @@ fn checkIds(name: []const u8, index: usize, ids: []const i32, vocab: usize) bool
     return true;
 }
 
-export fn kt_sample(handle: ?*c.kt_ctx_t, logits: ?*const c.kt_tensor_t, rows: ?[*]const c.kt_sampling_row_t, out: ?*const c.kt_tensor_t) c.kt_status_t {
+export fn kt_sample(handle: ?*c.kt_ctx_t, logits: ?*const c.kt_tensor_t, rows: ?[*]c.kt_sampling_row_t, out: ?*const c.kt_tensor_t) c.kt_status_t {
     const ctx = ctx_mod.from(handle) orelse return invalid;
     const tl = check.f32s("logits", logits, 2) orelse return invalid;
     const to = check.i32s("out", out, 1) orelse return invalid;
@@ -275,7 +317,7 @@ export fn kt_sample(handle: ?*c.kt_ctx_t, logits: ?*const c.kt_tensor_t, rows: ?
     for (given, 0..) |*row, index| {
         if (!checkRow(index, row, scan.vocab)) return invalid;
         edits += editCount(row, scan.vocab);
-        seen = seen or penalises(row);
+        seen = seen or penalises(row) or (row.dry_len > 0 and chain.isNeeded(row));
     }
     var starts_buffer: [256]usize = undefined;
     const starts = if (2 * count <= starts_buffer.len)
@@ -302,7 +344,7 @@ export fn kt_sample(handle: ?*c.kt_ctx_t, logits: ?*const c.kt_tensor_t, rows: ?
         start += editCount(row, scan.vocab);
     }
     var cost: usize = 1;
-    for (given) |*row| if (job.needsSum(row)) {
+    for (given) |*row| if (job.needsSum(row) or chain.isNeeded(row)) {
         cost = logits_scan.weighing_cost;
     };
     logits_scan.launch(&job, Sample.body, cost);

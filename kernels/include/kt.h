@@ -391,6 +391,16 @@ KT_API kt_status_t kt_norm_linear(kt_ctx_t *ctx, const kt_tensor_t *x, const kt_
 /* ---- sampling ---- */
 /* out[r] = index of the greatest logit (the lowest index of equals); logits [rows, vocab] f32, out [rows] i32. */
 KT_API kt_status_t kt_argmax(kt_ctx_t *ctx, const kt_tensor_t *logits, const kt_tensor_t *out);
+/* Samplers by their place in kt_sampling_row_t.order. */
+#define KT_SAMPLER_PENALTIES 1
+#define KT_SAMPLER_DRY 2
+#define KT_SAMPLER_TOP_N_SIGMA 3
+#define KT_SAMPLER_TOP_K 4
+#define KT_SAMPLER_TYPICAL_P 5
+#define KT_SAMPLER_TOP_P 6
+#define KT_SAMPLER_MIN_P 7
+#define KT_SAMPLER_XTC 8
+#define KT_SAMPLER_TEMPERATURE 9
 typedef struct kt_sampling_row {
   float temperature; /* 0: greedy */
   float top_p;       /* 1: off */
@@ -403,12 +413,27 @@ typedef struct kt_sampling_row {
   int32_t history_len, prompt_len;
   const int32_t *bias_ids;
   const float *bias_values;
-  int32_t bias_len, reserved;
+  int32_t bias_len;
+  int32_t dry_len;
+  const int32_t *dry_ids; /* tokens that would go on with a repetition, none twice, */
+  const float *dry_penalties; /* and what is subtracted from their logits */
+  float typical_p;       /* 1: off */
+  float top_n_sigma;     /* 0: off */
+  float xtc_probability; /* 0: off */
+  float xtc_threshold;   /* above 0.5: off */
+  float xtc_uniform;     /* the draw whether xtc acts, in [0, 1) */
+  float dynatemp_range;  /* 0: off */
+  float dynatemp_exponent;
+  int32_t mirostat; /* 0: off; 1 and 2: the versions; then only bias, penalties, dry and temperature act besides */
+  float mirostat_tau, mirostat_eta;
+  float mirostat_mu; /* updated by the call */
+  uint32_t reserved;
+  uint64_t order; /* samplers, 4 bits each, the first in the lowest; 0: penalties, dry, top-n-sigma, temperature, top-k, typical, top-p, min-p, xtc */
 } kt_sampling_row_t;
 /* logits [rows, vocab] f32 in place: minus infinity where bit t % 32 of bits[r][t / 32] is 0 for token t; bits [rows, ceil(vocab / 32)] i32. */
 KT_API kt_status_t kt_mask_logits(kt_ctx_t *ctx, const kt_tensor_t *logits, const kt_tensor_t *bits);
-/* Penalties, bias, temperature, top-k, top-p, min-p, draw. logits [rows, vocab] f32 are not changed; rows: one kt_sampling_row_t each; out [rows] i32. */
-KT_API kt_status_t kt_sample(kt_ctx_t *ctx, const kt_tensor_t *logits, const kt_sampling_row_t *rows, const kt_tensor_t *out);
+/* Bias, the samplers in their order, draw. logits [rows, vocab] f32 are not changed; rows: one kt_sampling_row_t each; out [rows] i32. */
+KT_API kt_status_t kt_sample(kt_ctx_t *ctx, const kt_tensor_t *logits, kt_sampling_row_t *rows, const kt_tensor_t *out);
 /* Log-probabilities under softmax(logits). tokens [rows] i32 -> out_token [rows] f32; the n best -> out_ids [rows, n] i32, out_logprobs [rows, n] f32 (both NULL for none). */
 KT_API kt_status_t kt_logprobs(kt_ctx_t *ctx, const kt_tensor_t *logits, const kt_tensor_t *tokens, const kt_tensor_t *out_token,
                                const kt_tensor_t *out_ids, const kt_tensor_t *out_logprobs);

@@ -1,8 +1,16 @@
 import type { Backend } from "../native/backend.ts"
-import { argmax, cast, logprobs, maskLogits, SamplingBatch, SamplingState } from "../ops/index.ts"
+import {
+  argmax,
+  cast,
+  changesLogits,
+  type Draw,
+  logprobs,
+  maskLogits,
+  SamplingBatch,
+  SamplingState,
+} from "../ops/index.ts"
 import { F32 } from "../tensor/dtype.ts"
 import type { Tensor } from "../tensor/tensor.ts"
-import type { SamplingParams } from "../worker/protocol.ts"
 import type { StepOutput, TokenLogprobs } from "./core.ts"
 import { FixedInts } from "./fixed-ints.ts"
 import { uniform } from "./random.ts"
@@ -13,7 +21,7 @@ export class Sampler {
   readonly #backend: Backend
   readonly #batch: SamplingBatch
   readonly #tokens: FixedInts
-  readonly #uniforms: Float64Array
+  readonly #draws: Draw[] = []
   readonly #states: SamplingState[] = []
   /** The mask of one row. */
   #bits: FixedInts | undefined
@@ -22,7 +30,6 @@ export class Sampler {
     this.#backend = backend
     this.#batch = new SamplingBatch(backend)
     this.#tokens = new FixedInts(backend, maxRows)
-    this.#uniforms = new Float64Array(maxRows)
   }
 
   /** logits [rows, vocab] F32, one row per sequence. The result is valid until the next call. */
@@ -62,13 +69,15 @@ export class Sampler {
 
   #draw(logits: Tensor, seqs: readonly Sequence[], tokens: Tensor): void {
     const states = this.#states
+    const draws = this.#draws
     states.length = 0
+    draws.length = 0
     for (let row = 0; row < seqs.length; row++) {
       const seq = seqs[row] as Sequence
       states.push(this.#stateOf(seq))
-      this.#uniforms[row] = uniform(seq.seed, seq.numGenerated)
+      draws.push(drawOf(seq))
     }
-    this.#batch.sample(logits, states, this.#uniforms.subarray(0, seqs.length), tokens)
+    this.#batch.sample(logits, states, draws, tokens)
   }
 
   #stateOf(seq: Sequence): SamplingState {
@@ -87,17 +96,21 @@ export class Sampler {
   }
 }
 
+/** The greatest logit is drawn, whatever the other samplers do. */
 function isGreedy({ params }: Sequence): boolean {
-  return params.temperature === 0 && !changesLogits(params)
+  return (
+    params.temperature === 0 &&
+    params.samplers === undefined &&
+    !params.dynatempRange &&
+    !changesLogits(params)
+  )
 }
 
-function changesLogits(params: SamplingParams): boolean {
-  return (
-    params.repetitionPenalty !== 1 ||
-    params.presencePenalty !== 0 ||
-    params.frequencyPenalty !== 0 ||
-    (params.logitBias?.length ?? 0) > 0
-  )
+function drawOf({ seed, numGenerated, params }: Sequence): Draw {
+  return {
+    uniform: uniform(seed, numGenerated),
+    xtc: params.xtcProbability ? uniform(seed, numGenerated, 1) : 0,
+  }
 }
 
 /** Of the model's own distribution: the logits are as the model gave them. */

@@ -78,7 +78,7 @@ export const layouts = {
   kt_router_params: { size: 32, align: 4, fields: { struct_size: 0, abi_version: 4, score: 8, norm: 12, num_groups: 16, topk_groups: 20, group_score: 24, scale: 28 } },
   kt_experts_args: { size: 96, align: 8, fields: { struct_size: 0, abi_version: 4, x: 8, ids: 16, weights: 24, gate: 32, up: 40, down: 48, gate_bias: 56, up_bias: 64, down_bias: 72, out: 80, act: 88, flags: 92 } },
   kt_qkv_args: { size: 152, align: 8, fields: { struct_size: 0, abi_version: 4, x: 8, norm_weight: 16, wq: 24, wk: 32, wv: 40, bq: 48, bk: 56, bv: 64, q_norm: 72, k_norm: 80, rope_table: 88, slot_mapping: 96, k_cache: 104, v_cache: 112, q_out: 120, eps: 128, norm_offset: 132, qk_eps: 136, qk_norm_offset: 140, interleaved: 144, unit_qk_norm: 148 } },
-  kt_sampling_row: { size: 72, align: 8, fields: { temperature: 0, top_p: 4, min_p: 8, repetition_penalty: 12, presence_penalty: 16, frequency_penalty: 20, uniform: 24, top_k: 28, history: 32, history_len: 40, prompt_len: 44, bias_ids: 48, bias_values: 56, bias_len: 64, reserved: 68 } },
+  kt_sampling_row: { size: 144, align: 8, fields: { temperature: 0, top_p: 4, min_p: 8, repetition_penalty: 12, presence_penalty: 16, frequency_penalty: 20, uniform: 24, top_k: 28, history: 32, history_len: 40, prompt_len: 44, bias_ids: 48, bias_values: 56, bias_len: 64, dry_len: 68, dry_ids: 72, dry_penalties: 80, typical_p: 88, top_n_sigma: 92, xtc_probability: 96, xtc_threshold: 100, xtc_uniform: 104, dynatemp_range: 108, dynatemp_exponent: 112, mirostat: 116, mirostat_tau: 120, mirostat_eta: 124, mirostat_mu: 128, reserved: 132, order: 136 } },
 } as const
 
 export const KT_ABI_MAJOR = 1
@@ -157,10 +157,19 @@ export const KT_GROUP_MAX = 0
 export const KT_GROUP_TOP2_SUM = 1
 export const KT_EXPERTS_SCALE_INPUT = 1
 export const KT_EXPERTS_ADD = 2
+export const KT_SAMPLER_PENALTIES = 1
+export const KT_SAMPLER_DRY = 2
+export const KT_SAMPLER_TOP_N_SIGMA = 3
+export const KT_SAMPLER_TOP_K = 4
+export const KT_SAMPLER_TYPICAL_P = 5
+export const KT_SAMPLER_TOP_P = 6
+export const KT_SAMPLER_MIN_P = 7
+export const KT_SAMPLER_XTC = 8
+export const KT_SAMPLER_TEMPERATURE = 9
 export const KT_MEASURE_READ = 0
 export const KT_MEASURE_INT_DOT = 1
 export const KT_MEASURE_FMA = 2
 export const KT_MEASURE_INT4_DOT = 3
 export const KT_MEASURE_BF16_DOT = 4
 
-export const KT_ABI_HASH = 0x5b8566e3a6850c40n
+export const KT_ABI_HASH = 0x5e7fc80f4d1e8f1fn

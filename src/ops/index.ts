@@ -31,6 +31,9 @@ export {
 } from "./moe.ts"
 export {
   argmax,
+  changesLogits,
+  type Draw,
+  isSamplerName,
   type Logprobs,
   logprobs,
   maskLogits,

@@ -3,7 +3,58 @@
  * The engine knows nothing of text; stop strings, templates and detokenising are the server's.
  */
 
-export interface SamplingParams {
+/** Samplers whose order a request may choose, by llama.cpp's names. */
+export const SAMPLER_NAMES = [
+  "penalties",
+  "dry",
+  "top_n_sigma",
+  "temperature",
+  "top_k",
+  "typ_p",
+  "top_p",
+  "min_p",
+  "xtc",
+] as const
+
+export type SamplerName = (typeof SAMPLER_NAMES)[number]
+
+/** Samplers that are off where a request does not name them; names and meanings are llama.cpp's. */
+export interface ExtraSampling {
+  /** Locally typical sampling (arXiv:2202.00666); 1 is off. */
+  readonly typicalP?: number
+  /** Only tokens within so many standard deviations of the greatest logit (arXiv:2411.07641); 0 is off. */
+  readonly topNSigma?: number
+  /** How often all but the last of the tokens above the threshold are excluded; 0 is off. */
+  readonly xtcProbability?: number
+  /** Default 0.1; above 0.5 is off. */
+  readonly xtcThreshold?: number
+  /** The temperature moves by as much to both sides with the distribution's entropy (arXiv:2309.02772); 0 is off. */
+  readonly dynatempRange?: number
+  /** Default 1. */
+  readonly dynatempExponent?: number
+  /** Of the penalty for repeated sequences, multiplier * base ** (length - allowed length); 0 is off. */
+  readonly dryMultiplier?: number
+  /** Default 1.75. */
+  readonly dryBase?: number
+  /** Repetitions of as many tokens are not penalised; default 2. */
+  readonly dryAllowedLength?: number
+  /** Tokens that are searched for repetitions; -1 for all, 0 is off, default 64. */
+  readonly dryPenaltyLastN?: number
+  /** Tokens, or tokens and those that follow them, that a repetition does not go across. */
+  readonly dryBreakers?: readonly (readonly number[])[]
+  /** The version of mirostat (arXiv:2007.14966); 0 is off. With it only penalties, dry and temperature act besides. */
+  readonly mirostat?: number
+  /** Surprise aimed at, in bits; default 5. */
+  readonly mirostatTau?: number
+  /** Learning rate; default 0.1. */
+  readonly mirostatEta?: number
+  /** Last tokens of prompt and output that penalties look at; -1 (the default) for all. */
+  readonly penaltyLastN?: number
+  /** The samplers that act, in order; the default is that of SAMPLER_NAMES. */
+  readonly samplers?: readonly SamplerName[]
+}
+
+export interface SamplingParams extends ExtraSampling {
   /** 0 is greedy. */
   readonly temperature: number
   /** 0 is off. */

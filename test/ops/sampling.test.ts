@@ -5,6 +5,7 @@ import fc from "fast-check"
 import { Backend } from "../../src/native/backend.ts"
 import {
   argmax,
+  type Draw,
   logprobs,
   maskLogits,
   SamplingBatch,
@@ -78,7 +79,7 @@ describeBackends("sampling", (backend) => {
         .sample(
           tensor,
           uniforms.map(() => state),
-          uniforms,
+          uniforms.map((uniform) => ({ uniform, xtc: 0 })),
         )
         .toInt32Array(),
     ]
@@ -220,20 +221,20 @@ describeBackends("sampling", (backend) => {
       (filter, i) =>
         new SamplingState(backend, { ...OFF, presencePenalty: i % 2, ...filter }, [1, 2, 3]),
     )
-    const uniforms = Array.from({ length: 8 }, (_, i) => (i * 0.37) % 1)
+    const draws = Array.from({ length: 8 }, (_, i) => ({ uniform: (i * 0.37) % 1, xtc: 0 }))
     const tensor = Tensor.from(backend, logits, [8, vocabulary])
-    const together = [...batch.sample(tensor, states, uniforms).toInt32Array()]
+    const together = [...batch.sample(tensor, states, draws).toInt32Array()]
     const alone = states.map((state, i) => {
       const row = Tensor.from(backend, logits.slice(i * vocabulary, (i + 1) * vocabulary), [
         1,
         vocabulary,
       ])
-      return batch.sample(row, [state], [uniforms[i] as number]).toInt32Array()[0] as number
+      return batch.sample(row, [state], [draws[i] as Draw]).toInt32Array()[0] as number
     })
     expect(together).toEqual(alone)
     using single = new Backend({ isa: backend.isa, threads: 1 })
     using singleBatch = new SamplingBatch(single)
-    const onOne = singleBatch.sample(Tensor.from(single, logits, [8, vocabulary]), states, uniforms)
+    const onOne = singleBatch.sample(Tensor.from(single, logits, [8, vocabulary]), states, draws)
     expect([...onOne.toInt32Array()]).toEqual(together)
     for (const state of states) state[Symbol.dispose]()
   })
@@ -257,7 +258,16 @@ describeBackends("sampling", (backend) => {
     ): void => {
       using good = new SamplingState(backend, OFF, [])
       using bad = new SamplingState(backend, { ...OFF, ...params }, prompt)
-      expect(() => batch.sample(logits, [good, bad], [0.5, uniform])).toThrow(message)
+      expect(() =>
+        batch.sample(
+          logits,
+          [good, bad],
+          [
+            { uniform: 0.5, xtc: 0 },
+            { uniform, xtc: 0 },
+          ],
+        ),
+      ).toThrow(message)
     }
     refuse({ temperature: -1 }, [], 0.5, "rows[1].temperature is -1")
     refuse({ temperature: NaN }, [], 0.5, "rows[1].temperature is nan")
@@ -273,7 +283,7 @@ describeBackends("sampling", (backend) => {
       "rows[1].history[1] is 4, the vocabulary has ids 0 to 3",
     )
     refuse({ logitBias: [[-1, 2]] }, [], 0.5, "rows[1].bias_ids[0] is -1")
-    expect(() => batch.sample(logits, [], [])).toThrow("0 states and 0 uniforms for 2 rows")
+    expect(() => batch.sample(logits, [], [])).toThrow("0 states and 0 draws for 2 rows")
   })
 })
 

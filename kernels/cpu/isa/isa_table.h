@@ -105,6 +105,8 @@ typedef struct kt_isa_table {
   /* sampling.inc */
   int64_t (*argmax_row)(const float *x, int64_t n, float *best);
   double (*weight_sum)(const float *x, float max, float inv_temperature, int64_t n);
+  void (*weight_moments)(const float *x, float max, float inv_temperature, int64_t n, double *moments);
+  void (*logit_moments)(const float *x, float max, int64_t n, double *moments);
   void (*weight_row)(float *x, float max, float inv_temperature, int64_t n);
   int64_t (*gather_above)(const float *x, int64_t n, float bound, uint32_t first_id, uint64_t *keys);
   void (*key_values)(const uint64_t *keys, float *out, int64_t n);
