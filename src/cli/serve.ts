@@ -4,7 +4,7 @@ import { join } from "node:path"
 import { OpenAPIHono } from "@hono/zod-openapi"
 
 import { FormatError, UsageError } from "../errors.ts"
-import { Admission } from "../server/admission.ts"
+import { Workload } from "../server/admission.ts"
 import { createApp, type ServerApp } from "../server/app.ts"
 import type { ServerEnv } from "../server/context.ts"
 import { KeptDatabase } from "../server/openai/kept-database.ts"
@@ -30,7 +30,7 @@ import { openSession, type Session } from "./session.ts"
 const DEFAULT_PORT = 10002
 
 /** What holds the port for a moment to see whether it can be had. */
-const NO_APP = Object.assign(new OpenAPIHono<ServerEnv>(), { admission: new Admission(1, 0) })
+const NO_APP = Object.assign(new OpenAPIHono<ServerEnv>(), { admission: new Workload() })
 
 export const serve = defineCommand({
   name: "serve",

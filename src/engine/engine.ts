@@ -190,7 +190,7 @@ function planFor(config: EngineConfig, built: BuiltModel, dtype: DTypeInfo): Mem
     // repacked weights replace mapped pages, which the system takes back
     weightBytes: built.weights.totalBytes,
     workspaceBytes: workspaceBytes(config, built.config),
-    freeBytes: queryCpu().memoryFreeBytes,
+    freeBytes: Math.min(queryCpu().memoryFreeBytes, config.memoryBytes || Number.POSITIVE_INFINITY),
   })
 }
 

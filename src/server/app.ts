@@ -5,16 +5,19 @@ import { cors } from "hono/cors"
 import { matchedRoutes } from "hono/route"
 
 import { RequestError } from "../errors.ts"
-import { Admission } from "./admission.ts"
+import { Workload } from "./admission.ts"
 import { addMessages } from "./anthropic/messages.ts"
 import { errorResponse } from "./api-error.ts"
 import { requireKey, requireOrigin } from "./auth.ts"
-import type { ServerContext, ServerEnv } from "./context.ts"
+import type { ServerEnv, ServerRoot } from "./context.ts"
 import { asRequestError } from "./generate.ts"
 import { randomId } from "./ids.ts"
 import { addCompletion } from "./llamacpp/completion.ts"
 import { addTokens } from "./llamacpp/tokens.ts"
 import { ServerMetrics } from "./metrics.ts"
+import { DEFAULT_KEEP_ALIVE_MS } from "./models/keep-alive.ts"
+import type { KnownModel, LoadedModel } from "./models/library.ts"
+import { type Lease, ModelManager } from "./models/manager.ts"
 import { addChat } from "./ollama/chat.ts"
 import { addGenerate } from "./ollama/generate.ts"
 import { addOllamaModels } from "./ollama/models.ts"
@@ -29,22 +32,25 @@ import { addResponses } from "./openai/responses.ts"
 import { addOperations } from "./operations.ts"
 import { DEFAULT_SERVER_CONFIG, type ServerDeps } from "./types.ts"
 
-/** The application, and the queue that `startServer` drains. */
-export type ServerApp = OpenAPIHono<ServerEnv> & { readonly admission: Admission }
+/** The application, the work that `startServer` drains, and the models whose engines are closed after it. */
+export type ServerApp = OpenAPIHono<ServerEnv> & {
+  readonly admission: Workload
+  readonly models: ModelManager
+}
 
 /** A client's own request id is used when it is short and plain. */
 const REQUEST_ID = /^[\w.:-]{1,128}$/
 
-/** All routes over one engine; `app.request()` tests it in process, `startServer` serves it. */
+/** All routes over the models; `app.request()` tests it in process, `startServer` serves it. */
 export function createApp(deps: ServerDeps): ServerApp {
   const config = { ...DEFAULT_SERVER_CONFIG, ...deps.config }
-  const admission = new Admission(deps.client.info.maxBatchSize, config.maxQueue)
-  const metrics = new ServerMetrics(admission, deps.registry)
-  const { client, tokenizer, model } = deps
+  const workload = new Workload()
+  const metrics = new ServerMetrics(workload, deps.registry)
+  const models = modelsOf(deps, { config, workload, metrics, log: deps.onLog ?? (() => {}) })
   const report = (error: RequestError, requestId: string): void => {
     if (error.status === 500) deps.onFailure?.(error.cause ?? error, requestId)
   }
-  const context: ServerContext = { client, tokenizer, model, config, admission, metrics, report }
+  const context: ServerRoot = { config, models, workload, metrics, report }
   const app = new OpenAPIHono<ServerEnv>()
 
   app.use(observe(metrics))
@@ -96,7 +102,35 @@ export function createApp(deps: ServerDeps): ServerApp {
   addOllamaModels(app, context)
   addChat(app, context)
   addGenerate(app, context)
-  return Object.assign(app, { admission })
+  return Object.assign(app, { admission: workload, models })
+}
+
+/** The models that were given: a library of many, or one that is loaded. */
+function modelsOf(
+  deps: ServerDeps,
+  server: ConstructorParameters<typeof ModelManager>[1],
+): ModelManager {
+  if (deps.models !== undefined) {
+    const { first, ...options } = deps.models
+    const manager = new ModelManager(options, server)
+    if (first !== undefined) manager.adopt(first.model, first.loaded)
+    return manager
+  }
+  const { client, tokenizer } = deps
+  const { chatTemplate } = deps.model
+  const model: KnownModel = { ...deps.model, key: deps.model.name }
+  const loaded: LoadedModel = { client, tokenizer, chatTemplate, withTemplate: () => tokenizer }
+  const library = {
+    isFixed: true,
+    list: () => [model],
+    describe: () => model,
+    load: () => Promise.resolve(loaded),
+  }
+  const limits = { maxModels: 1, memoryBytes: Number.POSITIVE_INFINITY, aliases: [] }
+  const times = { keepAliveMs: DEFAULT_KEEP_ALIVE_MS, loadTimeoutMs: 60_000 }
+  const manager = new ModelManager({ library, ...limits, ...times }, server)
+  manager.adopt(model, loaded)
+  return manager
 }
 
 /** Gives each request an id, a start time and a line in the metrics. */
@@ -107,7 +141,14 @@ function observe(metrics: ServerMetrics): MiddlewareHandler<ServerEnv> {
     const requestId = REQUEST_ID.test(given) ? given : `req_${randomId()}`
     c.set("requestId", requestId)
     c.set("arrivedMs", started)
-    await next()
+    const leases: Lease[] = []
+    c.set("leases", leases)
+    try {
+      await next()
+    } finally {
+      // work that goes on has its own hold on the model
+      for (const lease of leases) lease.release()
+    }
     c.res.headers.set("x-request-id", requestId)
     // the name that Anthropic's clients read
     if (c.req.path.startsWith("/v1/messages")) c.res.headers.set("request-id", requestId)

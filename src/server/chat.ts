@@ -12,6 +12,7 @@ import {
   type TokenLogprob,
 } from "./generate.ts"
 import { randomId } from "./ids.ts"
+import type { ModelSettings } from "./models/library.ts"
 import { forChoice, generateParams, type SamplingRequest } from "./sampling.ts"
 import {
   afterReasoning,
@@ -79,13 +80,32 @@ export function plainPrompt(ids: Int32Array, content?: AnswerFormat): ChatPrompt
   }
 }
 
+/** A created model's messages come before the conversation, its system prompt where that has none. */
+function withOwnMessages(
+  settings: ModelSettings | undefined,
+  given: readonly TemplateMessage[],
+): readonly TemplateMessage[] {
+  if (settings === undefined) return given
+  const { system, messages = [] } = settings
+  const [first, ...rest] = given
+  const hasSystem = first?.role === "system" || first?.role === "developer"
+  const head: readonly TemplateMessage[] =
+    first !== undefined && hasSystem
+      ? [first]
+      : system === undefined
+        ? []
+        : [{ role: "system", content: system }]
+  return [...head, ...messages, ...(hasSystem ? rest : given)]
+}
+
 /** Template → text → token ids. RequestError 400 when the template refuses the messages. */
 export function chatPrompt(
-  context: Pick<ServerContext, "tokenizer" | "config">,
-  messages: readonly TemplateMessage[],
+  context: Pick<ServerContext, "tokenizer" | "config" | "settings">,
+  given: readonly TemplateMessage[],
   options: ChatOptions,
 ): ChatPrompt {
   const { tokenizer, config } = context
+  const messages = withOwnMessages(context.settings, given)
   const known: ChatFormat = tokenizer.chatFormat ?? { reasoning: undefined, toolCalls: undefined }
   const tools = options.tools ?? []
   // a model that was not made for tools is told of them in words

@@ -4,49 +4,89 @@ import type { Context } from "hono"
 
 import { RequestError } from "../errors.ts"
 import type { EngineClient } from "../worker/protocol.ts"
-import type { Admission } from "./admission.ts"
+import type { Admission, Workload } from "./admission.ts"
 import { generate, type Generation, type SequenceRequest } from "./generate.ts"
-import type { ServerMetrics } from "./metrics.ts"
+import type { ModelMetrics, ServerMetrics } from "./metrics.ts"
+import { keepAliveMs } from "./models/keep-alive.ts"
+import type { ModelSettings } from "./models/library.ts"
+import type { Lease, ModelManager } from "./models/manager.ts"
+import { stopParameter, withParameters } from "./models/parameters.ts"
 import type { StreamOptions } from "./stream.ts"
 import type { ModelMetadata, ServerConfig, ServerTokenizer } from "./types.ts"
 
-/** Name under which every client finds the model that is served. */
-export const MODEL_ALIAS = "default"
-
-/** What routes work with. */
+/** What routes of one model work with. */
 export interface ServerContext {
   readonly client: EngineClient
   readonly tokenizer: ServerTokenizer
   readonly model: ModelMetadata
+  /** Its defaults are the model's own, where it has some. */
   readonly config: ServerConfig
   readonly admission: Admission
-  readonly metrics: ServerMetrics
+  readonly metrics: ModelMetrics
+  /** What a created model adds. */
+  readonly settings?: ModelSettings | undefined
+  /** How long the request waited for the model to be loaded. */
+  readonly loadMs: number
   /** Tells the log of a failure that is the server's own. */
   readonly report: (error: RequestError, requestId: string) => void
 }
 
-/** Variables of a request: its id and when it came; and what the listener offers. */
+/** What all routes share; `useModel` gives those that need one a model. */
+export interface ServerRoot {
+  readonly config: ServerConfig
+  readonly models: ModelManager
+  readonly workload: Workload
+  readonly metrics: ServerMetrics
+  readonly report: (error: RequestError, requestId: string) => void
+}
+
+/** Variables of a request: its id, when it came and the models it uses; and what the listener offers. */
 export interface ServerEnv {
   /** `keepOpen` has silence on the request's connection pass, now that all of it is here. */
   Bindings: { readonly keepOpen?: () => void }
-  Variables: { requestId: string; arrivedMs: number }
+  Variables: { requestId: string; arrivedMs: number; leases: Lease[] }
 }
 
 export type App = OpenAPIHono<ServerEnv>
 export type RequestContext = Context<ServerEnv>
 
+export interface UseOptions {
+  /** Ollama's `keep_alive`. */
+  readonly keepAlive?: string | number | null | undefined
+  /** What is asked for when the name is not known: clients that know only models of their own ask for those. */
+  readonly orDefault?: boolean
+}
+
 /**
- * RequestError 404 unless `name` is the served model, with or without Ollama's tag, or the alias.
+ * The model that a request names, loaded; it stays so until the answer has begun, and then as long as it has work.
+ * RequestError 404 where there is none of that name, 503 where it takes too long.
  */
-export function checkModel(context: ServerContext, name: string | null | undefined): void {
-  if (name === undefined || name === null) return
-  const { name: known } = context.model
-  if (name === known || name === MODEL_ALIAS) return
-  if (name === `${known}:latest` || name === `${MODEL_ALIAS}:latest`) return
-  throw new RequestError(404, `model "${name}" not found; this server has "${known}"`, {
-    code: "model_not_found",
-    param: "model",
-  })
+export async function useModel(
+  root: ServerRoot,
+  c: RequestContext,
+  name: string | null | undefined,
+  { keepAlive, orDefault = false }: UseOptions = {},
+): Promise<ServerContext> {
+  const { models, config, report } = root
+  const keepMs = keepAliveMs(keepAlive)
+  const lease = await models.use(models.find(name, orDefault), keepMs, c.req.raw.signal)
+  c.get("leases").push(lease)
+  const { model, loaded, admission, metrics, loadMs } = lease
+  const { settings } = model
+  const template = settings?.template ?? loaded.chatTemplate
+  return {
+    client: loaded.client,
+    tokenizer:
+      settings?.template === undefined ? loaded.tokenizer : loaded.withTemplate(settings.template),
+    model: template === undefined ? model : { ...model, chatTemplate: template },
+    config:
+      settings?.parameters === undefined ? config : withParameters(config, settings.parameters),
+    admission,
+    metrics,
+    settings,
+    loadMs,
+    report,
+  }
 }
 
 export interface GenerationOptions {
@@ -68,7 +108,7 @@ export function startGeneration(
     { ...context, requestTimeoutMs: context.config.requestTimeoutMs },
     {
       sequences,
-      stop,
+      stop: stop.length > 0 ? stop : stopParameter(context.settings?.parameters),
       signal: outlivesClient ? undefined : c.req.raw.signal,
       arrivedMs: c.get("arrivedMs"),
       ...(keepToken === undefined ? {} : { keepToken }),

@@ -2,7 +2,7 @@ import { ConfigError, KtError, RequestError } from "../errors.ts"
 import type { EngineClient, GenerateParams, TokenEvent } from "../worker/protocol.ts"
 import type { Admission, Ticket } from "./admission.ts"
 import { merge } from "./merge.ts"
-import type { ServerMetrics } from "./metrics.ts"
+import type { ModelMetrics } from "./metrics.ts"
 import { TextStream } from "./text-stream.ts"
 import type { ServerTokenizer } from "./types.ts"
 
@@ -76,7 +76,7 @@ export interface GeneratorDeps {
   readonly client: EngineClient
   readonly tokenizer: ServerTokenizer
   readonly admission: Admission
-  readonly metrics: ServerMetrics
+  readonly metrics: ModelMetrics
   readonly requestTimeoutMs: number
 }
 

@@ -1,7 +1,7 @@
 import { Counter, Gauge, Histogram, Registry } from "prom-client"
 
 import type { EngineStats, TokenEvent } from "../worker/protocol.ts"
-import type { Admission } from "./admission.ts"
+import type { Workload } from "./admission.ts"
 
 /** Seconds; from a small model on an idle machine to a long prompt on a slow one. */
 const TTFT_BUCKETS = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120]
@@ -37,25 +37,32 @@ const ENGINE_METRICS: readonly [keyof EngineStats, "counter" | "gauge", string, 
     "sequences preempted for lack of KV pages",
   ],
   ["stepSecondsTotal", "counter", "kt_engine_step_seconds_total", "seconds spent in engine steps"],
-  ["residentBytes", "gauge", "kt_resident_bytes", "resident memory of the process"],
 ]
 
-/** The server's Prometheus metrics. */
+/** What one model's sequences tell. */
+export interface ModelMetrics {
+  firstToken(first: TokenEvent["first"], ttftSeconds: number): void
+  finished(tokens: number, decodeSeconds: number): void
+}
+
+/** The server's Prometheus metrics; those of a model have its name as vLLM's do. */
 export class ServerMetrics {
   readonly registry: Registry
   readonly #requests: Counter<"route" | "method" | "status">
   readonly #duration: Histogram<"route">
-  readonly #ttft: Histogram
-  readonly #tpot: Histogram
-  readonly #promptTokens: Counter
-  readonly #cachedTokens: Counter
-  readonly #generatedTokens: Counter
-  readonly #engineUp: Gauge
-  readonly #engine: readonly [keyof EngineStats, Counter | Gauge][]
+  readonly #ttft: Histogram<"model_name">
+  readonly #tpot: Histogram<"model_name">
+  readonly #promptTokens: Counter<"model_name">
+  readonly #cachedTokens: Counter<"model_name">
+  readonly #generatedTokens: Counter<"model_name">
+  readonly #loads: Counter<"model_name" | "outcome">
+  readonly #engineUp: Gauge<"model_name">
+  readonly #engine: readonly [keyof EngineStats, Counter<"model_name"> | Gauge<"model_name">][]
 
-  constructor(admission: Admission, registry: Registry = new Registry()) {
+  constructor(workload: Workload, registry: Registry = new Registry()) {
     this.registry = registry
     const registers = [registry]
+    const labelNames = ["model_name"] as const
     this.#requests = new Counter({
       name: "kt_http_requests_total",
       help: "HTTP requests by route, method and status",
@@ -72,16 +79,19 @@ export class ServerMetrics {
     this.#ttft = new Histogram({
       name: "kt_time_to_first_token_seconds",
       help: "from a request's arrival to its first token",
+      labelNames,
       buckets: TTFT_BUCKETS,
       registers,
     })
     this.#tpot = new Histogram({
       name: "kt_time_per_output_token_seconds",
       help: "mean time between the tokens of one sequence",
+      labelNames,
       buckets: TPOT_BUCKETS,
       registers,
     })
-    const counter = (name: string, help: string): Counter => new Counter({ name, help, registers })
+    const counter = (name: string, help: string): Counter<"model_name"> =>
+      new Counter({ name, help, labelNames, registers })
     this.#promptTokens = counter("kt_prompt_tokens_total", "prompt tokens of started sequences")
     this.#cachedTokens = counter("kt_cached_tokens_total", "prompt tokens that were not computed")
     this.#generatedTokens = counter("kt_generated_tokens_total", "tokens of finished sequences")
@@ -90,7 +100,7 @@ export class ServerMetrics {
       help: "sequences admitted beyond those that can run at once",
       registers,
       collect() {
-        this.set(admission.waiting)
+        this.set(workload.waiting)
       },
     })
     new Gauge({
@@ -98,18 +108,33 @@ export class ServerMetrics {
       help: "sequences admitted and not finished",
       registers,
       collect() {
-        this.set(admission.active)
+        this.set(workload.active)
+      },
+    })
+    new Gauge({
+      name: "kt_resident_bytes",
+      help: "resident memory of the process",
+      registers,
+      collect() {
+        this.set(process.memoryUsage.rss())
       },
     })
     this.#engineUp = new Gauge({
       name: "kt_engine_up",
-      help: "1 while the engine lives",
+      help: "1 while the engine lives; models that are not loaded have no value",
+      labelNames,
       registers,
     })
     this.#engine = ENGINE_METRICS.map(([key, kind, name, help]) => [
       key,
-      kind === "counter" ? counter(name, help) : new Gauge({ name, help, registers }),
+      kind === "counter" ? counter(name, help) : new Gauge({ name, help, labelNames, registers }),
     ])
+    this.#loads = new Counter({
+      name: "kt_model_loads_total",
+      help: "models loaded, and loads that failed",
+      labelNames: ["model_name", "outcome"],
+      registers,
+    })
   }
 
   request(route: string, method: string, status: number, seconds: number): void {
@@ -117,26 +142,40 @@ export class ServerMetrics {
     this.#duration.observe({ route }, seconds)
   }
 
-  firstToken(first: TokenEvent["first"], ttftSeconds: number): void {
-    this.#ttft.observe(ttftSeconds)
-    if (first === undefined) return
-    this.#promptTokens.inc(first.promptTokens)
-    this.#cachedTokens.inc(first.cachedTokens)
+  /** The part that one model's sequences write to. */
+  forModel(name: string): ModelMetrics {
+    const labels = { model_name: name }
+    return {
+      firstToken: (first, ttftSeconds) => {
+        this.#ttft.observe(labels, ttftSeconds)
+        if (first === undefined) return
+        this.#promptTokens.inc(labels, first.promptTokens)
+        this.#cachedTokens.inc(labels, first.cachedTokens)
+      },
+      finished: (tokens, decodeSeconds) => {
+        this.#generatedTokens.inc(labels, tokens)
+        if (tokens > 1) this.#tpot.observe(labels, decodeSeconds / (tokens - 1))
+      },
+    }
   }
 
-  finished(tokens: number, decodeSeconds: number): void {
-    this.#generatedTokens.inc(tokens)
-    if (tokens > 1) this.#tpot.observe(decodeSeconds / (tokens - 1))
+  loaded(name: string, outcome: "loaded" | "failed"): void {
+    this.#loads.inc({ model_name: name, outcome })
   }
 
-  engineUp(up: boolean): void {
-    this.#engineUp.set(up ? 1 : 0)
-  }
-
-  engine(stats: EngineStats): void {
-    for (const [key, metric] of this.#engine) {
-      metric.reset()
-      metric.inc(stats[key])
+  /** The engines there are now; undefined for one that is busy, and keeps its values. */
+  engines(all: ReadonlyMap<string, EngineStats | "failed" | undefined>): void {
+    this.#engineUp.reset()
+    if (![...all.values()].includes(undefined))
+      for (const [, metric] of this.#engine) metric.reset()
+    for (const [name, stats] of all) {
+      const labels = { model_name: name }
+      this.#engineUp.set(labels, stats === "failed" ? 0 : 1)
+      if (stats === undefined || stats === "failed") continue
+      for (const [key, metric] of this.#engine) {
+        metric.remove(labels)
+        metric.inc(labels, stats[key])
+      }
     }
   }
 }

@@ -2,14 +2,14 @@ import { z } from "@hono/zod-openapi"
 
 import { version } from "../../package.json" with { type: "json" }
 import { KtError, RequestError } from "../errors.ts"
-import type { EngineStats } from "../worker/protocol.ts"
-import { type App, document, jsonContent, type ServerContext } from "./context.ts"
+import type { EngineClient, EngineStats } from "../worker/protocol.ts"
+import { type App, document, jsonContent, type ServerRoot } from "./context.ts"
 
 /** An engine step that is longer than this leaves /metrics with the last known engine values. */
 const STATS_TIMEOUT_MS = 2000
 
 /** Health, readiness, metrics and the description of the API. */
-export function addOperations(app: App, context: ServerContext): void {
+export function addOperations(app: App, root: ServerRoot): void {
   document(app, {
     method: "get",
     path: "/health",
@@ -19,7 +19,11 @@ export function addOperations(app: App, context: ServerContext): void {
   })
   app.get("/health", (c) => c.json({ status: "ok" }))
 
-  const readySchema = z.object({ status: z.literal("ready"), model: z.string() })
+  const readySchema = z.object({
+    status: z.literal("ready"),
+    model: z.string().nullable().openapi({ description: "The one used last" }),
+    loaded: z.array(z.string()),
+  })
   document(app, {
     method: "get",
     path: "/ready",
@@ -31,17 +35,22 @@ export function addOperations(app: App, context: ServerContext): void {
     },
   })
   app.get("/ready", async (c) => {
-    await engineStats(context).catch((error: unknown) => {
-      const reason = error instanceof KtError ? error.message : "the engine does not answer"
-      throw new RequestError(503, reason, { code: "engine_stopped", cause: error })
-    })
-    if (context.admission.draining) {
+    const loaded = root.models.loaded()
+    // one dead engine of several still has to be noticed
+    await Promise.all(loaded.map((entry) => engineStats(entry.loaded.client))).catch(
+      (error: unknown) => {
+        const reason = error instanceof KtError ? error.message : "the engine does not answer"
+        throw new RequestError(503, reason, { code: "engine_stopped", cause: error })
+      },
+    )
+    if (root.workload.draining) {
       throw new RequestError(503, "the server is shutting down", {
         code: "shutting_down",
         retryAfterSeconds: 5,
       })
     }
-    return c.json({ status: "ready", model: context.model.name })
+    const names = loaded.map(({ model }) => model.name)
+    return c.json({ status: "ready", model: names[0] ?? null, loaded: names })
   })
 
   document(app, {
@@ -55,10 +64,14 @@ export function addOperations(app: App, context: ServerContext): void {
   })
   app.get("/metrics", async (c) => {
     // A failed engine is a fact to show, not a reason to show nothing.
-    const stats = await engineStats(context).catch(() => "failed" as const)
-    context.metrics.engineUp(stats !== "failed")
-    if (stats !== undefined && stats !== "failed") context.metrics.engine(stats)
-    const { registry } = context.metrics
+    const stats = await Promise.all(
+      root.models.loaded().map(async ({ model, loaded }) => {
+        const known = await engineStats(loaded.client).catch(() => "failed" as const)
+        return [model.name, known] as const
+      }),
+    )
+    root.metrics.engines(new Map(stats))
+    const { registry } = root.metrics
     return c.body(await registry.metrics(), 200, { "content-type": registry.contentType })
   })
 
@@ -66,7 +79,7 @@ export function addOperations(app: App, context: ServerContext): void {
     type: "http",
     scheme: "bearer",
   })
-  const open = context.config.apiKeys.length === 0
+  const open = root.config.apiKeys.length === 0
   app.doc31("/openapi.json", {
     openapi: "3.1.0",
     info: { title: "KTransformers", version },
@@ -75,13 +88,13 @@ export function addOperations(app: App, context: ServerContext): void {
 }
 
 /** Undefined while a long step keeps the engine busy; rejects when it has failed. */
-async function engineStats(context: ServerContext): Promise<EngineStats | undefined> {
+async function engineStats(client: EngineClient): Promise<EngineStats | undefined> {
   let timer: ReturnType<typeof setTimeout> | undefined
   const late = new Promise<undefined>((resolve) => {
     timer = setTimeout(() => resolve(undefined), STATS_TIMEOUT_MS)
   })
   try {
-    return await Promise.race([context.client.stats(), late])
+    return await Promise.race([client.stats(), late])
   } finally {
     clearTimeout(timer)
   }

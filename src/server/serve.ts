@@ -3,8 +3,11 @@ import type { HTMLBundle, Server } from "bun"
 import { ConfigError } from "../errors.ts"
 import type { ServerApp } from "./app.ts"
 
+/** What a listener needs of an application. */
+export type ServedApp = Pick<ServerApp, "fetch" | "admission">
+
 export interface ServeOptions {
-  readonly app: ServerApp
+  readonly app: ServedApp
   /** Pages by path, from HTML imports; "/" is what browsers get. */
   readonly ui?: Readonly<Record<string, HTMLBundle>>
   /** Default 127.0.0.1. */
@@ -110,7 +113,7 @@ function urlHost(host: string): string {
   return host.includes(":") ? `[${host}]` : host
 }
 
-async function stop(server: Server<undefined>, app: ServerApp, graceMs: number): Promise<void> {
+async function stop(server: Server<undefined>, app: ServedApp, graceMs: number): Promise<void> {
   const { admission } = app
   admission.drain()
   await within(admission.idle(), graceMs)

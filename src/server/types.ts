@@ -3,6 +3,8 @@ import type { Registry } from "prom-client"
 import type { ChatFormat } from "../tokenizer/chat-formats.ts"
 import type { FimTokens } from "../tokenizer/fim.ts"
 import type { EngineClient } from "../worker/protocol.ts"
+import type { KnownModel, LoadedModel } from "./models/library.ts"
+import type { ModelLog, ModelsOptions } from "./models/manager.ts"
 import type { KeptDatabase } from "./openai/kept-database.ts"
 
 /** A message as chat templates see it: text content, tool calls with parsed arguments. */
@@ -140,10 +142,24 @@ export const DEFAULT_SERVER_CONFIG: ServerConfig = {
   heartbeatMs: 15_000,
 }
 
-export interface ServerDeps {
+/** One model that is loaded, or a library of them. */
+export type ServerDeps = SharedDeps & (OneModel | ManyModels)
+
+interface OneModel {
   readonly client: EngineClient
   readonly tokenizer: ServerTokenizer
   readonly model: ModelMetadata
+  readonly models?: undefined
+}
+
+interface ManyModels {
+  readonly models: ModelsOptions & {
+    /** Loaded already; it stays, and is what requests mean that name none. */
+    readonly first?: { readonly model: KnownModel; readonly loaded: LoadedModel }
+  }
+}
+
+interface SharedDeps {
   /** Missing fields take DEFAULT_SERVER_CONFIG's. */
   readonly config?: Partial<ServerConfig>
   /** Where responses and conversations are kept; undefined keeps them in memory. */
@@ -152,4 +168,6 @@ export interface ServerDeps {
   readonly registry?: Registry
   /** Told of every failure that is the server's own (status 500), for the log. */
   readonly onFailure?: (error: unknown, requestId: string) => void
+  /** Told of models that come and go. */
+  readonly onLog?: ModelLog
 }

@@ -1,4 +1,4 @@
-import { ConfigError, KtError } from "../errors.ts"
+import { ConfigError, KtError, MemoryError } from "../errors.ts"
 import type {
   EngineClient,
   EngineInfo,
@@ -16,6 +16,8 @@ export const MAX_QUEUED_EVENTS = 8192
 export interface StartOptions {
   readonly onProgress?: (stage: string, done: number, total: number) => void
   readonly onLog?: (level: "info" | "warning", message: string) => void
+  /** Of `Turns.buffer()`, given to all engines that share the cores. */
+  readonly turns?: SharedArrayBuffer
   /** The Worker's entry; tests give their own. */
   readonly worker?: URL
 }
@@ -121,7 +123,8 @@ class WorkerClient implements EngineClient {
     try {
       this.#info = await new Promise<EngineInfo>((resolve, reject) => {
         this.#ready = { resolve, reject }
-        this.#post({ type: "load", options })
+        const { turns } = this.#start
+        this.#post({ type: "load", options, ...(turns === undefined ? {} : { turns }) })
       })
     } catch (error) {
       await this.close()
@@ -221,8 +224,9 @@ class WorkerClient implements EngineClient {
       case "ready":
         return this.#ready?.resolve(message.info)
       case "failed": {
-        const { hint } = message
-        return this.#die(new KtError(message.message, hint === undefined ? {} : { hint }))
+        const { hint, isMemory } = message
+        const Kind = isMemory === true ? MemoryError : KtError
+        return this.#die(new Kind(message.message, hint === undefined ? {} : { hint }))
       }
       case "closed":
         return this.#end()

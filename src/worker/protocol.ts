@@ -152,7 +152,12 @@ export interface EngineStats {
 export type LoadOptions = Readonly<Record<string, unknown>>
 
 export type ToWorker =
-  | { readonly type: "load"; readonly options: LoadOptions }
+  | {
+      readonly type: "load"
+      readonly options: LoadOptions
+      /** Of `Turns`, where other engines share the cores. */
+      readonly turns?: SharedArrayBuffer
+    }
   | {
       readonly type: "add"
       readonly id: number
@@ -173,7 +178,13 @@ export type FromWorker =
     }
   | { readonly type: "log"; readonly level: "info" | "warning"; readonly message: string }
   | { readonly type: "ready"; readonly info: EngineInfo }
-  | { readonly type: "failed"; readonly message: string; readonly hint?: string }
+  | {
+      readonly type: "failed"
+      readonly message: string
+      readonly hint?: string
+      /** It does not fit into memory. */
+      readonly isMemory?: boolean
+    }
   | { readonly type: "step"; readonly events: readonly TokenEvent[] }
   | { readonly type: "stats"; readonly nonce: number; readonly stats: EngineStats }
   | { readonly type: "closed" }

@@ -1,6 +1,6 @@
 import { type MessagePort, receiveMessageOnPort } from "node:worker_threads"
 
-import { ConfigError, KtError } from "../errors.ts"
+import { ConfigError, KtError, MemoryError } from "../errors.ts"
 import type {
   EngineInfo,
   EngineStats,
@@ -10,6 +10,7 @@ import type {
   TokenEvent,
   ToWorker,
 } from "./protocol.ts"
+import { Turns } from "./turns.ts"
 
 type AddMessage = Extract<ToWorker, { type: "add" }>
 
@@ -57,6 +58,7 @@ export function serveEngine(port: MessagePort, create: EngineFactory): void {
   /** Events that have not been sent yet, and when the last ones were. */
   let outbox: TokenEvent[] = []
   let sentMs = 0
+  let turns: Turns | undefined
 
   const flush = (): void => {
     if (outbox.length === 0) return
@@ -74,7 +76,13 @@ export function serveEngine(port: MessagePort, create: EngineFactory): void {
     state = "failed"
     engine = undefined
     const { message, hint } = describe(error)
-    post({ type: "failed", message, ...(hint === undefined ? {} : { hint }) })
+    const isMemory = error instanceof MemoryError
+    post({
+      type: "failed",
+      message,
+      ...(hint === undefined ? {} : { hint }),
+      ...(isMemory ? { isMemory } : {}),
+    })
   }
 
   const load = async (options: LoadOptions): Promise<void> => {
@@ -109,6 +117,7 @@ export function serveEngine(port: MessagePort, create: EngineFactory): void {
     if (state === "closed") return
     switch (message.type) {
       case "load":
+        if (message.turns !== undefined) turns = new Turns(message.turns)
         return void load(message.options)
       case "shutdown":
         return shutdown()
@@ -152,6 +161,9 @@ export function serveEngine(port: MessagePort, create: EngineFactory): void {
     if (!running) void run()
   }
 
+  const step = (ready: ServedEngine): TokenEvent[] =>
+    turns === undefined ? ready.step() : turns.run(() => ready.step())
+
   /** Steps until nothing is left to do. */
   const run = async (): Promise<void> => {
     running = true
@@ -162,7 +174,7 @@ export function serveEngine(port: MessagePort, create: EngineFactory): void {
         if (compiling.size > 0) await new Promise<void>((resolve) => setImmediate(resolve))
         // shut down meanwhile
         if (engine === undefined) break
-        send(engine.step(), engine.streamIntervalMs)
+        send(step(engine), engine.streamIntervalMs)
         for (let next = receiveMessageOnPort(port); next; next = receiveMessageOnPort(port))
           handle(next.message as ToWorker)
       }

@@ -2,7 +2,7 @@ import { describe, expect, test } from "bun:test"
 import { hostname } from "node:os"
 
 import { KtError, RequestError } from "../../src/errors.ts"
-import { Admission } from "../../src/server/admission.ts"
+import { Admission, Workload } from "../../src/server/admission.ts"
 import { merge } from "../../src/server/merge.ts"
 import { sseResponse } from "../../src/server/stream.ts"
 import { at, json, testServer, until } from "./fakes.ts"
@@ -253,13 +253,14 @@ describe("merge", () => {
 })
 
 test("admission counts sequences and knows when it is idle", async () => {
-  const admission = new Admission(2, 1)
+  const workload = new Workload()
+  const admission = new Admission(2, 1, workload)
   const first = admission.enter(2)
   const second = admission.enter(1)
   expect([admission.active, admission.waiting]).toEqual([3, 1])
   expect(() => admission.enter(1)).toThrow(RequestError)
   let idle = false
-  const wait = admission.idle().then(() => (idle = true))
+  const wait = workload.idle().then(() => (idle = true))
   first.release()
   first.release()
   expect(admission.active).toBe(1)
@@ -299,17 +300,19 @@ describe("operations", () => {
     expect(lines).toContain(`kt_http_requests_total{route="${CHAT}",method="POST",status="400"} 1`)
     expect(lines).toContain('kt_http_requests_total{route="other",method="GET",status="404"} 1')
     expect(text).not.toContain("/v1/models/fake")
-    expect(lines).toContain("kt_prompt_tokens_total 19")
-    expect(lines).toContain("kt_cached_tokens_total 4")
-    expect(lines).toContain("kt_generated_tokens_total 14")
-    expect(lines).toContain("kt_time_to_first_token_seconds_count 1")
-    expect(lines).toContain("kt_time_per_output_token_seconds_count 1")
+    expect(lines).toContain('kt_prompt_tokens_total{model_name="fake"} 19')
+    expect(lines).toContain('kt_cached_tokens_total{model_name="fake"} 4')
+    expect(lines).toContain('kt_generated_tokens_total{model_name="fake"} 14')
+    expect(lines).toContain('kt_time_to_first_token_seconds_count{model_name="fake"} 1')
+    expect(lines).toContain('kt_time_per_output_token_seconds_count{model_name="fake"} 1')
     expect(lines).toContain("kt_active_sequences 0")
-    expect(lines).toContain("kt_kv_pages_free 60")
-    expect(lines).toContain("kt_engine_steps_total 9")
-    expect(lines).toContain("kt_resident_bytes 123456789")
+    expect(lines).toContain('kt_kv_pages_free{model_name="fake"} 60')
+    expect(lines).toContain('kt_engine_steps_total{model_name="fake"} 9')
+    expect(text).toMatch(/^kt_resident_bytes \d{7,}$/m)
     // Scraped again, engine totals are not added up.
-    expect(await (await app.request("/metrics")).text()).toContain("kt_engine_steps_total 9\n")
+    expect(await (await app.request("/metrics")).text()).toContain(
+      'kt_engine_steps_total{model_name="fake"} 9\n',
+    )
   })
 
   test("a dead engine: not ready, requests are 500, metrics still show", async () => {
@@ -326,9 +329,11 @@ describe("operations", () => {
       )
     }
     const text = await (await app.request("/metrics")).text()
-    expect(text).toContain("kt_engine_up 0\n")
+    expect(text).toContain('kt_engine_up{model_name="fake"} 0\n')
     client.dead = undefined
-    expect(await (await app.request("/metrics")).text()).toContain("kt_engine_up 1\n")
+    expect(await (await app.request("/metrics")).text()).toContain(
+      'kt_engine_up{model_name="fake"} 1\n',
+    )
     expect((await app.request("/ready")).status).toBe(200)
   })
 

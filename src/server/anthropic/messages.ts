@@ -6,13 +6,13 @@ import {
   type ChatPrompt,
   startAnswer,
 } from "../chat.ts"
-import { type App, document, jsonContent, type ServerContext, streamOptions } from "../context.ts"
+import { type App, document, jsonContent, type ServerRoot, streamOptions } from "../context.ts"
 import type { ChoiceUsage } from "../generate.ts"
 import { randomId } from "../ids.ts"
 import { readBody } from "../request.ts"
 import { eventResponse, type NamedEvent } from "../stream.ts"
 import type { AnswerPart } from "../tools/answer.ts"
-import { checkAnthropicModel, promptOf } from "./prompt.ts"
+import { promptOf, useAnthropicModel } from "./prompt.ts"
 import {
   countRequestSchema,
   countResponseSchema,
@@ -22,7 +22,7 @@ import {
   messagesResponseSchema,
 } from "./schema.ts"
 
-export function addMessages(app: App, context: ServerContext): void {
+export function addMessages(app: App, root: ServerRoot): void {
   document(app, {
     method: "post",
     path: "/v1/messages",
@@ -36,7 +36,7 @@ export function addMessages(app: App, context: ServerContext): void {
   })
   app.post("/v1/messages", async (c) => {
     const body = await readBody(c, messagesRequestSchema)
-    checkAnthropicModel(context, body.model)
+    const context = await useAnthropicModel(root, c, body.model)
     const prompt = promptOf(context, body)
     const choice = body.tool_choice
     const { generation, events } = startAnswer(context, c, prompt, {
@@ -69,7 +69,7 @@ export function addMessages(app: App, context: ServerContext): void {
   })
   app.post("/v1/messages/count_tokens", async (c) => {
     const body = await readBody(c, countRequestSchema)
-    checkAnthropicModel(context, body.model)
+    const context = await useAnthropicModel(root, c, body.model)
     return c.json({ input_tokens: promptOf(context, body).ids.length })
   })
 }

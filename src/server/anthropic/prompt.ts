@@ -1,11 +1,15 @@
 import { type ChatOptions, type ChatPrompt, chatPrompt, type Tool } from "../chat.ts"
-import { checkModel, MODEL_ALIAS, type ServerContext } from "../context.ts"
+import { type RequestContext, type ServerContext, type ServerRoot, useModel } from "../context.ts"
 import type { TemplateMessage } from "../types.ts"
 import type { AnthropicMessage, CountRequest, MessagesRequest } from "./schema.ts"
 
 /** Clients that know only Anthropic's models ask for one of them; this server's stands in. */
-export function checkAnthropicModel(context: ServerContext, name: string): void {
-  checkModel(context, name.startsWith("claude") ? MODEL_ALIAS : name)
+export function useAnthropicModel(
+  root: ServerRoot,
+  c: RequestContext,
+  name: string,
+): Promise<ServerContext> {
+  return useModel(root, c, name, { orDefault: name.startsWith("claude") })
 }
 
 export function promptOf(context: ServerContext, body: CountRequest | MessagesRequest): ChatPrompt {

@@ -6,8 +6,10 @@ import {
   jsonContent,
   type RequestContext,
   type ServerContext,
+  type ServerRoot,
   startGeneration,
   streamOptions,
+  useModel,
 } from "../context.ts"
 import { fitTokens, type Generation, type GenerationEvent, type TokenLogprob } from "../generate.ts"
 import { infillPrompt } from "../infill.ts"
@@ -27,7 +29,7 @@ import {
 import { idsOf } from "./tokens.ts"
 
 /** llama.cpp's own routes, /completion and /infill. */
-export function addCompletion(app: App, context: ServerContext): void {
+export function addCompletion(app: App, root: ServerRoot): void {
   document(app, {
     method: "post",
     path: "/completion",
@@ -41,6 +43,7 @@ export function addCompletion(app: App, context: ServerContext): void {
   })
   app.post("/completion", async (c) => {
     const body = await readBody(c, completionRequestSchema)
+    const context = await useModel(root, c, body.model)
     const ids = idsOf(context.tokenizer, body.prompt, "prompt", {
       addSpecial: true,
       parseSpecial: true,
@@ -61,6 +64,7 @@ export function addCompletion(app: App, context: ServerContext): void {
   })
   app.post("/infill", async (c) => {
     const body = await readBody(c, infillRequestSchema)
+    const context = await useModel(root, c, body.model)
     const { input_prefix: prefix, input_suffix: suffix, prompt } = body
     const files = body.input_extra ?? []
     const ids = infillPrompt(context, {

@@ -3,12 +3,15 @@ import { z } from "@hono/zod-openapi"
 import { chatRequestSchema } from "../openai/schema.ts"
 import { accepted, MAX_TOP_LOGPROBS, refused, seedSchema, stopSchema } from "../schema.ts"
 
+/** llama.cpp's router has it too. */
+const model = z.string().nullish().openapi({ description: "Default: the default model" })
 const tokenId = z.int().min(0)
 /** Text, tokens, or both in turns. */
 const mixed = z.union([z.string(), z.array(z.union([z.string(), tokenId])).min(1)])
 
 export const tokenizeRequestSchema = z
   .looseObject({
+    model,
     content: mixed,
     add_special: z.boolean().nullish(),
     parse_special: z.boolean().nullish(),
@@ -26,7 +29,7 @@ export const tokenizeResponseSchema = z
   .openapi("TokenizeResponse")
 
 export const detokenizeRequestSchema = z
-  .looseObject({ tokens: z.array(tokenId) })
+  .looseObject({ model, tokens: z.array(tokenId) })
   .openapi("DetokenizeRequest")
 
 export const detokenizeResponseSchema = z
@@ -35,7 +38,8 @@ export const detokenizeResponseSchema = z
 
 export const templateRequestSchema = z
   .looseObject(
-    chatRequestSchema.pick({ messages: true, tools: true, chat_template_kwargs: true }).shape,
+    chatRequestSchema.pick({ model: true, messages: true, tools: true, chat_template_kwargs: true })
+      .shape,
   )
   .openapi("ApplyTemplateRequest")
 
@@ -45,6 +49,7 @@ export const templateResponseSchema = z
 
 export const completionRequestSchema = z
   .looseObject({
+    model,
     prompt: mixed,
     n_predict: z
       .int()

@@ -1,7 +1,7 @@
 import type { z } from "@hono/zod-openapi"
 
 import { chatPrompt } from "../chat.ts"
-import { type App, document, jsonContent, type ServerContext } from "../context.ts"
+import { type App, document, jsonContent, type ServerRoot, useModel } from "../context.ts"
 import { sequenceLimit } from "../generate.ts"
 import { templateMessage } from "../openai/messages.ts"
 import { errorSchema } from "../openai/schema.ts"
@@ -19,8 +19,7 @@ import {
 } from "./schema.ts"
 
 /** /tokenize, /detokenize, /apply-template, /props. */
-export function addTokens(app: App, context: ServerContext): void {
-  const { tokenizer } = context
+export function addTokens(app: App, root: ServerRoot): void {
   const describe = (path: string, summary: string, request: z.ZodType, response: z.ZodType): void =>
     document(app, {
       method: "post",
@@ -37,6 +36,7 @@ export function addTokens(app: App, context: ServerContext): void {
   describe("/tokenize", "Text to tokens", tokenizeRequestSchema, tokenizeResponseSchema)
   app.post("/tokenize", async (c) => {
     const body = await readBody(c, tokenizeRequestSchema)
+    const { tokenizer } = await useModel(root, c, body.model)
     const ids = idsOf(tokenizer, body.content, "content", {
       addSpecial: body.add_special === true,
       parseSpecial: body.parse_special !== false,
@@ -47,7 +47,8 @@ export function addTokens(app: App, context: ServerContext): void {
 
   describe("/detokenize", "Tokens to text", detokenizeRequestSchema, detokenizeResponseSchema)
   app.post("/detokenize", async (c) => {
-    const { tokens } = await readBody(c, detokenizeRequestSchema)
+    const { tokens, model } = await readBody(c, detokenizeRequestSchema)
+    const { tokenizer } = await useModel(root, c, model)
     checkIds(tokenizer, tokens, "tokens")
     return c.json({ content: textOfIds(tokenizer, tokens) })
   })
@@ -60,6 +61,7 @@ export function addTokens(app: App, context: ServerContext): void {
   )
   app.post("/apply-template", async (c) => {
     const body = await readBody(c, templateRequestSchema)
+    const context = await useModel(root, c, body.model)
     const { text } = chatPrompt(context, body.messages.map(templateMessage), {
       tools: body.tools,
       reasoning: context.config.reasoningFormat,
@@ -75,7 +77,8 @@ export function addTokens(app: App, context: ServerContext): void {
     tags: ["llama.cpp"],
     responses: { 200: jsonContent(propsSchema, "They are") },
   })
-  app.get("/props", (c) => {
+  app.get("/props", async (c) => {
+    const context = await useModel(root, c, c.req.query("model"))
     const { defaults } = context.config
     const { info } = context.client
     return c.json({

@@ -8,8 +8,15 @@ import {
   type ChatPrompt,
   startAnswer,
 } from "../chat.ts"
-import { type RequestContext, type ServerContext, streamOptions } from "../context.ts"
+import {
+  type RequestContext,
+  type ServerContext,
+  type ServerRoot,
+  streamOptions,
+  useModel,
+} from "../context.ts"
 import type { TokenLogprob } from "../generate.ts"
+import { keepAliveMs } from "../models/keep-alive.ts"
 import { type ChatLogprob, chatLogprobs } from "../openai/format.ts"
 import { stopStrings } from "../schema.ts"
 import { ndjsonResponse } from "../stream.ts"
@@ -93,15 +100,18 @@ export async function respond(
   return ndjsonResponse(lines, streamOptions(context, c, generation, ollamaErrorBody))
 }
 
-/** The answer to an empty prompt, which asks only that the model be loaded. */
-export function loaded(request: AnswerRequest, field: AnswerField): Response {
-  if (request.keep_alive === 0 || request.keep_alive === "0") {
-    throw new RequestError(400, "keep_alive 0: the model stays loaded while the server runs", {
-      code: "unsupported_value",
-      param: "keep_alive",
-    })
-  }
-  return Response.json({ ...head(request), ...field(NOTHING), done: true, done_reason: "load" })
+/** The answer to an empty prompt, which asks only that the model be loaded, or with keep_alive 0 unloaded. */
+export async function loadOrUnload(
+  root: ServerRoot,
+  c: RequestContext,
+  request: AnswerRequest,
+  field: AnswerField,
+): Promise<Response> {
+  const unload = keepAliveMs(request.keep_alive) === 0
+  if (unload) await root.models.unload(root.models.find(request.model))
+  else await useModel(root, c, request.model, { keepAlive: request.keep_alive })
+  const done_reason = unload ? "unload" : "load"
+  return Response.json({ ...head(request), ...field(NOTHING), done: true, done_reason })
 }
 
 function head(request: AnswerRequest): { readonly model: string; readonly created_at: string } {
@@ -184,8 +194,7 @@ class AnswerWriter {
       done: true,
       done_reason: event.finishReason === "length" ? "length" : "stop",
       total_duration: nanoseconds(performance.now() - this.#arrivedMs),
-      // The model is loaded before the server answers at all.
-      load_duration: 0,
+      load_duration: nanoseconds(this.#context.loadMs),
       prompt_eval_count: usage.promptTokens,
       prompt_eval_duration: nanoseconds(timings.prefillMs),
       eval_count: usage.completionTokens,

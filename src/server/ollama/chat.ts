@@ -1,8 +1,8 @@
 import { type ChatMessage, chatPrompt } from "../chat.ts"
-import { type App, checkModel, document, jsonContent, type ServerContext } from "../context.ts"
+import { type App, document, jsonContent, type ServerRoot, useModel } from "../context.ts"
 import { readBody } from "../request.ts"
 import type { TemplateMessage } from "../types.ts"
-import { type AnswerField, contentOf, loaded, respond, thinking } from "./answer.ts"
+import { type AnswerField, contentOf, loadOrUnload, respond, thinking } from "./answer.ts"
 import { chatRequestSchema, chatResponseSchema, errorSchema, type OllamaMessage } from "./schema.ts"
 
 const field: AnswerField = ({ content, reasoning, calls }) => ({
@@ -26,7 +26,7 @@ function toolCall(call: ChatMessage["calls"][number], index: number): unknown {
   return { function: { index, name, arguments: parsed } }
 }
 
-export function addChat(app: App, context: ServerContext): void {
+export function addChat(app: App, root: ServerRoot): void {
   document(app, {
     method: "post",
     path: "/api/chat",
@@ -40,9 +40,9 @@ export function addChat(app: App, context: ServerContext): void {
   })
   app.post("/api/chat", async (c) => {
     const body = await readBody(c, chatRequestSchema)
-    checkModel(context, body.model)
     const messages = body.messages ?? []
-    if (messages.length === 0) return loaded(body, field)
+    if (messages.length === 0) return loadOrUnload(root, c, body, field)
+    const context = await useModel(root, c, body.model, { keepAlive: body.keep_alive })
     const prompt = chatPrompt(context, messages.map(templateMessage), {
       tools: body.tools,
       content: contentOf(body.format),

@@ -1,10 +1,17 @@
 import { RequestError } from "../../errors.ts"
 import { type ChatPrompt, chatPrompt, plainPrompt } from "../chat.ts"
-import { type App, checkModel, document, jsonContent, type ServerContext } from "../context.ts"
+import {
+  type App,
+  document,
+  jsonContent,
+  type ServerContext,
+  type ServerRoot,
+  useModel,
+} from "../context.ts"
 import { infillPrompt } from "../infill.ts"
 import { readBody } from "../request.ts"
 import type { TemplateMessage } from "../types.ts"
-import { type AnswerField, contentOf, loaded, respond, thinking } from "./answer.ts"
+import { type AnswerField, contentOf, loadOrUnload, respond, thinking } from "./answer.ts"
 import {
   errorSchema,
   type GenerateRequest,
@@ -17,7 +24,7 @@ const field: AnswerField = ({ content, reasoning }) => ({
   ...(reasoning === "" ? {} : { thinking: reasoning }),
 })
 
-export function addGenerate(app: App, context: ServerContext): void {
+export function addGenerate(app: App, root: ServerRoot): void {
   document(app, {
     method: "post",
     path: "/api/generate",
@@ -31,15 +38,15 @@ export function addGenerate(app: App, context: ServerContext): void {
   })
   app.post("/api/generate", async (c) => {
     const body = await readBody(c, generateRequestSchema)
-    checkModel(context, body.model)
     const text = body.prompt ?? ""
-    if (text === "") return loaded(body, field)
+    if (text === "") return loadOrUnload(root, c, body, field)
     if (body.raw === true && body.system) {
       throw new RequestError(400, "system: a raw prompt has no template to put it into", {
         code: "invalid_value",
         param: "system",
       })
     }
+    const context = await useModel(root, c, body.model, { keepAlive: body.keep_alive })
     const prompt = promptOf(context, text, body)
     return respond(context, c, body, prompt, "prompt", field)
   })

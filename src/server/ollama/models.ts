@@ -1,26 +1,37 @@
 import { z } from "@hono/zod-openapi"
 
 import { RequestError } from "../../errors.ts"
-import { type App, checkModel, document, jsonContent, type ServerContext } from "../context.ts"
+import { type App, document, jsonContent, type ServerRoot } from "../context.ts"
+import type { KnownModel, ModelSettings } from "../models/library.ts"
+import { withParameters } from "../models/parameters.ts"
 import { readBody } from "../request.ts"
+import type { ServerConfig } from "../types.ts"
 import { errorSchema, showRequestSchema } from "./schema.ts"
 
 /** Ollama's API as of this version is what the routes follow; clients compare it for features. */
 const API_VERSION = "0.6.4"
 
+/** A year that no clock here reaches. */
+const NEVER = "9999-12-31T23:59:59Z"
+
 const anyObject = z.record(z.string(), z.unknown())
 
-/** What the one loaded model looks like to Ollama's clients. */
-export function addOllamaModels(app: App, context: ServerContext): void {
+/** What the models look like to Ollama's clients. */
+export function addOllamaModels(app: App, root: ServerRoot): void {
+  const { models } = root
   document(app, {
     method: "get",
     path: "/api/tags",
     summary: "The models there are",
     tags: ["Ollama"],
-    responses: { 200: jsonContent(z.object({ models: z.array(anyObject) }), "A list of one") },
+    responses: { 200: jsonContent(z.object({ models: z.array(anyObject) }), "By name") },
   })
   app.get("/api/tags", (c) =>
-    c.json({ models: [{ ...entry(context), modified_at: modifiedAt(context) }] }),
+    c.json({
+      models: models.library
+        .list()
+        .map((model) => ({ ...entry(model), modified_at: modifiedAt(model) })),
+    }),
   )
 
   document(app, {
@@ -28,21 +39,22 @@ export function addOllamaModels(app: App, context: ServerContext): void {
     path: "/api/ps",
     summary: "The models that are loaded",
     tags: ["Ollama"],
-    responses: { 200: jsonContent(z.object({ models: z.array(anyObject) }), "A list of one") },
+    responses: { 200: jsonContent(z.object({ models: z.array(anyObject) }), "Used last first") },
   })
-  app.get("/api/ps", (c) => {
-    const { info } = context.client
-    const sizeVram = info.device === "cpu" ? 0 : info.weightBytes
-    const loadedModel = {
-      ...entry(context),
-      size: info.weightBytes + info.kvCacheBytes,
-      size_vram: sizeVram,
-      context_length: info.contextLength,
-      // The model stays while the server runs.
-      expires_at: "9999-12-31T23:59:59Z",
-    }
-    return c.json({ models: [loadedModel] })
-  })
+  app.get("/api/ps", (c) =>
+    c.json({
+      models: models.loaded().map(({ model, loaded, expiresMs }) => {
+        const { info } = loaded.client
+        return {
+          ...entry(model),
+          size: info.weightBytes + info.kvCacheBytes,
+          size_vram: info.device === "cpu" ? 0 : info.weightBytes,
+          context_length: info.contextLength,
+          expires_at: Number.isFinite(expiresMs) ? new Date(expiresMs).toISOString() : NEVER,
+        }
+      }),
+    }),
+  )
 
   document(app, {
     method: "post",
@@ -57,15 +69,7 @@ export function addOllamaModels(app: App, context: ServerContext): void {
   })
   app.post("/api/show", async (c) => {
     const body = await readBody(c, showRequestSchema)
-    const name = body.model ?? body.name
-    if (!name) {
-      throw new RequestError(400, "model: this field is required", {
-        code: "invalid_value",
-        param: "model",
-      })
-    }
-    checkModel(context, name)
-    return c.json(shown(context))
+    return c.json(shown(root, models.find(modelField(body))))
   })
 
   document(app, {
@@ -80,56 +84,117 @@ export function addOllamaModels(app: App, context: ServerContext): void {
   app.get("/", (c) => c.text("Ollama is running"))
 }
 
-function entry(context: ServerContext): Record<string, unknown> {
-  const { model } = context
+/** Ollama's older clients say `name`. RequestError 400 where there is neither. */
+export function modelField(body: {
+  readonly model?: string | null | undefined
+  readonly name?: string | null | undefined
+}): string {
+  const name = body.model || body.name
+  if (name) return name
+  throw new RequestError(400, "model: this field is required", {
+    code: "invalid_value",
+    param: "model",
+  })
+}
+
+function entry(model: KnownModel): Record<string, unknown> {
   return {
     name: model.name,
     model: model.name,
     size: model.sizeBytes,
     digest: model.digest,
-    details: details(context),
+    details: details(model),
   }
 }
 
-function details(context: ServerContext): Record<string, unknown> {
-  const { format, family, parameterSize, quantization } = context.model.details
+function details({ details: known, settings }: KnownModel): Record<string, unknown> {
   return {
-    parent_model: "",
-    format,
-    family,
-    families: [family],
-    parameter_size: parameterSize,
-    quantization_level: quantization,
+    parent_model: settings?.parent ?? "",
+    format: known.format,
+    family: known.family,
+    families: [known.family],
+    parameter_size: known.parameterSize,
+    quantization_level: known.quantization,
   }
 }
 
-function modifiedAt(context: ServerContext): string {
-  return new Date(context.model.created * 1000).toISOString()
+function modifiedAt(model: KnownModel): string {
+  return new Date(model.created * 1000).toISOString()
 }
 
-function shown(context: ServerContext): Record<string, unknown> {
-  const { model, client, config } = context
-  const template = model.chatTemplate ?? ""
-  const { temperature, topK, topP, minP, repetitionPenalty } = config.defaults
+function shown({ models, config }: ServerRoot, found: KnownModel): Record<string, unknown> {
+  const model = models.library.describe(found)
+  const { settings } = model
+  const info = models.loaded().find((one) => one.model.key === model.key)?.loaded.client.info
+  const template = settings?.template ?? model.chatTemplate ?? ""
+  const architecture = info?.architecture ?? model.details.family
+  const parameters = modelParameters(withParameters(config, settings?.parameters ?? {}), settings)
   return {
-    modelfile: `FROM ${model.name}\n`,
-    parameters: [
-      `temperature ${temperature}`,
-      `top_k ${topK}`,
-      `top_p ${topP}`,
-      `min_p ${minP}`,
-      `repeat_penalty ${repetitionPenalty}`,
-    ].join("\n"),
+    modelfile: modelfile(model, template),
+    parameters: parameters.join("\n"),
     template,
-    details: details(context),
+    ...(settings?.system === undefined ? {} : { system: settings.system }),
+    ...(settings?.license === undefined ? {} : { license: settings.license.join("\n") }),
+    ...(settings?.messages === undefined ? {} : { messages: settings.messages }),
+    details: details(model),
     model_info: {
-      "general.architecture": client.info.architecture,
-      "general.parameter_count": client.info.parameters,
-      [`${client.info.architecture}.context_length`]: client.info.trainedContextLength,
+      "general.architecture": architecture,
+      ...(info === undefined
+        ? {}
+        : {
+            "general.parameter_count": info.parameters,
+            [`${architecture}.context_length`]: info.trainedContextLength,
+          }),
       ...model.info,
     },
-    // Tools are rendered where the template knows them.
-    capabilities: ["completion", ...(/\btools\b/.test(template) ? ["tools"] : [])],
-    modified_at: modifiedAt(context),
+    capabilities: capabilities(template),
+    modified_at: modifiedAt(model),
   }
+}
+
+/** Tools are rendered, and thinking is asked for, where the template knows of them. */
+function capabilities(template: string): string[] {
+  return [
+    "completion",
+    ...(/\btools\b/.test(template) ? ["tools"] : []),
+    ...(/enable_thinking|reasoning_effort|<think>/.test(template) ? ["thinking"] : []),
+  ]
+}
+
+/** A created model's own, else what the server takes where a request says nothing. */
+function modelParameters(config: ServerConfig, settings: ModelSettings | undefined): string[] {
+  const { temperature, topK, topP, minP, repetitionPenalty } = config.defaults
+  const all: Record<string, unknown> = {
+    temperature,
+    top_k: topK,
+    top_p: topP,
+    min_p: minP,
+    repeat_penalty: repetitionPenalty,
+    ...settings?.parameters,
+  }
+  return Object.entries(all).flatMap(([key, value]) =>
+    (Array.isArray(value) ? value : [value]).map(
+      (one) => `${key} ${typeof one === "string" ? JSON.stringify(one) : String(one)}`,
+    ),
+  )
+}
+
+/** What would make the same model again. */
+function modelfile({ name, settings }: KnownModel, template: string): string {
+  const quoted = (text: string): string => `"""${text}"""`
+  const own = settings?.parameters ?? {}
+  const lines = Object.entries(own).flatMap(([key, value]) =>
+    (Array.isArray(value) ? value : [value]).map(
+      (one) => `PARAMETER ${key} ${typeof one === "string" ? JSON.stringify(one) : String(one)}`,
+    ),
+  )
+  return [
+    `FROM ${settings?.parent ?? name}`,
+    ...(template === "" ? [] : [`TEMPLATE ${quoted(template)}`]),
+    ...(settings?.system === undefined ? [] : [`SYSTEM ${quoted(settings.system)}`]),
+    ...lines,
+    ...(settings?.messages ?? []).map(({ role, content }) => `MESSAGE ${role} ${content ?? ""}`),
+    ...(settings?.license ?? []).map((text) => `LICENSE ${quoted(text)}`),
+    "",
+  ].join("\n")
 }

@@ -54,10 +54,10 @@ const common = {
     .union([z.enum(["", "json"]), z.record(z.string(), z.unknown())])
     .nullish()
     .openapi({ description: '"json" or a JSON schema that the answer must match' }),
-  keep_alive: z
-    .union([z.string(), z.number()])
-    .nullish()
-    .openapi({ description: "The model stays loaded while the server runs" }),
+  keep_alive: z.union([z.string(), z.number()]).nullish().openapi({
+    description:
+      'How long the model stays loaded after this: seconds, or a duration such as "5m"; 0 unloads it, -1 keeps it',
+  }),
   think: z
     .union([z.boolean(), z.enum(["low", "medium", "high"])])
     .nullish()
@@ -137,7 +137,7 @@ const answer = {
   model: z.string(),
   created_at: z.string().openapi({ format: "date-time" }),
   done: z.boolean(),
-  done_reason: z.enum(["stop", "length", "load"]).optional(),
+  done_reason: z.enum(["stop", "length", "load", "unload"]).optional(),
   logprobs: z.array(logprob.extend({ top_logprobs: z.array(logprob).optional() })).optional(),
   total_duration: z.int().optional().openapi({ description: "Nanoseconds, as all durations" }),
   load_duration: z.int().optional(),

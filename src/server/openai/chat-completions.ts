@@ -10,11 +10,12 @@ import {
 } from "../chat.ts"
 import {
   type App,
-  checkModel,
   document,
   jsonContent,
   type ServerContext,
+  type ServerRoot,
   streamOptions,
+  useModel,
 } from "../context.ts"
 import { readBody } from "../request.ts"
 import { stopStrings } from "../schema.ts"
@@ -25,7 +26,7 @@ import { chatLogprobs, type FinishedChoice, timingsOf, usageOf } from "./format.
 import { templateMessage } from "./messages.ts"
 import { type ChatRequest, chatRequestSchema, chatResponseSchema, errorSchema } from "./schema.ts"
 
-export function addChatCompletions(app: App, context: ServerContext): void {
+export function addChatCompletions(app: App, root: ServerRoot): void {
   document(app, {
     method: "post",
     path: "/v1/chat/completions",
@@ -39,7 +40,7 @@ export function addChatCompletions(app: App, context: ServerContext): void {
   })
   app.post("/v1/chat/completions", async (c) => {
     const body = await readBody(c, chatRequestSchema)
-    checkModel(context, body.model)
+    const context = await useModel(root, c, body.model)
     const { config } = context
     const prompt = chatPrompt(
       context,

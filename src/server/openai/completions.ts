@@ -4,13 +4,14 @@ import { openaiErrorBody } from "../api-error.ts"
 import { constrain } from "../chat.ts"
 import {
   type App,
-  checkModel,
   document,
   jsonContent,
   type RequestContext,
   type ServerContext,
+  type ServerRoot,
   startGeneration,
   streamOptions,
+  useModel,
 } from "../context.ts"
 import {
   fitTokens,
@@ -41,7 +42,7 @@ import {
   errorSchema,
 } from "./schema.ts"
 
-export function addCompletions(app: App, context: ServerContext): void {
+export function addCompletions(app: App, root: ServerRoot): void {
   document(app, {
     method: "post",
     path: "/v1/completions",
@@ -58,7 +59,7 @@ export function addCompletions(app: App, context: ServerContext): void {
   })
   app.post("/v1/completions", async (c) => {
     const body = await readBody(c, completionRequestSchema)
-    checkModel(context, body.model)
+    const context = await useModel(root, c, body.model)
     const answer = start(context, c, body)
     if (body.stream !== true) return c.json(await whole(answer))
     const options = streamOptions(context, c, answer.generation, openaiErrorBody)

@@ -1,17 +1,28 @@
 import { z } from "@hono/zod-openapi"
 
-import { type App, checkModel, document, jsonContent, type ServerContext } from "../context.ts"
+import { type App, document, jsonContent, type ServerRoot } from "../context.ts"
+import type { KnownModel } from "../models/library.ts"
 import { errorSchema, modelListSchema, modelSchema } from "./schema.ts"
 
-export function addModels(app: App, context: ServerContext): void {
+export function addModels(app: App, root: ServerRoot): void {
   document(app, {
     method: "get",
     path: "/v1/models",
-    summary: "The model that is served",
+    summary: "The models that can be served",
     tags: ["OpenAI"],
-    responses: { 200: jsonContent(modelListSchema, "A list of one") },
+    responses: {
+      200: jsonContent(
+        modelListSchema,
+        "Loaded ones say so; others are loaded when a request names them",
+      ),
+    },
   })
-  app.get("/v1/models", (c) => c.json({ object: "list", data: [modelObject(context)] }))
+  app.get("/v1/models", (c) =>
+    c.json({
+      object: "list",
+      data: root.models.library.list().map((model) => modelObject(root, model)),
+    }),
+  )
 
   document(app, {
     method: "get",
@@ -26,26 +37,39 @@ export function addModels(app: App, context: ServerContext): void {
   })
   // Names may hold slashes: org/name.
   app.get("/v1/models/:id{.+}", (c) => {
-    checkModel(context, c.req.param("id"))
-    return c.json(modelObject(context))
+    return c.json(modelObject(root, root.models.find(c.req.param("id"))))
   })
 }
 
-function modelObject(context: ServerContext): z.infer<typeof modelSchema> {
-  const { model, client } = context
+function modelObject({ models }: ServerRoot, model: KnownModel): z.infer<typeof modelSchema> {
+  const { details } = model
+  const info = models.loaded().find((entry) => entry.model.key === model.key)?.loaded.client.info
   return {
     id: model.name,
     object: "model",
     created: model.created,
     owned_by: "ktransformers",
+    status: { value: statusOf(models.state(model).state) },
     meta: {
-      n_vocab: client.info.vocabSize,
-      n_ctx: client.info.contextLength,
-      n_ctx_train: client.info.trainedContextLength,
-      n_params: client.info.parameters,
+      ...(info === undefined
+        ? {}
+        : {
+            n_vocab: info.vocabSize,
+            n_ctx: info.contextLength,
+            n_ctx_train: info.trainedContextLength,
+            n_params: info.parameters,
+          }),
       size: model.sizeBytes,
-      architecture: client.info.architecture,
-      quantization: model.details.quantization,
+      architecture: info?.architecture ?? details.family,
+      quantization: details.quantization,
     },
   }
+}
+
+/** The words that llama.cpp's server has for them. */
+function statusOf(
+  state: ReturnType<ServerRoot["models"]["state"]>["state"],
+): "loaded" | "loading" | "unloaded" {
+  if (state === "ready") return "loaded"
+  return state === "loading" ? "loading" : "unloaded"
 }

@@ -3,12 +3,13 @@ import { openaiErrorBody } from "../api-error.ts"
 import { chatPrompt, startAnswer } from "../chat.ts"
 import {
   type App,
-  checkModel,
   document,
   jsonContent,
   type RequestContext,
   type ServerContext,
+  type ServerRoot,
   streamOptions,
+  useModel,
 } from "../context.ts"
 import { asRequestError } from "../generate.ts"
 import { randomId } from "../ids.ts"
@@ -36,7 +37,7 @@ export interface ResponseStores {
 }
 
 /** The Responses API: create, stream, read, cancel, delete and continue responses. */
-export function addResponses(app: App, context: ServerContext, stores: ResponseStores): void {
+export function addResponses(app: App, root: ServerRoot, stores: ResponseStores): void {
   const runs = new BackgroundRuns()
   const wrong = { "4XX": jsonContent(errorSchema, "Why the request is refused") }
   const one = { 200: jsonContent(responseSchema, "The response, or its events"), ...wrong }
@@ -51,7 +52,7 @@ export function addResponses(app: App, context: ServerContext, stores: ResponseS
   })
   app.post("/v1/responses", async (c) => {
     const body = await readBody(c, responseRequestSchema)
-    checkModel(context, body.model)
+    const context = await useModel(root, c, body.model)
     return respond(context, stores, runs, c, body)
   })
 
@@ -77,7 +78,7 @@ export function addResponses(app: App, context: ServerContext, stores: ResponseS
     const start = startingAfter(c)
     return eventResponse(
       runs.get(id)?.events(start) ?? lastEvent(response, start),
-      detached(context, c),
+      detached(root, c),
     )
   })
 
@@ -199,7 +200,10 @@ async function respond(
 }
 
 /** A stream whose end ends nothing else. */
-function detached(context: ServerContext, c: RequestContext): StreamOptions {
+function detached(
+  context: Pick<ServerRoot, "config" | "report">,
+  c: RequestContext,
+): StreamOptions {
   return {
     heartbeatMs: context.config.heartbeatMs,
     errorBody: (error) => {

@@ -308,6 +308,7 @@ export const modelSchema = z
     object: z.literal("model"),
     created: z.int(),
     owned_by: z.string(),
+    status: z.object({ value: z.enum(["loaded", "loading", "unloaded"]) }),
     meta: z.record(z.string(), z.unknown()),
   })
   .openapi("Model")

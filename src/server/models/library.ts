@@ -1,0 +1,56 @@
+import type { EngineClient } from "../../worker/protocol.ts"
+import type { ModelMetadata, ServerTokenizer, TemplateMessage } from "../types.ts"
+
+/** Sampling and more that a created model has of its own, under Ollama's names; checked when it is created. */
+export type ModelParameters = Readonly<Record<string, unknown>>
+
+/** What a created model adds to the one it is made from. */
+export interface ModelSettings {
+  /** The model it is made from, as it was named. */
+  readonly parent: string
+  readonly system?: string
+  /** Jinja source in place of the weights' own. */
+  readonly template?: string
+  readonly parameters?: ModelParameters
+  /** They come before each conversation. */
+  readonly messages?: readonly TemplateMessage[]
+  readonly license?: readonly string[]
+}
+
+/** A model that can be served, loaded or not. */
+export interface KnownModel extends ModelMetadata {
+  /** Models with the same key share one engine. */
+  readonly key: string
+  readonly settings?: ModelSettings
+  /** Names that mean it too, in lower case. */
+  readonly otherNames?: readonly string[]
+  /** Why it cannot be loaded, where its header says so. */
+  readonly problem?: string
+}
+
+export interface LoadedModel {
+  readonly client: EngineClient
+  readonly tokenizer: ServerTokenizer
+  /** Of the weights, where they have one. */
+  readonly chatTemplate?: string | undefined
+  /** The context is shorter than the model's, for want of memory, and too short for much. */
+  readonly isCut?: boolean
+  /** The tokenizer with a template of a created model's own. */
+  withTemplate(template: string): ServerTokenizer
+}
+
+export interface LoadHooks {
+  readonly onProgress: (done: number, total: number) => void
+}
+
+/** The models of this machine, as the server sees them; it never sees a path. */
+export interface ModelLibrary {
+  /** Its models are loaded and cannot be loaded again. */
+  readonly isFixed?: boolean
+  /** All that can be served, by name. */
+  list(): readonly KnownModel[]
+  /** With all that its files say of it, which takes longer: chat template and metadata. */
+  describe(model: KnownModel): KnownModel
+  /** @param memoryBytes What the engine may take at most. @throws KtError in words */
+  load(model: KnownModel, memoryBytes: number, hooks: LoadHooks): Promise<LoadedModel>
+}
