@@ -106,6 +106,59 @@ describe("the openai client", () => {
     expect(client.calls[2]!.params.grammar).toContain('"json_schema"')
   })
 
+  test("custom tools and those of namespaces are told and called; what OpenAI runs is left out", async () => {
+    const call = (name: string, args: string): string =>
+      `<tool_call>\n{"name": "${name}", "arguments": ${args}}\n</tool_call>`
+    const { api, client } = open({
+      answer: (n) =>
+        n === 0
+          ? call("patch", '{"input": "*** Begin\\n"}') + call("crm__find", '{"id": 7}')
+          : "done",
+    })
+    const tools: OpenAI.Responses.Tool[] = [
+      { type: "custom", name: "patch", description: "changes files" },
+      {
+        type: "namespace",
+        name: "crm",
+        description: "customers",
+        tools: [{ type: "function", name: "find", parameters: { type: "object" } }],
+      },
+      { type: "web_search" },
+    ]
+    const events: OpenAI.Responses.ResponseStreamEvent[] = []
+    for await (const event of await api.create({ input: "go", tools, stream: true }))
+      events.push(event)
+    expect(events).toContainEqual(
+      expect.objectContaining({
+        type: "response.custom_tool_call_input.done",
+        input: "*** Begin\n",
+      }),
+    )
+    const last = events.at(-1)
+    if (last?.type !== "response.completed") throw new Error("it did not complete")
+    expect(last.response.tools).toHaveLength(2)
+    const [patch, find] = last.response.output
+    expect(patch).toMatchObject({ type: "custom_tool_call", name: "patch", input: "*** Begin\n" })
+    expect(find).toMatchObject({
+      type: "function_call",
+      name: "find",
+      namespace: "crm",
+      arguments: '{"id": 7}',
+    })
+    const prompt = client.prompt()
+    expect(prompt).toContain("crm__find")
+    expect(prompt).not.toContain("web_search")
+    const { call_id } = patch as OpenAI.Responses.ResponseCustomToolCall
+    await api.create({
+      input: [{ type: "custom_tool_call_output", call_id, output: "patched" }],
+      previous_response_id: last.response.id,
+      tools,
+    })
+    expect(client.prompt(1)).toContain('"name":"crm__find"')
+    expect(client.prompt(1)).toContain('{"input":"*** Begin\\n"}')
+    expect(client.prompt(1)).toContain("tool:patched")
+  })
+
   test("a stream has the events of its items, numbered, and the same response at its end", async () => {
     const { api } = open({ answer: `hm</think>See.\n${CALL}` }, { forceThink: true })
     const stream = await api.create({ input: "go", tools: [tool], stream: true })
@@ -168,10 +221,10 @@ describe("the openai client", () => {
       })
       .catch((error: unknown) => error)
     expect(image).toBeInstanceOf(BadRequestError)
-    const search = await api
-      .create({ input: "x", tools: [{ type: "web_search" }] })
+    const nameless = await api
+      .create({ input: "x", tools: [{ type: "custom", name: "" }] })
       .catch((error: unknown) => error)
-    expect(String(search)).toContain("only function tools")
+    expect(nameless).toBeInstanceOf(BadRequestError)
     const failing = open({ failAt: 2 })
     const events: string[] = []
     const stream = await failing.api.create({ input: "x", stream: true })

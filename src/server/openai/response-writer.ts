@@ -3,6 +3,7 @@ import { asRequestError, type ChoiceUsage } from "../generate.ts"
 import { randomId } from "../ids.ts"
 import type { NamedEvent } from "../stream.ts"
 import type { AnswerPart } from "../tools/answer.ts"
+import { customInput, type KnownTool } from "./response-tools.ts"
 
 /** What a response says of its request. */
 export interface ResponseBase extends Readonly<Record<string, unknown>> {
@@ -16,24 +17,34 @@ export interface FinishedResponse extends ResponseBase {
 
 interface Item {
   readonly id: string
-  readonly kind: "reasoning" | "message" | "function_call"
+  readonly kind: "reasoning" | "message" | "function_call" | "custom_tool_call"
   readonly callId: string
   readonly name: string
+  readonly namespace: string | undefined
   text: string
 }
+
+const ID_PREFIX = {
+  reasoning: "rs",
+  message: "msg",
+  function_call: "fc",
+  custom_tool_call: "ctc",
+} as const
 
 /** An answer as a response's items, and as the events that build them. */
 export class ResponseWriter {
   readonly #base: ResponseBase
   readonly #prompt: ChatPrompt
+  readonly #tools: ReadonlyMap<string, KnownTool>
   readonly #output: unknown[] = []
   #sequence = 0
   #item: Item | undefined
   #reasoningPieces = 0
   #response: FinishedResponse | undefined
 
-  constructor(base: ResponseBase, prompt: ChatPrompt) {
+  constructor(base: ResponseBase, prompt: ChatPrompt, tools: ReadonlyMap<string, KnownTool>) {
     this.#base = base
+    this.#tools = tools
     this.#prompt = prompt
   }
 
@@ -136,6 +147,8 @@ export class ResponseWriter {
       const item = this.#item
       if (item === undefined) return
       item.text += part.text
+      // a custom tool's text is whole only when its JSON is
+      if (item.kind === "custom_tool_call") return
       yield this.#event("response.function_call_arguments.delta", {
         ...this.#place,
         delta: part.text,
@@ -143,8 +156,12 @@ export class ResponseWriter {
       return
     }
     const kind =
-      part.type === "call" ? "function_call" : part.type === "content" ? "message" : "reasoning"
-    if (kind === "function_call" || this.#item?.kind !== kind) {
+      part.type === "call"
+        ? this.#callKind(part)
+        : part.type === "content"
+          ? "message"
+          : "reasoning"
+    if (part.type === "call" || this.#item?.kind !== kind) {
       yield* this.#close("completed")
       yield* this.#open(kind, part)
     }
@@ -162,21 +179,27 @@ export class ResponseWriter {
     })
   }
 
+  #callKind({ name }: AnswerPart & { readonly type: "call" }): Item["kind"] {
+    return this.#tools.get(name)?.kind === "custom" ? "custom_tool_call" : "function_call"
+  }
+
   *#open(kind: Item["kind"], part: AnswerPart): Generator<NamedEvent> {
-    const prefix = { reasoning: "rs", message: "msg", function_call: "fc" }[kind]
+    const prefix = ID_PREFIX[kind]
     const call = part.type === "call" ? part : undefined
+    const tool = call === undefined ? undefined : this.#tools.get(call.name)
     this.#item = {
       id: `${prefix}_${randomId()}`,
       kind,
       callId: call === undefined ? "" : this.#prompt.callId(call.id),
-      name: call?.name ?? "",
+      name: tool?.name ?? call?.name ?? "",
+      namespace: tool?.namespace,
       text: "",
     }
     yield this.#event("response.output_item.added", {
       output_index: this.#output.length,
       item: itemOf(this.#item, "in_progress"),
     })
-    if (kind !== "function_call")
+    if (call === undefined)
       yield this.#event("response.content_part.added", {
         ...this.#place,
         content_index: 0,
@@ -188,7 +211,11 @@ export class ResponseWriter {
     const item = this.#item
     if (item === undefined) return
     const { text, name, kind } = item
-    if (kind === "function_call") {
+    if (kind === "custom_tool_call") {
+      const input = customInput(text)
+      yield this.#event("response.custom_tool_call_input.delta", { ...this.#place, delta: input })
+      yield this.#event("response.custom_tool_call_input.done", { ...this.#place, input })
+    } else if (kind === "function_call") {
       yield this.#event("response.function_call_arguments.done", {
         ...this.#place,
         name,
@@ -226,8 +253,11 @@ function contentOf({ kind, text }: Item): unknown {
 
 function itemOf(item: Item, status: string): unknown {
   const { id, kind, callId, name, text } = item
+  const namespace = item.namespace === undefined ? {} : { namespace: item.namespace }
   if (kind === "function_call")
-    return { id, type: kind, status, call_id: callId, name, arguments: text }
+    return { id, type: kind, status, call_id: callId, name, arguments: text, ...namespace }
+  if (kind === "custom_tool_call")
+    return { id, type: kind, status, call_id: callId, name, input: customInput(text), ...namespace }
   const content = status === "in_progress" ? [] : [contentOf(item)]
   if (kind === "reasoning") return { id, type: kind, status, summary: [], content }
   return { id, type: kind, status, role: "assistant", content }

@@ -1,9 +1,10 @@
 import { RequestError } from "../../errors.ts"
-import type { ChatOptions, Tool } from "../chat.ts"
+import type { ChatOptions } from "../chat.ts"
 import { randomId } from "../ids.ts"
 import { type AnswerFormat, jsonFormat } from "../tools/answer-grammar.ts"
 import type { TemplateMessage } from "../types.ts"
 import { templateToolCall } from "./messages.ts"
+import { type ResponseTools, toolName } from "./response-tools.ts"
 import type { InputItem, ResponseRequest } from "./responses-schema.ts"
 
 /** An item of a request or an answer, with its id. */
@@ -47,17 +48,12 @@ export function responseMessages(
 /** Items as templates have them: a call belongs to the assistant's message before it. */
 function templateMessages(item: KnownItem): TemplateMessage[] {
   switch (item.type) {
-    case "function_call": {
-      const { call_id: id, name, arguments: args } = item
-      return [
-        {
-          role: "assistant",
-          content: "",
-          tool_calls: [templateToolCall({ id, function: { name, arguments: args } })],
-        },
-      ]
-    }
+    case "function_call":
+      return [called(item, item.arguments)]
+    case "custom_tool_call":
+      return [called(item, JSON.stringify({ input: item.input }))]
     case "function_call_output":
+    case "custom_tool_call_output":
       return [{ role: "tool", content: textOf(item.output), tool_call_id: item.call_id }]
     // what was thought is not said again
     case "reasoning":
@@ -66,6 +62,19 @@ function templateMessages(item: KnownItem): TemplateMessage[] {
       return [
         { role: item.role === "developer" ? "system" : item.role, content: textOf(item.content) },
       ]
+  }
+}
+
+function called(
+  item: { readonly call_id: string; readonly name: string; readonly namespace?: unknown },
+  args: string,
+): TemplateMessage {
+  const namespace = typeof item.namespace === "string" ? item.namespace : undefined
+  const call = { name: toolName(item.name, namespace), arguments: args }
+  return {
+    role: "assistant",
+    content: "",
+    tool_calls: [templateToolCall({ id: item.call_id, function: call })],
   }
 }
 
@@ -91,12 +100,12 @@ function textOf(
   return content.map(({ text, refusal }) => text ?? refusal ?? "").join("\n")
 }
 
-export function responseOptions(body: ResponseRequest, reasoning: "auto" | "none"): ChatOptions {
+export function responseOptions(
+  body: ResponseRequest,
+  { tools }: ResponseTools,
+  reasoning: "auto" | "none",
+): ChatOptions {
   const { tool_choice: choice } = body
-  const tools = (body.tools ?? []).map(({ type, ...described }): Tool => ({
-    type,
-    function: described as Tool["function"],
-  }))
   return {
     tools: choice === "none" ? [] : tools,
     ...(choice === "required" ? { toolChoice: "required" } : {}),

@@ -33,6 +33,17 @@ const functionOutput = z.looseObject({
   call_id: z.string(),
   output: z.union([z.string(), z.array(part)]),
 })
+const customCall = z.looseObject({
+  type: z.literal("custom_tool_call"),
+  call_id: z.string(),
+  name: z.string().min(1),
+  input: z.string(),
+})
+const customOutput = z.looseObject({
+  type: z.literal("custom_tool_call_output"),
+  call_id: z.string(),
+  output: z.union([z.string(), z.array(part)]),
+})
 const reasoning = z.looseObject({
   type: z.literal("reasoning"),
   summary: z.array(part).nullish(),
@@ -42,16 +53,37 @@ const reasoning = z.looseObject({
 const itemReference = z.looseObject({ type: z.literal("item_reference"), id: z.string() })
 
 export const inputItem = z
-  .union([functionCall, functionOutput, reasoning, itemReference, message])
+  .union([
+    functionCall,
+    functionOutput,
+    customCall,
+    customOutput,
+    reasoning,
+    itemReference,
+    message,
+  ])
   .openapi("ResponseInputItem")
 export type InputItem = z.infer<typeof inputItem>
 
+/** Tools that the client runs. */
+export const CLIENT_TOOLS: ReadonlySet<string> = new Set(["function", "custom", "namespace"])
+
 const tool = z
-  .looseObject({ type: z.string(), name: z.string().optional() })
-  .refine(({ type, name }) => type === "function" && name !== undefined && name !== "", {
-    message: "only function tools are supported",
-    path: ["type"],
-    params: { code: "unsupported_value" },
+  .looseObject({
+    type: z.string(),
+    name: z.string().optional(),
+    tools: z
+      .array(z.looseObject({ type: z.enum(["function", "custom"]), name: z.string().min(1) }))
+      .optional(),
+  })
+  .refine(({ type, name }) => !CLIENT_TOOLS.has(type) || (name !== undefined && name !== ""), {
+    message: "this field is required",
+    path: ["name"],
+    params: { code: "invalid_value" },
+  })
+  .openapi({
+    description:
+      "Functions, custom tools and namespaces of both. Tools that OpenAI runs itself (web search, files, code) are left out.",
   })
 
 const textFormat = z.discriminatedUnion("type", [
@@ -74,7 +106,7 @@ export const responseRequestSchema = z
     tool_choice: z
       .union([
         z.enum(["auto", "none", "required"]),
-        z.looseObject({ type: z.literal("function"), name: z.string().min(1) }),
+        z.looseObject({ type: z.enum(["function", "custom"]), name: z.string().min(1) }),
       ])
       .nullish(),
     parallel_tool_calls: z.boolean().nullish(),

@@ -20,9 +20,11 @@ import type { ConversationStore } from "./conversation-store.ts"
 import { knownConversation } from "./conversations.ts"
 import { itemListSchema, itemPage } from "./item-page.ts"
 import type { ResponseStore, StoredResponse } from "./response-store.ts"
+import { responseTools } from "./response-tools.ts"
 import { type FinishedResponse, type ResponseBase, ResponseWriter } from "./response-writer.ts"
 import { inputItems, type KnownItem, responseMessages, responseOptions } from "./responses-input.ts"
 import {
+  CLIENT_TOOLS,
   deletedSchema,
   type ResponseRequest,
   responseRequestSchema,
@@ -160,7 +162,9 @@ async function respond(
   )
   const items = [...history, ...input]
   const messages = responseMessages(items, body.instructions)
-  const prompt = chatPrompt(context, messages, responseOptions(body, config.reasoningFormat))
+  const tools = responseTools(body.tools ?? [])
+  const options = responseOptions(body, tools, config.reasoningFormat)
+  const prompt = chatPrompt(context, messages, options)
   const { generation, events: answer } = startAnswer(context, c, prompt, {
     sampling: { temperature: body.temperature, topP: body.top_p },
     maxTokens: body.max_output_tokens ?? config.defaults.maxTokens,
@@ -169,7 +173,7 @@ async function respond(
     ...(isBackground ? { outlivesClient: true } : {}),
   })
   const base = baseOf(context, body, conversation)
-  const writer = new ResponseWriter(base, prompt)
+  const writer = new ResponseWriter(base, prompt, tools.known)
   const keep = (response: FinishedResponse): void => {
     const { output } = response
     const stored = { inputStart: history.length, inputCount: input.length }
@@ -288,7 +292,7 @@ function baseOf(
     temperature: body.temperature ?? defaults.temperature,
     text: { format: body.text?.format ?? { type: "text" } },
     tool_choice: body.tool_choice ?? "auto",
-    tools: body.tools ?? [],
+    tools: (body.tools ?? []).filter(({ type }) => CLIENT_TOOLS.has(type)),
     top_p: body.top_p ?? defaults.topP,
     truncation: "disabled",
     user: null,
