@@ -1,19 +1,22 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test"
-import { existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs"
+import { copyFileSync, existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs"
 import { join } from "node:path"
 
 import { type RunningServer, startServer } from "../../src/server/serve.ts"
 import { type TestServer, testServer } from "../server/fakes.ts"
 import { ROOT } from "../setup.ts"
 
-/** These programs are large, so only their tests install them, beside this file. */
-const FOLDER = join(ROOT, "test/clients")
+/** These programs are large, so only their tests install them, where the other tools of the checkout are. */
+const FOLDER = join(ROOT, ".toolchain/clients")
 const BIN = join(FOLDER, "node_modules/.bin")
-const reason = await install()
+const reason = install()
 /** Codex will have no home in the system's temporary folder. */
-const HOMES = join(ROOT, "test/clients/node_modules/.homes")
+const HOMES = join(FOLDER, "homes")
 
-async function install(): Promise<string | undefined> {
+function install(): string | undefined {
+  mkdirSync(FOLDER, { recursive: true })
+  for (const file of ["package.json", "bun.lock"])
+    copyFileSync(join(ROOT, "test/clients", file), join(FOLDER, file))
   const argv = [process.execPath, "install", "--frozen-lockfile", "--ignore-scripts"]
   const { exitCode, stderr } = Bun.spawnSync(argv, { cwd: FOLDER, timeout: 240_000 })
   if (exitCode === 0 && existsSync(join(BIN, "claude")) && existsSync(join(BIN, "codex")))
