@@ -38,6 +38,8 @@ export type DiskEvent =
   | { readonly type: "written"; readonly ticket: number; readonly place: DiskPlace | undefined }
   | { readonly type: "read"; readonly ticket: number; readonly ok: boolean }
   | { readonly type: "dropped"; readonly segments: readonly number[] }
+  /** The disk hangs: nothing that was asked of it will be answered. */
+  | { readonly type: "lost" }
 
 /** The disk, seen from the step loop: nothing here waits but wait(). */
 export interface DiskTier {
@@ -127,6 +129,8 @@ export class PrefixTiers {
   /** What the disk has, by name, and by segment so that a segment can be forgotten. */
   readonly #byDigest = new Map<string, CachedBlock>()
   readonly #bySegment = new Map<number, Set<CachedBlock>>()
+  /** What the disk has of which the parent, by name, is not known. */
+  readonly #orphans = new Map<string, StoredBlock[]>()
   /** Blocks in host memory that came from the disk and were not used yet. */
   readonly #fromDisk = new Set<CachedBlock>()
   #hostHits = 0
@@ -352,6 +356,7 @@ export class PrefixTiers {
     for (const event of this.#disk?.poll() ?? []) {
       if (event.type === "stored") for (const block of event.blocks) this.#adopt(block)
       else if (event.type === "dropped") event.segments.forEach((id) => this.#dropSegment(id))
+      else if (event.type === "lost") this.#lost()
       else if (event.type === "written") this.#written(event.ticket, event.place)
       else this.#read(event.ticket, event.ok)
     }
@@ -372,7 +377,9 @@ export class PrefixTiers {
     of.tier.unpin(slot)
     if (place === undefined) return
     this.#diskWrites++
-    if (!block.isGone) this.#place(of, block, place)
+    if (block.isGone) return
+    this.#place(of, block, place)
+    if (of.kind === KV) for (const stored of this.#takeOrphans(this.#digest(block))) this.#adopt(stored)
   }
 
   #read(ticket: number, ok: boolean): void {
@@ -394,22 +401,58 @@ export class PrefixTiers {
     this.#unplace(of, block)
   }
 
+  /** Slots that the disk was to read or write stay taken: it may use them at any time. */
+  #lost(): void {
+    for (const { of, block } of this.#tickets.values()) {
+      of.reading.delete(block)
+      of.writing.delete(block)
+    }
+    this.#tickets.clear()
+    for (const id of [...this.#bySegment.keys()]) this.#dropSegment(id)
+  }
+
+  /** A block whose parent (or a state whose block) is not known yet waits for it. */
   #adopt(stored: StoredBlock): void {
+    for (let next: StoredBlock | undefined, todo = [stored]; (next = todo.pop()); ) {
+      const isAdopted = this.#adoptOne(next)
+      if (!isAdopted || next.kind !== KV) continue
+      todo.push(...this.#takeOrphans(next.digest))
+    }
+  }
+
+  #takeOrphans(digest: string): StoredBlock[] {
+    const waiting = this.#orphans.get(digest)
+    this.#orphans.delete(digest)
+    return waiting ?? []
+  }
+
+  #await(digest: string, stored: StoredBlock): void {
+    const waiting = this.#orphans.get(digest)
+    if (waiting === undefined) this.#orphans.set(digest, [stored])
+    else waiting.push(stored)
+  }
+
+  #adoptOne(stored: StoredBlock): boolean {
     const { kind, digest, parent: parentDigest, tokens, ropeKeys, payloadBytes, place } = stored
     const of = kind === KV ? this.#kv : this.#states
     const { fingerprint = "" } = this.#disk ?? {}
-    if (of === undefined || payloadBytes !== of.memory.pieceBytes) return
-    if (digestOf(parentDigest, tokens, ropeKeys) !== digest) return
+    if (of === undefined || payloadBytes !== of.memory.pieceBytes) return false
+    if (digestOf(parentDigest, tokens, ropeKeys) !== digest) return false
     const isFirst = parentDigest === fingerprint
     const parent = isFirst ? undefined : this.#byDigest.get(parentDigest)
-    if (!isFirst && parent === undefined) return
+    if (!isFirst && parent === undefined) {
+      this.#await(parentDigest, stored)
+      return false
+    }
     const block =
       kind === KV
         ? this.#cache?.insert(parent, tokens, ropeKeys, -1)
-        : this.#cache?.find(parent, tokens, ropeKeys)
-    if (block === undefined || of.place(block) !== undefined) return
+        : this.#byDigest.get(digest)
+    if (block === undefined && kind === STATE) this.#await(digest, stored)
+    if (block === undefined || of.place(block) !== undefined) return false
     block.digest = digest
     this.#place(of, block, place)
+    return true
   }
 
   #place(of: Kind, block: CachedBlock, place: DiskPlace): void {
@@ -430,6 +473,11 @@ export class PrefixTiers {
   }
 
   #dropSegment(id: number): void {
+    for (const [digest, waiting] of this.#orphans) {
+      const left = waiting.filter(({ place }) => place.segment !== id)
+      if (left.length === 0) this.#orphans.delete(digest)
+      else if (left.length < waiting.length) this.#orphans.set(digest, left)
+    }
     const blocks = this.#bySegment.get(id)
     this.#bySegment.delete(id)
     for (const block of blocks ?? []) {
