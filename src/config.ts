@@ -38,6 +38,12 @@ export interface EngineConfig {
   /** Requests that may wait before new ones are refused. */
   readonly maxQueue: number
   readonly prefixCache: boolean
+  /** MiB of host memory for KV pages beyond the device's; -1 = a part of what is free. */
+  readonly cacheRamMib: number
+  /** MiB of `cacheDir` for KV pages of all models. */
+  readonly cacheDiskMib: number
+  /** Folder of the prefix cache that outlives the process; undefined: none. */
+  readonly cacheDir: string | undefined
   /** Experts that each token goes to, fewer than the model's own number; 0 = the model's. */
   readonly expertsPerToken: number
   /** Tokens of a stream that come faster than this go to its reader together (the first and the last at once). */
@@ -97,6 +103,12 @@ export const CONFIG_OPTIONS: readonly ConfigOption[] = [
     help: "requests that may wait before new ones get 429" },
   { key: "prefixCache", flag: "prefix-cache", aliases: [], type: "boolean", default: true,
     help: "reuse KV pages of common prompt prefixes" },
+  { key: "cacheRamMib", flag: "cache-ram", aliases: ["cram"], type: "integer", min: -1, max: 1_073_741_824, default: -1, env: "KT_CACHE_RAM",
+    help: "MiB of host memory for KV pages that leave the pool; -1 = a quarter of what is free, 8192 at most; 0 = none" },
+  { key: "cacheDiskMib", flag: "cache-disk", aliases: [], type: "integer", min: 0, max: 1_073_741_824, default: 16_384, env: "KT_CACHE_DISK",
+    help: "MiB of --cache-dir for KV pages" },
+  { key: "cacheDir", flag: "cache-dir", aliases: [], type: "string", default: undefined, env: "KT_CACHE_DIR",
+    help: "folder for KV pages that outlive the server, shared by servers and models; without it none are written" },
   { key: "expertsPerToken", flag: "experts-per-token", aliases: [], type: "integer", min: 0, max: 65_536, default: 0,
     help: "experts each token goes to, fewer than the model's own number (faster, less exact); 0 = the model's" },
   { key: "streamIntervalMs", flag: "stream-interval", aliases: [], type: "integer", min: 0, max: 1000, default: 15,

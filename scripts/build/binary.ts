@@ -55,7 +55,11 @@ export function hostTarget(): string {
 }
 
 /** Files that the bundler must have put into the binary. */
-const ENTRIES = ["src/cli/main.ts", "src/worker/engine-worker.ts"] as const
+const ENTRIES = [
+  "src/cli/main.ts",
+  "src/worker/engine-worker.ts",
+  "src/kvcache/disk-worker.ts",
+] as const
 
 /** Makes the binary of a target. @throws KtError when anything that belongs into it is not in it */
 export async function compile(
@@ -158,6 +162,7 @@ function assertEmbedded(binary: string, library: string): void {
     throw new KtError(`${binary}: the CPU library is not inside`)
   for (const [what, text] of [
     ["engine Worker", "engine-worker"],
+    ["prefix cache's Worker", "disk-worker"],
     ["web page", "<!doctype html>"],
     ["rule files", "# Everything on the CPU"],
   ] as const) {

@@ -29,6 +29,9 @@ export const SINGLE_KEYS: readonly EngineKey[] = [
   "contextLength",
   "kvCacheTokens",
   "prefixCache",
+  "cacheRamMib",
+  "cacheDiskMib",
+  "cacheDir",
 ]
 
 export const ALL_KEYS: readonly EngineKey[] = CONFIG_OPTIONS.map(({ key }) => key)

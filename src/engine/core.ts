@@ -23,6 +23,13 @@ export interface StepRunner {
   run(batch: Batch): StepOutput
 }
 
+/** What stats() says of the cache beyond what the blocks know. */
+export interface CacheFacts {
+  readonly pageBytes?: number | undefined
+  readonly hostLimitBytes?: number | undefined
+  readonly diskLimitBytes?: number | undefined
+}
+
 /** With nothing to compute but a prefix on its way from the disk: how long a step waits for it, so that an abort is seen. */
 const DISK_WAIT_MS = 5
 
@@ -33,6 +40,7 @@ export class EngineCore {
   readonly #blocks: BlockManager
   readonly #vocabSize: number
   readonly #ropeKey: RopeKey | undefined
+  readonly #cache: CacheFacts
   /** Events that wait for the next step(): ends of sequences that ended between steps. */
   #pending: TokenEvent[] = []
   #promptTokens = 0
@@ -45,13 +53,14 @@ export class EngineCore {
     runner: StepRunner,
     scheduler: Scheduler,
     blocks: BlockManager,
-    model: { vocabSize: number; ropeKey?: RopeKey | undefined },
+    model: { vocabSize: number; ropeKey?: RopeKey | undefined } & CacheFacts,
   ) {
     this.#runner = runner
     this.#scheduler = scheduler
     this.#blocks = blocks
     this.#vocabSize = model.vocabSize
     this.#ropeKey = model.ropeKey
+    this.#cache = model
   }
 
   get hasWork(): boolean {
@@ -106,13 +115,31 @@ export class EngineCore {
     return events
   }
 
+  /** Forgets every known prefix on all tiers; sequences that run go on. */
+  clearCache(): void {
+    this.#blocks.clear()
+  }
+
   stats(): EngineStats {
+    const { pageSize, prefixCache, tiers } = this.#blocks
+    const below = tiers?.stats()
+    const onDevice = prefixCache?.blocks().reduce((n, { page }) => n + (page >= 0 ? 1 : 0), 0) ?? 0
     return {
       waiting: this.#scheduler.numWaiting,
       running: this.#scheduler.numRunning,
       kvPagesTotal: this.#blocks.pages,
       kvPagesFree: this.#blocks.numFree,
-      prefixCachePages: this.#blocks.prefixCache?.size ?? 0,
+      prefixCachePages: onDevice,
+      cacheDeviceBytes: onDevice * (this.#cache.pageBytes ?? 0),
+      cacheHostBytes: below?.hostBytes ?? 0,
+      cacheHostLimitBytes: this.#cache.hostLimitBytes ?? 0,
+      cacheDiskBytes: below?.diskBytes ?? 0,
+      cacheDiskLimitBytes: this.#cache.diskLimitBytes ?? 0,
+      cacheHostTokensTotal: (below?.hostHits ?? 0) * pageSize,
+      cacheDiskTokensTotal: (below?.diskHits ?? 0) * pageSize,
+      cacheDiskWritesTotal: below?.diskWrites ?? 0,
+      cacheDiskDropsTotal: below?.diskDrops ?? 0,
+      cacheDiskFailuresTotal: below?.diskFailures ?? 0,
       promptTokensTotal: this.#promptTokens,
       cachedTokensTotal: this.#cachedTokens,
       generatedTokensTotal: this.#generatedTokens,

@@ -11,7 +11,9 @@ import { loadWeights } from "../weights/load.ts"
 import type { WeightSource } from "../weights/source.ts"
 import type { EngineInfo, EngineStats, GenerateParams, TokenEvent } from "../worker/protocol.ts"
 import { buildModel, type BuiltModel } from "./build.ts"
+import { openTiers } from "./cache-tiers.ts"
 import { EngineCore } from "./core.ts"
+import { cacheIdentity } from "./fingerprint.ts"
 import { Grammars, type SequenceGrammar } from "./grammar.ts"
 import {
   attentionFloats,
@@ -114,7 +116,21 @@ export class Engine implements Disposable {
     const slots = linear.length > 0 ? stateSlots(maxRunning(limits), prefixCache) : 0
     const statePool = slots > 0 ? resources.use(new StatePool(backend, linear, slots)) : undefined
     const states = slots > 0 ? new StateSlots(slots) : undefined
-    const blocks = new BlockManager({ pages, pageSize, prefixCache, states })
+    const opened = await openTiers(config, {
+      library: backend.library,
+      pages: pool,
+      states: statePool,
+      spareBytes: repacking?.spareBytes ?? memory.spareBytes,
+      identity: () => {
+        const stateBytes = statePool?.pieceBytes ?? 0
+        const { pieceBytes } = pool
+        return cacheIdentity(config, built, { dtype, pieceBytes, stateBytes }, backend)
+      },
+      log: (level, message) => hooks.onLog?.(level, message),
+    })
+    if (opened !== undefined) resources.defer(() => opened.close())
+    const tiers = opened?.tiers
+    const blocks = new BlockManager({ pages, pageSize, prefixCache, states, tiers })
     const runner = resources.use(new ModelRunner(backend, built.model, pool, limits, statePool))
     hooks.onProgress?.("warm-up", 0, 1)
     warmUp(runner, blocks)
@@ -125,6 +141,9 @@ export class Engine implements Disposable {
     const core = new EngineCore(runner, new Scheduler(limits, blocks), blocks, {
       vocabSize,
       ropeKey,
+      pageBytes: pool.pieceBytes,
+      hostLimitBytes: opened?.hostLimitBytes,
+      diskLimitBytes: opened?.diskLimitBytes,
     })
     const info = describe(config, built, memory, backend, performance.now() - start)
     return new Engine(config, info, built.model, core, resources.move())
@@ -170,6 +189,11 @@ export class Engine implements Disposable {
 
   stats(): EngineStats {
     return this.#core.stats()
+  }
+
+  /** Forgets every known prefix on all tiers; sequences that run go on. */
+  clearCache(): void {
+    this.#core.clearCache()
   }
 
   [Symbol.dispose](): void {

@@ -12,6 +12,11 @@ export class Repacking {
     this.#spareBytes = spareBytes
   }
 
+  /** What is left of them. */
+  get spareBytes(): number {
+    return this.#spareBytes
+  }
+
   /** For `loadWeights`: the rearranged weight, or null where the kernels read it as it is. */
   readonly pack = (weight: Tensor): Tensor | null => {
     const bytes = packedBytes(weight)

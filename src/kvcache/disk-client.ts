@@ -116,7 +116,11 @@ export class DiskClient implements DiskTier {
     const signal = Atomics.load(this.#signal, SIGNAL)
     if (signal !== this.#seen) {
       this.#seen = signal
-      for (let next = receiveMessageOnPort(this.#port); next; next = receiveMessageOnPort(this.#port))
+      for (
+        let next = receiveMessageOnPort(this.#port);
+        next;
+        next = receiveMessageOnPort(this.#port)
+      )
         this.#receive(next.message as FromDisk, events)
     }
     if (this.#reads.size > 0 && performance.now() - this.#readsSinceMs > LOST_MS) this.#lose(events)

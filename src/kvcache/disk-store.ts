@@ -3,8 +3,8 @@ import { join } from "node:path"
 import { isSound, readHeader, recordBytes, type RecordKind, sealRecord } from "./block-record.ts"
 import {
   ABOUT_FILE,
-  type FolderSegment,
   folderParts,
+  type FolderSegment,
   lockPart,
   nextSegmentName,
   partFolder,

@@ -111,7 +111,7 @@ class StoreServer {
     this.#isWriting = true
     while (this.#queue.length > 0) {
       const batch: Write[] = []
-      for (let bytes = 0; bytes < BATCH_BYTES; ) {
+      for (let bytes = 0; bytes < BATCH_BYTES;) {
         const next = this.#queue.shift()
         if (next === undefined) break
         batch.push(next)
@@ -138,7 +138,7 @@ class StoreServer {
 
   /** Long reads where records and their targets follow each other. */
   #read(requests: readonly ReadRequest[]): void {
-    for (let start = 0; start < requests.length; ) {
+    for (let start = 0; start < requests.length;) {
       const first = requests[start] as ReadRequest
       let end = start + 1
       let bytes = first.place.bytes

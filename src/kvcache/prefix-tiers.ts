@@ -379,7 +379,8 @@ export class PrefixTiers {
     this.#diskWrites++
     if (block.isGone) return
     this.#place(of, block, place)
-    if (of.kind === KV) for (const stored of this.#takeOrphans(this.#digest(block))) this.#adopt(stored)
+    if (of.kind === KV)
+      for (const stored of this.#takeOrphans(this.#digest(block))) this.#adopt(stored)
   }
 
   #read(ticket: number, ok: boolean): void {
@@ -413,7 +414,7 @@ export class PrefixTiers {
 
   /** A block whose parent (or a state whose block) is not known yet waits for it. */
   #adopt(stored: StoredBlock): void {
-    for (let next: StoredBlock | undefined, todo = [stored]; (next = todo.pop()); ) {
+    for (let next: StoredBlock | undefined, todo = [stored]; (next = todo.pop());) {
       const isAdopted = this.#adoptOne(next)
       if (!isAdopted || next.kind !== KV) continue
       todo.push(...this.#takeOrphans(next.digest))
@@ -445,9 +446,7 @@ export class PrefixTiers {
       return false
     }
     const block =
-      kind === KV
-        ? this.#cache?.insert(parent, tokens, ropeKeys, -1)
-        : this.#byDigest.get(digest)
+      kind === KV ? this.#cache?.insert(parent, tokens, ropeKeys, -1) : this.#byDigest.get(digest)
     if (block === undefined && kind === STATE) this.#await(digest, stored)
     if (block === undefined || of.place(block) !== undefined) return false
     block.digest = digest

@@ -194,6 +194,10 @@ class WorkerClient implements EngineClient {
     })
   }
 
+  clearCache(): void {
+    this.#post({ type: "clear-cache" })
+  }
+
   close(): Promise<void> {
     this.#closing ??= this.#shutdown()
     return this.#closing

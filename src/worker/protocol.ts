@@ -138,6 +138,19 @@ export interface EngineStats {
   readonly kvPagesTotal: number
   readonly kvPagesFree: number
   readonly prefixCachePages: number
+  /** Bytes of known prefixes by tier, and what host memory and disk may hold. */
+  readonly cacheDeviceBytes: number
+  readonly cacheHostBytes: number
+  readonly cacheHostLimitBytes: number
+  readonly cacheDiskBytes: number
+  readonly cacheDiskLimitBytes: number
+  /** Tokens brought back from a tier. */
+  readonly cacheHostTokensTotal: number
+  readonly cacheDiskTokensTotal: number
+  /** Blocks written; not written because too many waited; damaged or gone when they were read. */
+  readonly cacheDiskWritesTotal: number
+  readonly cacheDiskDropsTotal: number
+  readonly cacheDiskFailuresTotal: number
   readonly promptTokensTotal: number
   readonly cachedTokensTotal: number
   readonly generatedTokensTotal: number
@@ -167,6 +180,7 @@ export type ToWorker =
   | { readonly type: "abort"; readonly id: number }
   | { readonly type: "vocabulary"; readonly tokens: readonly string[] }
   | { readonly type: "stats"; readonly nonce: number }
+  | { readonly type: "clear-cache" }
   | { readonly type: "shutdown" }
 
 export type FromWorker =
@@ -207,6 +221,8 @@ export interface EngineClient {
    */
   setVocabulary(tokens: readonly string[]): void
   stats(): Promise<EngineStats>
+  /** Forgets every known prefix on all tiers; sequences that run go on. */
+  clearCache(): void
   /** Finishes nothing: aborts what runs, frees the engine, ends the Worker. */
   close(): Promise<void>
 }

@@ -30,6 +30,7 @@ export interface ServedEngine extends Disposable {
   abortAll(): void
   step(): TokenEvent[]
   stats(): EngineStats
+  clearCache(): void
 }
 
 export interface EngineHooks {
@@ -126,6 +127,8 @@ export function serveEngine(port: MessagePort, create: EngineFactory): void {
         return engine?.abort(message.id)
       case "vocabulary":
         return engine?.setVocabulary(message.tokens)
+      case "clear-cache":
+        return engine?.clearCache()
       case "stats":
         if (engine !== undefined)
           post({ type: "stats", nonce: message.nonce, stats: engine.stats() })

@@ -132,7 +132,7 @@ describe("any requests under any limits", () => {
     expect(preemptions).toBeGreaterThan(50)
     expect(cached).toBeGreaterThan(500)
     expect(cachedWithStates).toBeGreaterThan(500)
-  })
+  }, 60_000)
 
   test("other tiers change no token, however slow and unreliable they are, and give blocks back", () => {
     const tiers = fc.record({

@@ -81,7 +81,9 @@ const payload = (i: number): Uint8Array =>
 const digests: string[] = []
 function digestOfBlock(i: number): string {
   for (let n = digests.length; n <= i; n++)
-    digests.push(digestOf(n === 0 ? FINGERPRINT : (digests[n - 1] as string), tokensOf(n), undefined))
+    digests.push(
+      digestOf(n === 0 ? FINGERPRINT : (digests[n - 1] as string), tokensOf(n), undefined),
+    )
   return digests[i] as string
 }
 
@@ -95,7 +97,7 @@ function sound({ store, blocks }: Opened): number[] {
     const i = digests.indexOf(digest)
     const into = new Uint8Array(place.bytes)
     if (!store.read(place, { kind, digest }, into)) continue
-    expect(into.subarray(HEADER, HEADER + PAYLOAD)).toEqual(payload(i))
+    expect(Buffer.from(into.subarray(HEADER, HEADER + PAYLOAD))).toEqual(Buffer.from(payload(i)))
     found.push(i)
   }
   return found.sort((a, b) => a - b)
@@ -326,7 +328,9 @@ describe("disk store", () => {
     expect(live.store.bytes).toBeLessThanOrEqual(5 * (RECORD + HEADER))
     await old.store.close()
     const alone = open(folder, { limitBytes, fingerprint: "e".repeat(32) })
-    expect((await alone.store.append(records(0, 10))).every((place) => place !== undefined)).toBe(true)
+    expect((await alone.store.append(records(0, 10))).every((place) => place !== undefined)).toBe(
+      true,
+    )
     expect(total()).toBeLessThanOrEqual(limitBytes)
     expect(removePart(SYSTEM_FILES, folder, "e".repeat(32))).toBe(false)
     expect(removePart(SYSTEM_FILES, folder, "f".repeat(32))).toBe(true)

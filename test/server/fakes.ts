@@ -206,12 +206,28 @@ export class FakeClient implements EngineClient {
       prefixCachePages: 3,
       promptTokensTotal: 11,
       cachedTokensTotal: 4,
+      cacheDeviceBytes: 1000,
+      cacheHostBytes: 2000,
+      cacheHostLimitBytes: 4000,
+      cacheDiskBytes: 3000,
+      cacheDiskLimitBytes: 8000,
+      cacheHostTokensTotal: 2,
+      cacheDiskTokensTotal: 1,
+      cacheDiskWritesTotal: 5,
+      cacheDiskDropsTotal: 0,
+      cacheDiskFailuresTotal: 0,
       generatedTokensTotal: 7,
       stepsTotal: 9,
       preemptionsTotal: 0,
       stepSecondsTotal: 0.5,
       residentBytes: 123_456_789,
     }
+  }
+
+  /** How often it was asked to forget. */
+  cleared = 0
+  clearCache(): void {
+    this.cleared++
   }
 
   async close(): Promise<void> {}

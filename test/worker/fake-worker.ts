@@ -66,6 +66,7 @@ self.onmessage = (event: MessageEvent): void => {
         return core.step()
       },
       stats: () => core.stats(),
+      clearCache: () => core.clearCache(),
       [Symbol.dispose]: () => hooks.onLog("info", "disposed"),
     }
   })
