@@ -1,7 +1,8 @@
 import { KtError } from "../errors.ts"
+import { generateParams } from "../server/sampling.ts"
 import type { SamplingDefaults } from "../server/types.ts"
 import { Detokenizer, StopMatcher } from "../tokenizer/detokenizer.ts"
-import type { FinishReason, GenerateParams } from "../worker/protocol.ts"
+import type { FinishReason } from "../worker/protocol.ts"
 import type { Session } from "./session.ts"
 
 export interface AnswerOptions {
@@ -35,13 +36,8 @@ export async function answer(
 ): Promise<Answer> {
   const { client, tokenizer } = session
   const { sampling, seed, stops = [], signal, atStart = false } = options
-  const { maxTokens, ...draw } = sampling
-  const params: GenerateParams = {
-    ...draw,
-    maxTokens: maxTokens ?? client.info.contextLength,
-    stopTokens: [...tokenizer.eogIds],
-    ...(seed === undefined ? {} : { seed }),
-  }
+  const longest = sampling.maxTokens ?? client.info.contextLength
+  const params = generateParams({ seed }, longest, sampling, tokenizer)
   const detokenizer = new Detokenizer(tokenizer, { atStart })
   const matcher = new StopMatcher(stops)
   const ends = new Set(params.stopTokens)

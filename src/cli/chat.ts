@@ -67,7 +67,7 @@ and leaves when there is none. Piped input is answered line by line.`,
     const session = await openSession(engineOptions(invocation, file))
     const maxTokens = flags["max-tokens"] ?? (file.flags["max-new-tokens"] as number | undefined)
     const talk = new ChatSession(session, {
-      sampling: samplingFrom(flags, maxTokens),
+      sampling: samplingFrom(flags, maxTokens, session.client.info.modelPath),
       seed: flags.seed,
       forceThink: flags["force-think"] || file.flags["force-think"] === true,
       system: flags.system,

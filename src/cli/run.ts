@@ -58,7 +58,7 @@ export const run = defineCommand({
         : tokenizer.encodePrompt(tokenizer.renderChat(messages))
       const stop = new AbortController()
       process.once("SIGINT", () => stop.abort())
-      const sampling = samplingFrom(flags, flags["max-tokens"])
+      const sampling = samplingFrom(flags, flags["max-tokens"], session.client.info.modelPath)
       const { seed, json, stop: stops } = flags
       const result = await answer(
         session,

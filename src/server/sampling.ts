@@ -1,4 +1,8 @@
-import type { GenerateParams } from "../worker/protocol.ts"
+import type { z } from "@hono/zod-openapi"
+
+import type { ExtraSampling, GenerateParams } from "../worker/protocol.ts"
+import { breakerTokens, DRY_BREAKERS, readSamplers } from "./samplers.ts"
+import type { extraSamplingFields } from "./schema.ts"
 import { checkIds } from "./token-ids.ts"
 import type { SamplingDefaults, ServerTokenizer } from "./types.ts"
 
@@ -7,6 +11,7 @@ import type { SamplingDefaults, ServerTokenizer } from "./types.ts"
  * default.
  */
 export interface SamplingRequest {
+  readonly extra?: ExtraRequest
   readonly temperature?: number | null | undefined
   readonly topK?: number | null | undefined
   readonly topP?: number | null | undefined
@@ -19,6 +24,41 @@ export interface SamplingRequest {
   readonly stopTokens?: readonly number[] | null | undefined
   readonly ignoreEos?: boolean | null | undefined
   readonly logprobs?: number | undefined
+}
+
+type ExtraRequest = Partial<
+  Pick<SamplingDefaults, keyof Omit<ExtraSampling, "dryBreakers"> | "drySequenceBreakers">
+>
+
+type ExtraFields = {
+  readonly [K in keyof typeof extraSamplingFields]?:
+    z.output<(typeof extraSamplingFields)[K]> | undefined
+} & { readonly samplers?: string | readonly string[] | null | undefined }
+
+/** llama.cpp's fields in the engine's names; what is null or absent is left out. */
+export function extraSampling(body: ExtraFields): ExtraRequest {
+  const samplers = body.samplers ? readSamplers(body.samplers) : undefined
+  const named = {
+    typicalP: body.typical_p,
+    topNSigma: body.top_n_sigma && Math.max(0, body.top_n_sigma),
+    xtcProbability: body.xtc_probability,
+    xtcThreshold: body.xtc_threshold,
+    dynatempRange: body.dynatemp_range,
+    dynatempExponent: body.dynatemp_exponent,
+    dryMultiplier: body.dry_multiplier,
+    dryBase: body.dry_base,
+    dryAllowedLength: body.dry_allowed_length,
+    dryPenaltyLastN: body.dry_penalty_last_n,
+    drySequenceBreakers: body.dry_sequence_breakers,
+    mirostat: body.mirostat,
+    mirostatTau: body.mirostat_tau,
+    mirostatEta: body.mirostat_eta,
+    penaltyLastN: body.repeat_last_n,
+    samplers: typeof samplers === "string" ? undefined : samplers,
+  }
+  return Object.fromEntries(
+    Object.entries(named).filter(([, value]) => value !== undefined && value !== null),
+  )
 }
 
 /** The engine's parameters, for choice 0; `forChoice` derives the others'. */
@@ -47,6 +87,7 @@ export function generateParams(
   const bias = Object.entries(request.logitBias ?? {})
   return {
     ...params,
+    ...extraParams(request.extra, defaults, tokenizer),
     ...(bias.length === 0
       ? {}
       : {
@@ -59,6 +100,37 @@ export function generateParams(
       : {}),
   }
 }
+
+function extraParams(
+  request: ExtraRequest | undefined,
+  defaults: SamplingDefaults,
+  tokenizer: ServerTokenizer,
+): ExtraSampling {
+  const all = { ...defaults, ...request }
+  const kept: Record<string, unknown> = {}
+  for (const key of EXTRA_KEYS) if (all[key] !== undefined) kept[key] = all[key]
+  if ((all.dryMultiplier ?? 0) > 0)
+    kept["dryBreakers"] = breakerTokens(tokenizer, all.drySequenceBreakers ?? DRY_BREAKERS)
+  return kept
+}
+
+const EXTRA_KEYS = [
+  "typicalP",
+  "topNSigma",
+  "xtcProbability",
+  "xtcThreshold",
+  "dynatempRange",
+  "dynatempExponent",
+  "dryMultiplier",
+  "dryBase",
+  "dryAllowedLength",
+  "dryPenaltyLastN",
+  "mirostat",
+  "mirostatTau",
+  "mirostatEta",
+  "penaltyLastN",
+  "samplers",
+] as const satisfies readonly (keyof ExtraSampling)[]
 
 /** Choices of one request draw differently, and still the same for the same seed. */
 export function forChoice(params: GenerateParams, choice: number): GenerateParams {

@@ -1,5 +1,7 @@
 import { z } from "@hono/zod-openapi"
 
+import { readSamplers } from "./samplers.ts"
+
 /** Stop strings a request may have: each costs a comparison per token. */
 export const MAX_STOP_STRINGS = 16
 /** Choices one request may ask for (n, times prompts). */
@@ -47,6 +49,47 @@ export const seedSchema = z
   .nullish()
   .openapi({ description: "Same seed, same request: same answer. -1 draws one." })
 
+/** Strings across which dry sees no repetition: each is looked for in all tokens. */
+const MAX_BREAKERS = 64
+/** Bytes of one; llama.cpp cuts longer ones. */
+const MAX_BREAKER_LENGTH = 40
+
+/** llama.cpp's names; Ollama's are among them. */
+export const extraSamplingFields = {
+  typical_p: z.number().min(0).max(1).nullish().openapi({ description: "1 is off" }),
+  top_n_sigma: z.number().min(-1).nullish().openapi({ description: "0 and -1 are off" }),
+  xtc_probability: z.number().min(0).max(1).nullish().openapi({ description: "0 is off" }),
+  xtc_threshold: z.number().min(0).max(1).nullish().openapi({ description: "above 0.5 is off" }),
+  dynatemp_range: z.number().min(0).nullish().openapi({ description: "0 is off" }),
+  dynatemp_exponent: z.number().min(0).nullish(),
+  dry_multiplier: z.number().min(0).nullish().openapi({ description: "0 is off" }),
+  dry_base: z.number().min(0).nullish(),
+  dry_allowed_length: z.int().min(0).nullish(),
+  dry_penalty_last_n: z.int().min(-1).nullish().openapi({ description: "-1: the whole text" }),
+  dry_sequence_breakers: z
+    .array(z.string().min(1).max(MAX_BREAKER_LENGTH))
+    .max(MAX_BREAKERS)
+    .nullish(),
+  mirostat: z.int().min(0).max(2).nullish().openapi({ description: "its version; 0 is off" }),
+  mirostat_tau: z.number().min(0).nullish().openapi({ description: "surprise aimed at, in bits" }),
+  mirostat_eta: z.number().min(0).nullish().openapi({ description: "learning rate" }),
+  repeat_last_n: z
+    .int()
+    .min(-1)
+    .nullish()
+    .openapi({ description: "tokens that penalties look at; -1: the whole text" }),
+}
+
+export const samplersSchema = z
+  .union([z.array(z.string()).min(1), z.string().min(1)])
+  .nullish()
+  .superRefine((value, ctx) => {
+    if (value === undefined || value === null) return
+    const read = readSamplers(value)
+    if (typeof read === "string") ctx.addIssue({ code: "custom", message: read })
+  })
+  .openapi({ description: "The samplers that act, in order: names or a string of letters" })
+
 /**
  * Sampling fields that OpenAI's two completion routes share, with the usual extensions of local
  * servers.
@@ -81,4 +124,6 @@ export const samplingFields = {
     .nullish()
     .openapi({ description: "Extension" }),
   ignore_eos: z.boolean().nullish().openapi({ description: "Extension, for benchmarks" }),
+  ...extraSamplingFields,
+  samplers: samplersSchema,
 }

@@ -2,7 +2,7 @@ import type { Registry } from "prom-client"
 
 import type { ChatFormat } from "../tokenizer/chat-formats.ts"
 import type { FimTokens } from "../tokenizer/fim.ts"
-import type { EngineClient } from "../worker/protocol.ts"
+import type { EngineClient, ExtraSampling } from "../worker/protocol.ts"
 import type { KnownModel, LoadedModel } from "./models/library.ts"
 import type { ModelLog, ModelsOptions } from "./models/manager.ts"
 import type { KeptDatabase } from "./openai/kept-database.ts"
@@ -83,7 +83,9 @@ export interface ModelMetadata {
 }
 
 /** Sampling used where a request says nothing. */
-export interface SamplingDefaults {
+export interface SamplingDefaults extends Omit<ExtraSampling, "dryBreakers"> {
+  /** Undefined: llama.cpp's. */
+  readonly drySequenceBreakers?: readonly string[]
   readonly temperature: number
   readonly topK: number
   readonly topP: number

@@ -243,7 +243,7 @@ describe("refusals are one sentence in Ollama's shape", () => {
       400,
       "options.top_p 2: must be at most 1",
     ],
-    ["mirostat", "/api/chat", { ...hello, options: { mirostat: 1 } }, 400, "options.mirostat 1"],
+    ["mirostat", "/api/chat", { ...hello, options: { mirostat: 4 } }, 400, "options.mirostat 4"],
     ["unknown option", "/api/chat", { ...hello, options: { tempo: 1 } }, 400, "options.tempo"],
     ["num_predict", "/api/chat", { ...hello, options: { num_predict: 0 } }, 400, "num_predict 0"],
     ["suffix", "/api/generate", { model: "fake", prompt: "a", suffix: "b" }, 400, "cannot fill in"],

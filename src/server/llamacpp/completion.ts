@@ -16,7 +16,7 @@ import { infillPrompt } from "../infill.ts"
 import { chatLogprobs, timingsOf } from "../openai/format.ts"
 import { errorSchema } from "../openai/schema.ts"
 import { readBody } from "../request.ts"
-import { generateParams } from "../sampling.ts"
+import { extraSampling, generateParams } from "../sampling.ts"
 import { stopStrings } from "../schema.ts"
 import { eventResponse } from "../stream.ts"
 import { grammarText, jsonFormat } from "../tools/answer-grammar.ts"
@@ -109,6 +109,7 @@ async function complete(
     ignoreEos: body.ignore_eos,
     logitBias: biasOf(body.logit_bias),
     logprobs: wantsTokens(body) ? (body.n_probs ?? 0) : undefined,
+    extra: extraSampling(body),
   }
   const params = constrain(
     context,

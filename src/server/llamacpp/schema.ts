@@ -1,7 +1,15 @@
 import { z } from "@hono/zod-openapi"
 
 import { chatRequestSchema } from "../openai/schema.ts"
-import { accepted, MAX_TOP_LOGPROBS, refused, seedSchema, stopSchema } from "../schema.ts"
+import {
+  accepted,
+  extraSamplingFields,
+  MAX_TOP_LOGPROBS,
+  refused,
+  samplersSchema,
+  seedSchema,
+  stopSchema,
+} from "../schema.ts"
 
 /** llama.cpp's router has it too. */
 const model = z.string().nullish().openapi({ description: "Default: the default model" })
@@ -79,11 +87,8 @@ export const completionRequestSchema = z
     return_tokens: z.boolean().nullish(),
     cache_prompt: accepted("prefix reuse is the server's setting"),
     id_slot: accepted("sequences are placed by the scheduler"),
-    mirostat: refused("this sampler is not supported", (v) => v === 0),
-    dry_multiplier: refused("this sampler is not supported", (v) => v === 0),
-    xtc_probability: refused("this sampler is not supported", (v) => v === 0),
-    dynatemp_range: refused("this sampler is not supported", (v) => v === 0),
-    typical_p: refused("this sampler is not supported", (v) => v === 1),
+    ...extraSamplingFields,
+    samplers: samplersSchema,
     n_indent: refused("not supported", (v) => v === 0),
     lora: refused("adapters are not supported", (v) => Array.isArray(v) && v.length === 0),
   })
@@ -125,7 +130,7 @@ export const propsSchema = z
   .object({
     default_generation_settings: z.object({
       n_ctx: z.int(),
-      params: z.record(z.string(), z.number()),
+      params: z.record(z.string(), z.unknown()),
     }),
     total_slots: z.int().openapi({ description: "Sequences that run at once" }),
     model_alias: z.string(),

@@ -1,5 +1,6 @@
 import type { z } from "@hono/zod-openapi"
 
+import { SAMPLER_NAMES } from "../../worker/protocol.ts"
 import { chatPrompt } from "../chat.ts"
 import { type App, document, jsonContent, type ServerRoot, useModel } from "../context.ts"
 import { sequenceLimit } from "../generate.ts"
@@ -92,6 +93,13 @@ export function addTokens(app: App, root: ServerRoot): void {
           repeat_penalty: defaults.repetitionPenalty,
           presence_penalty: defaults.presencePenalty,
           frequency_penalty: defaults.frequencyPenalty,
+          typical_p: defaults.typicalP ?? 1,
+          top_n_sigma: defaults.topNSigma ?? 0,
+          xtc_probability: defaults.xtcProbability ?? 0,
+          dynatemp_range: defaults.dynatempRange ?? 0,
+          dry_multiplier: defaults.dryMultiplier ?? 0,
+          mirostat: defaults.mirostat ?? 0,
+          samplers: defaults.samplers ?? SAMPLER_NAMES,
           n_predict: defaults.maxTokens ?? -1,
         },
       },

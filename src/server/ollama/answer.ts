@@ -18,6 +18,7 @@ import {
 import type { TokenLogprob } from "../generate.ts"
 import { keepAliveMs } from "../models/keep-alive.ts"
 import { type ChatLogprob, chatLogprobs } from "../openai/format.ts"
+import { extraSampling } from "../sampling.ts"
 import { stopStrings } from "../schema.ts"
 import { ndjsonResponse } from "../stream.ts"
 import { type AnswerFormat, jsonFormat } from "../tools/answer-grammar.ts"
@@ -88,6 +89,7 @@ export async function respond(
       presencePenalty: options.presence_penalty,
       frequencyPenalty: options.frequency_penalty,
       seed: options.seed,
+      extra: extraSampling(options),
       logprobs: request.logprobs === true ? (request.top_logprobs ?? 0) : undefined,
     },
     maxTokens: predict < 0 ? undefined : predict,

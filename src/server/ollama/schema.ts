@@ -1,6 +1,14 @@
 import { z } from "@hono/zod-openapi"
 
-import { accepted, MAX_TOP_LOGPROBS, refused, seedSchema, stopSchema } from "../schema.ts"
+import {
+  accepted,
+  extraSamplingFields,
+  MAX_TOP_LOGPROBS,
+  refused,
+  samplersSchema,
+  seedSchema,
+  stopSchema,
+} from "../schema.ts"
 
 const off =
   (value: number) =>
@@ -32,12 +40,9 @@ const optionsSchema = z
     use_mmap: accepted("set when the server starts"),
     numa: accepted("set when the server starts"),
     low_vram: accepted("set when the server starts"),
-    repeat_last_n: refused("penalties look at the whole text", off(-1)),
-    typical_p: refused("this sampler is not supported", off(1)),
+    ...extraSamplingFields,
+    samplers: samplersSchema,
     tfs_z: refused("this sampler is not supported", off(1)),
-    mirostat: refused("this sampler is not supported", off(0)),
-    mirostat_tau: accepted("mirostat is off"),
-    mirostat_eta: accepted("mirostat is off"),
     penalize_newline: refused("all tokens are penalised alike", (v) => v === true),
   })
   .openapi("OllamaOptions")

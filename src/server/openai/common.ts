@@ -1,7 +1,7 @@
 import { RequestError } from "../../errors.ts"
 import type { ServerContext } from "../context.ts"
 import { randomId } from "../ids.ts"
-import type { SamplingRequest } from "../sampling.ts"
+import { extraSampling, type SamplingRequest } from "../sampling.ts"
 import { type AnswerFormat, jsonFormat } from "../tools/answer-grammar.ts"
 import type { ChatRequest, CompletionRequest } from "./schema.ts"
 
@@ -47,6 +47,7 @@ export function samplingOf(
     stopTokens: body.stop_token_ids,
     ignoreEos: body.ignore_eos,
     logprobs,
+    extra: extraSampling(body),
   }
 }
 
