@@ -240,6 +240,7 @@ export fn kt_qkv_rope_store(handle: Handle, args: ?*const c.kt_qkv_args_t) c.kt_
     const unit_norm: mm.Norm = .{ .weight = null, .eps = a.qk_eps, .offset = 0 };
     const norm = normOf("norm_weight", a.norm_weight, a.eps, a.norm_offset, tx.shape[1]) catch return invalid;
     const input = mm.Input.init(ctx, check.rows("x", tx) orelse return invalid, norm, &.{ wq, wk, wv });
+    const all_rows = wq.rows + wk.rows + wv.rows;
     var layout: mm.Scratch = .{};
     const copies = layout.add(input.scratchBytes());
     const per_thread = mm.matmulScratch(ctx, wq.cols);
@@ -251,9 +252,9 @@ export fn kt_qkv_rope_store(handle: Handle, args: ?*const c.kt_qkv_args_t) c.kt_
         .input = input,
         .weights = .{ wq, wk, wv },
         .tasks = .{
-            mm.Tasks.of(ctx, wq, input.tokens, input.tile_tokens),
-            mm.Tasks.of(ctx, wk, input.tokens, input.tile_tokens),
-            mm.Tasks.of(ctx, wv, input.tokens, input.tile_tokens),
+            mm.Tasks.among(ctx, wq, all_rows, input.tokens, input.tile_tokens),
+            mm.Tasks.among(ctx, wk, all_rows, input.tokens, input.tile_tokens),
+            mm.Tasks.among(ctx, wv, all_rows, input.tokens, input.tile_tokens),
         },
         .biases = .{
             mm.vector("bq", a.bq, @intCast(wq.rows)) catch return invalid,

@@ -7,8 +7,9 @@
 //! speed, never a whole time slice a region. What is left to wait for is a chunk whose thread lost its core within it;
 //! therefore whoever has nothing to do offers its core now and then, so that other programs run there at such moments.
 //!
-//! Members belong to NUMA nodes. A phase may be cut into one part a node, which that node's members claim before they help
-//! the others.
+//! Members belong to NUMA nodes. A phase may be cut into one part a member, of its own node's chunks: neighbours in memory are
+//! read by one core in order, which memory and prefetchers reward, and counters of parts are shared by nobody until a member
+//! that has done its own helps another, one of its node first.
 const std = @import("std");
 const builtin = @import("builtin");
 const topology = @import("topology.zig");
@@ -28,8 +29,26 @@ const one_claimed: u64 = 1;
 const one_finished: u64 = 1 << 32;
 const no_phase = max_phases;
 
-/// A claimed chunk of a phase with parts: its number within the part of `node`.
+/// A claimed chunk of a phase with parts: its number within the chunks of `node`.
 pub const Placed = struct { node: u32, index: usize };
+
+/// A member's part of its node's chunks: as many as any other of the node has, or one more.
+const Share = struct {
+    rank: u32 = 0,
+    of: u32 = 0,
+
+    fn first(self: Share, total: usize) usize {
+        return total * self.rank / self.of;
+    }
+
+    fn end(self: Share, total: usize) usize {
+        return total * (self.rank + 1) / self.of;
+    }
+
+    fn length(self: Share, total: usize) usize {
+        return self.end(total) - self.first(total);
+    }
+};
 
 /// One thread's part in a region.
 pub const Member = struct {
@@ -43,6 +62,9 @@ pub const Member = struct {
     parts: u32 = 0,
     exhausted: u32 = 0,
     total: usize = 0,
+    /// Chunks of the part that is claimed from: the first, and how many.
+    first: usize = 0,
+    length: usize = 0,
     /// Reported by the next claim: a chunk costs one atomic operation.
     finished: u64 = 0,
     sense: u32 = 0,
@@ -52,56 +74,67 @@ pub const Member = struct {
     /// The next chunk of a phase, or null when all `total` are claimed. A phase is claimed until null, and by all members
     /// with the same total; phases of one region have different numbers.
     pub fn claim(self: *Member, phase: usize, total: usize) ?usize {
-        if (self.phase != phase) self.begin(phase, total, 1, 0);
-        if (self.count == 1) return self.next(0);
-        return self.take(0);
+        if (self.phase != phase) {
+            self.begin(phase, total, 1);
+            self.length = total;
+        }
+        return self.take();
     }
 
     /// The same where memory is near one node or another, with `each` chunks on every node of the pool: those of this
-    /// member's node first, then what others have left of theirs.
+    /// member's part in order, then what others of its node have left of theirs, then those of other nodes.
     pub fn claimPlaced(self: *Member, phase: usize, each: usize) ?Placed {
-        if (self.phase != phase) self.begin(phase, each, self.pool.num_nodes, self.node);
+        if (self.phase != phase) {
+            self.begin(phase, each, self.count);
+            self.turnTo(self.index);
+        }
         while (self.exhausted < self.parts) {
-            const node = self.part;
-            if (if (self.count == 1) self.next(node) else self.take(node)) |index| return .{ .node = node, .index = index };
+            if (self.take()) |index| return .{ .node = self.pool.places[self.part].node, .index = self.first + index };
             self.exhausted += 1;
-            self.part = if (node + 1 == self.parts) 0 else node + 1;
+            if (self.exhausted < self.parts) self.turnTo(self.pool.neighbour(self.index, self.exhausted));
         }
         return null;
     }
 
-    fn begin(self: *Member, phase: usize, total: usize, parts: u32, first: u32) void {
+    fn begin(self: *Member, phase: usize, total: usize, parts: u32) void {
         self.phase = phase;
         self.total = total;
-        self.part = first;
+        self.part = 0;
         self.parts = parts;
         self.exhausted = 0;
         self.phases_seen |= @as(u32, 1) << @intCast(phase);
         self.parts_seen = @max(self.parts_seen, parts);
-        if (self.count == 1) @memset(self.pool.single[0..parts], 0);
+        if (self.count == 1) self.pool.single = 0;
     }
 
-    fn take(self: *Member, part: u32) ?usize {
-        const before = self.pool.counters[self.phase][part].value.fetchAdd(one_claimed + self.finished, .release);
+    fn turnTo(self: *Member, part: u32) void {
+        const share = self.pool.shares[part];
+        self.part = part;
+        self.first = share.first(self.total);
+        self.length = share.end(self.total) - self.first;
+    }
+
+    fn take(self: *Member) ?usize {
+        if (self.count == 1) {
+            const index = self.pool.single;
+            if (index >= self.length) return null;
+            self.pool.single = index + 1;
+            return index;
+        }
+        const before = self.pool.counter(self.phase, self.part).fetchAdd(one_claimed + self.finished, .release);
         const index: u32 = @truncate(before);
-        self.finished = if (index < self.total) one_finished else 0;
+        self.finished = if (index < self.length) one_finished else 0;
         return if (self.finished != 0) index else null;
-    }
-
-    /// Of a pool with one thread.
-    fn next(self: *Member, part: u32) ?usize {
-        const index = self.pool.single[part];
-        if (index >= self.total) return null;
-        self.pool.single[part] = index + 1;
-        return index;
     }
 
     /// Waits until every chunk of the phase claimed last is finished; what they wrote is visible after.
     pub fn barrier(self: *Member) void {
         if (self.count == 1 or self.phase == no_phase) return;
-        for (self.pool.counters[self.phase][0..self.parts]) |*counter| {
+        for (0..self.parts) |part| {
+            const expected = if (self.parts == 1) self.total else self.pool.shares[part].length(self.total);
+            const counter = self.pool.counter(self.phase, part);
             var spins: u32 = 0;
-            while (counter.value.load(.acquire) >> 32 < self.total) spinOnce(&spins);
+            while (counter.load(.acquire) >> 32 < expected) spinOnce(&spins);
         }
     }
 
@@ -152,12 +185,16 @@ pub const Pool = struct {
     num_nodes: u32,
     places: []topology.Place,
     spin_ns: u64,
-    single: [max_nodes]usize,
+    shares: []Share,
+    /// Members by node, and where each is among them.
+    ring: []u32,
+    position: []u32,
+    single: usize,
     gate: Gate,
     parked: Padded(std.atomic.Value(u32)),
     arrived: Padded(std.atomic.Value(u32)),
     released: Padded(std.atomic.Value(u32)),
-    counters: [max_phases][max_nodes]Counter,
+    counters: []Counter, // [max_phases][num_threads]
     /// In tests: workers stay where they are between seeing a region open and entering it.
     hold: if (builtin.is_test) Padded(std.atomic.Value(bool)) else void = if (builtin.is_test) .{ .value = .init(false) } else {},
     /// Cores of the creating thread before it was given others.
@@ -175,6 +212,13 @@ pub const Pool = struct {
         errdefer gpa.free(presence);
         const copy = try gpa.dupe(topology.Place, places);
         errdefer gpa.free(copy);
+        const shares = try gpa.alloc(Share, num_threads);
+        errdefer gpa.free(shares);
+        const numbers = try gpa.alloc(u32, 2 * num_threads);
+        errdefer gpa.free(numbers);
+        const counters = try gpa.alloc(Counter, max_phases * num_threads);
+        errdefer gpa.free(counters);
+        for (counters) |*one| one.value = .init(0);
         for (presence) |*one| one.value = .init(0);
         var num_nodes: u32 = 1;
         for (places) |place| num_nodes = @max(num_nodes, place.node + 1);
@@ -185,16 +229,17 @@ pub const Pool = struct {
             .num_nodes = num_nodes,
             .places = copy,
             .spin_ns = @as(u64, spin_us) * 1000,
-            .single = undefined,
+            .shares = shares,
+            .ring = numbers[0..num_threads],
+            .position = numbers[num_threads..],
+            .single = 0,
             .gate = .{},
             .parked = .{ .value = .init(0) },
             .arrived = .{ .value = .init(0) },
             .released = .{ .value = .init(0) },
-            .counters = undefined,
+            .counters = counters,
         };
-        for (&self.counters) |*phase| for (phase) |*counter| {
-            counter.value = .init(0);
-        };
+        self.share();
         if (places[0].affinity) |mask| {
             self.before = topology.threadAffinity();
             topology.setThreadAffinity(mask);
@@ -216,7 +261,37 @@ pub const Pool = struct {
         gpa.free(self.threads);
         gpa.free(self.presence);
         gpa.free(self.places);
+        gpa.free(self.shares);
+        gpa.free(self.ring.ptr[0 .. 2 * self.num_threads]);
+        gpa.free(self.counters);
         gpa.destroy(self);
+    }
+
+    /// Divides the chunks of a node among its members.
+    fn share(self: *Pool) void {
+        var next: u32 = 0;
+        for (0..self.num_nodes) |node| {
+            const start = next;
+            for (self.places, 0..) |place, index| {
+                if (place.node != node) continue;
+                self.ring[next] = @intCast(index);
+                self.position[index] = next;
+                next += 1;
+            }
+            for (self.ring[start..next], 0..) |index, rank| self.shares[index] = .{ .rank = @intCast(rank), .of = next - start };
+        }
+    }
+
+    /// Whom a member helps as its n-th: the others of its node, then those of the next nodes.
+    fn neighbour(self: *const Pool, member: u32, n: u32) u32 {
+        const mine = self.shares[member];
+        const start = self.position[member] - mine.rank;
+        if (n < mine.of) return self.ring[start + (mine.rank + n) % mine.of];
+        return self.ring[(start + n) % self.num_threads];
+    }
+
+    fn counter(self: *Pool, phase: usize, part: usize) *std.atomic.Value(u64) {
+        return &self.counters[phase * self.num_threads + part].value;
     }
 
     fn stop(self: *Pool, started: usize) void {
@@ -288,7 +363,7 @@ pub const Pool = struct {
     fn reset(self: *Pool, member: *const Member) void {
         var phases = member.phases_seen;
         while (phases != 0) : (phases &= phases - 1) {
-            for (self.counters[@ctz(phases)][0..member.parts_seen]) |*counter| counter.value.store(0, .monotonic);
+            for (0..member.parts_seen) |part| self.counter(@ctz(phases), part).store(0, .monotonic);
         }
     }
 
