@@ -47,7 +47,8 @@ export class EngineCore {
   #cachedTokens = 0
   #generatedTokens = 0
   #steps = 0
-  #stepSeconds = 0
+  #prefillSeconds = 0
+  #decodeSeconds = 0
 
   constructor(
     runner: StepRunner,
@@ -101,6 +102,7 @@ export class EngineCore {
       return events
     }
     for (const seq of batch.seqs) seq.startedAt ??= start
+    const isDecode = batch.seqs.every(({ numGenerated }) => numGenerated > 0)
     try {
       this.#finishStep(batch, this.#runner.run(batch), events)
     } catch (error) {
@@ -111,7 +113,9 @@ export class EngineCore {
       }
     }
     this.#steps++
-    this.#stepSeconds += (performance.now() - start) / 1000
+    const seconds = (performance.now() - start) / 1000
+    if (isDecode) this.#decodeSeconds += seconds
+    else this.#prefillSeconds += seconds
     return events
   }
 
@@ -145,7 +149,8 @@ export class EngineCore {
       generatedTokensTotal: this.#generatedTokens,
       stepsTotal: this.#steps,
       preemptionsTotal: this.#scheduler.numPreemptions,
-      stepSecondsTotal: this.#stepSeconds,
+      prefillSecondsTotal: this.#prefillSeconds,
+      decodeSecondsTotal: this.#decodeSeconds,
       residentBytes: process.memoryUsage.rss(),
     }
   }

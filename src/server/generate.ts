@@ -191,7 +191,9 @@ async function* runChoice(
   let finishReason: "stop" | "length" | undefined
 
   for await (const events of deps.client.generate(ids, params, signal)) {
+    const beforeMs = lastMs
     lastMs = performance.now()
+    if (beforeMs > 0) deps.metrics.tokens(events.length, (lastMs - beforeMs) / 1000)
     let piece = ""
     let logprobs: readonly TokenLogprob[] = []
     for (const event of events) {
@@ -225,24 +227,33 @@ async function* runChoice(
   const rest = text.flush()
   if (rest.text !== "" || rest.logprobs.length > 0) yield { type: "text", choice, ...rest }
   const decodeMs = lastMs - firstMs
-  deps.metrics.finished(completionTokens, decodeMs / 1000)
+  // A stop string may come to light only with the last characters.
+  const reason = text.stopString === undefined ? finishReason : "stop"
+  const timings: ChoiceTimings = {
+    queueMs: first?.queueMs ?? 0,
+    prefillMs: first?.prefillMs ?? firstMs - request.arrivedMs,
+    ttftMs: firstMs - request.arrivedMs,
+    decodeMs,
+  }
+  deps.metrics.finished({
+    reason,
+    generatedTokens: completionTokens,
+    seconds: (lastMs - request.arrivedMs) / 1000,
+    queueSeconds: timings.queueMs / 1000,
+    prefillSeconds: timings.prefillMs / 1000,
+    decodeSeconds: decodeMs / 1000,
+  })
   yield {
     type: "end",
     choice,
-    // A stop string may come to light only with the last characters.
-    finishReason: text.stopString === undefined ? finishReason : "stop",
+    finishReason: reason,
     stopString: text.stopString,
     usage: {
       promptTokens: ids.length,
       cachedTokens: first?.cachedTokens ?? 0,
       completionTokens,
     },
-    timings: {
-      queueMs: first?.queueMs ?? 0,
-      prefillMs: first?.prefillMs ?? firstMs - request.arrivedMs,
-      ttftMs: firstMs - request.arrivedMs,
-      decodeMs,
-    },
+    timings,
   }
 }
 

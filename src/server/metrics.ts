@@ -7,97 +7,97 @@ import type { Workload } from "./admission.ts"
 const TTFT_BUCKETS = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120]
 /** Seconds per token; from 1000 to half a token a second. */
 const TPOT_BUCKETS = [0.001, 0.0025, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2]
+const LENGTH_BUCKETS = [1, 8, 32, 128, 512, 1024, 2048, 4096, 8192, 16_384, 32_768, 131_072]
 const DURATION_BUCKETS = [0.005, 0.025, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 300]
 
-/** Engine totals (counters) and levels (gauges) shown at /metrics. */
-const ENGINE_METRICS: readonly [keyof EngineStats, "counter" | "gauge", string, string][] = [
-  ["waiting", "gauge", "kt_engine_waiting", "sequences waiting in the engine"],
-  ["running", "gauge", "kt_engine_running", "sequences running in the engine"],
-  ["kvPagesTotal", "gauge", "kt_kv_pages", "KV cache pages"],
-  ["kvPagesFree", "gauge", "kt_kv_pages_free", "KV cache pages that are free"],
-  ["prefixCachePages", "gauge", "kt_prefix_cache_pages", "KV pages kept for prefix reuse"],
+type Levels = readonly [name: string, help: string, value: (stats: EngineStats) => number]
+
+/** What an engine is at, and what it has done, shown at /metrics: under vLLM's names where vLLM has the same. */
+const ENGINE_GAUGES: readonly Levels[] = [
+  ["vllm:num_requests_waiting", "sequences waiting in the engine", (s) => s.waiting],
+  ["vllm:num_requests_running", "sequences running in the engine", (s) => s.running],
   [
-    "cacheDeviceBytes",
-    "gauge",
+    "vllm:kv_cache_usage_perc",
+    "share of the KV cache that sequences use; 1 is all",
+    (s) => (s.kvPagesTotal === 0 ? 0 : 1 - s.kvPagesFree / s.kvPagesTotal),
+  ],
+  ["kt_kv_pages", "KV cache pages", (s) => s.kvPagesTotal],
+  ["kt_kv_pages_free", "KV cache pages that are free", (s) => s.kvPagesFree],
+  ["kt_prefix_cache_pages", "KV pages kept for prefix reuse", (s) => s.prefixCachePages],
+  [
     "kt_prefix_cache_device_bytes",
     "bytes of known prefixes in the KV cache",
+    (s) => s.cacheDeviceBytes,
   ],
+  ["kt_prefix_cache_host_bytes", "bytes of known prefixes in host memory", (s) => s.cacheHostBytes],
   [
-    "cacheHostBytes",
-    "gauge",
-    "kt_prefix_cache_host_bytes",
-    "bytes of known prefixes in host memory",
-  ],
-  [
-    "cacheHostLimitBytes",
-    "gauge",
     "kt_prefix_cache_host_limit_bytes",
     "bytes that prefixes in host memory may take",
+    (s) => s.cacheHostLimitBytes,
   ],
-  ["cacheDiskBytes", "gauge", "kt_prefix_cache_disk_bytes", "bytes of known prefixes on disk"],
+  ["kt_prefix_cache_disk_bytes", "bytes of known prefixes on disk", (s) => s.cacheDiskBytes],
   [
-    "cacheDiskLimitBytes",
-    "gauge",
     "kt_prefix_cache_disk_limit_bytes",
     "bytes that prefixes on disk may take",
+    (s) => s.cacheDiskLimitBytes,
   ],
+]
+const ENGINE_COUNTERS: readonly Levels[] = [
+  ["vllm:prompt_tokens_total", "prompt tokens computed or reused", (s) => s.promptTokensTotal],
+  ["vllm:generation_tokens_total", "tokens generated", (s) => s.generatedTokensTotal],
+  ["vllm:prefix_cache_queries_total", "prompt tokens looked for", (s) => s.promptTokensTotal],
+  ["vllm:prefix_cache_hits_total", "prompt tokens found", (s) => s.cachedTokensTotal],
   [
-    "cacheHostTokensTotal",
-    "counter",
+    "vllm:num_preemptions_total",
+    "sequences preempted for lack of KV pages",
+    (s) => s.preemptionsTotal,
+  ],
+  ["kt_engine_steps_total", "engine steps", (s) => s.stepsTotal],
+  [
+    "kt_engine_prefill_seconds_total",
+    "seconds in steps with a part of a prompt",
+    (s) => s.prefillSecondsTotal,
+  ],
+  ["kt_engine_decode_seconds_total", "seconds in other steps", (s) => s.decodeSecondsTotal],
+  [
     "kt_prefix_cache_host_tokens_total",
     "prompt tokens brought back from host memory",
+    (s) => s.cacheHostTokensTotal,
   ],
   [
-    "cacheDiskTokensTotal",
-    "counter",
     "kt_prefix_cache_disk_tokens_total",
     "prompt tokens brought back from disk",
+    (s) => s.cacheDiskTokensTotal,
   ],
+  ["kt_prefix_cache_disk_writes_total", "blocks written to disk", (s) => s.cacheDiskWritesTotal],
   [
-    "cacheDiskWritesTotal",
-    "counter",
-    "kt_prefix_cache_disk_writes_total",
-    "blocks written to disk",
-  ],
-  [
-    "cacheDiskDropsTotal",
-    "counter",
     "kt_prefix_cache_disk_drops_total",
     "blocks not written because too many waited",
+    (s) => s.cacheDiskDropsTotal,
   ],
   [
-    "cacheDiskFailuresTotal",
-    "counter",
     "kt_prefix_cache_disk_failures_total",
     "blocks on disk that were damaged or gone when they were read",
+    (s) => s.cacheDiskFailuresTotal,
   ],
-  [
-    "promptTokensTotal",
-    "counter",
-    "kt_engine_prompt_tokens_total",
-    "prompt tokens computed or reused",
-  ],
-  [
-    "cachedTokensTotal",
-    "counter",
-    "kt_engine_cached_tokens_total",
-    "prompt tokens reused from the prefix cache",
-  ],
-  ["generatedTokensTotal", "counter", "kt_engine_generated_tokens_total", "tokens generated"],
-  ["stepsTotal", "counter", "kt_engine_steps_total", "engine steps"],
-  [
-    "preemptionsTotal",
-    "counter",
-    "kt_engine_preemptions_total",
-    "sequences preempted for lack of KV pages",
-  ],
-  ["stepSecondsTotal", "counter", "kt_engine_step_seconds_total", "seconds spent in engine steps"],
 ]
 
 /** What one model's sequences tell. */
 export interface ModelMetrics {
   firstToken(first: TokenEvent["first"], ttftSeconds: number): void
-  finished(tokens: number, decodeSeconds: number): void
+  /** Tokens that came together, so long after those before them. */
+  tokens(count: number, seconds: number): void
+  finished(done: FinishedSequence): void
+}
+
+export interface FinishedSequence {
+  readonly reason: "stop" | "length"
+  readonly generatedTokens: number
+  /** From its arrival to its last token. */
+  readonly seconds: number
+  readonly queueSeconds: number
+  readonly prefillSeconds: number
+  readonly decodeSeconds: number
 }
 
 /** The server's Prometheus metrics; those of a model have its name as vLLM's do. */
@@ -106,13 +106,16 @@ export class ServerMetrics {
   readonly #requests: Counter<"route" | "method" | "status">
   readonly #duration: Histogram<"route">
   readonly #ttft: Histogram<"model_name">
+  readonly #itl: Histogram<"model_name">
   readonly #tpot: Histogram<"model_name">
-  readonly #promptTokens: Counter<"model_name">
-  readonly #cachedTokens: Counter<"model_name">
-  readonly #generatedTokens: Counter<"model_name">
+  readonly #seconds: Readonly<
+    Record<"e2e" | "queue" | "prefill" | "decode", Histogram<"model_name">>
+  >
+  readonly #success: Counter<"model_name" | "finished_reason">
+  readonly #lengths: Readonly<Record<"prompt" | "generation", Histogram<"model_name">>>
   readonly #loads: Counter<"model_name" | "outcome">
   readonly #engineUp: Gauge<"model_name">
-  readonly #engine: readonly [keyof EngineStats, Counter<"model_name"> | Gauge<"model_name">][]
+  readonly #engine: readonly (readonly [Levels[2], Counter<"model_name"> | Gauge<"model_name">])[]
 
   constructor(workload: Workload, registry: Registry = new Registry()) {
     this.registry = registry
@@ -131,25 +134,47 @@ export class ServerMetrics {
       buckets: DURATION_BUCKETS,
       registers,
     })
-    this.#ttft = new Histogram({
-      name: "kt_time_to_first_token_seconds",
-      help: "from a request's arrival to its first token",
-      labelNames,
-      buckets: TTFT_BUCKETS,
-      registers,
-    })
-    this.#tpot = new Histogram({
-      name: "kt_time_per_output_token_seconds",
-      help: "mean time between the tokens of one sequence",
-      labelNames,
-      buckets: TPOT_BUCKETS,
+    const histogram = (name: string, help: string, buckets: number[]): Histogram<"model_name"> =>
+      new Histogram({ name, help, labelNames, buckets, registers })
+    this.#ttft = histogram(
+      "vllm:time_to_first_token_seconds",
+      "from a request's arrival to its first token",
+      TTFT_BUCKETS,
+    )
+    this.#itl = histogram(
+      "vllm:inter_token_latency_seconds",
+      "time between the tokens of one sequence",
+      TPOT_BUCKETS,
+    )
+    this.#tpot = histogram(
+      "vllm:request_time_per_output_token_seconds",
+      "mean time between the tokens of one sequence",
+      TPOT_BUCKETS,
+    )
+    const seconds = (name: string, help: string): Histogram<"model_name"> =>
+      histogram(`vllm:${name}_seconds`, help, DURATION_BUCKETS)
+    this.#seconds = {
+      e2e: seconds("e2e_request_latency", "from a request's arrival to its last token"),
+      queue: seconds("request_queue_time", "waiting until a request's first step"),
+      prefill: seconds("request_prefill_time", "from the first step to the first token"),
+      decode: seconds("request_decode_time", "from the first token to the last"),
+    }
+    this.#lengths = {
+      prompt: histogram("vllm:request_prompt_tokens", "tokens of prompts", LENGTH_BUCKETS),
+      generation: histogram(
+        "vllm:request_generation_tokens",
+        "tokens generated for a request",
+        LENGTH_BUCKETS,
+      ),
+    }
+    this.#success = new Counter({
+      name: "vllm:request_success_total",
+      help: "sequences that came to their end",
+      labelNames: ["model_name", "finished_reason"],
       registers,
     })
     const counter = (name: string, help: string): Counter<"model_name"> =>
       new Counter({ name, help, labelNames, registers })
-    this.#promptTokens = counter("kt_prompt_tokens_total", "prompt tokens of started sequences")
-    this.#cachedTokens = counter("kt_cached_tokens_total", "prompt tokens that were not computed")
-    this.#generatedTokens = counter("kt_generated_tokens_total", "tokens of finished sequences")
     new Gauge({
       name: "kt_queue_sequences",
       help: "sequences admitted beyond those that can run at once",
@@ -180,10 +205,12 @@ export class ServerMetrics {
       labelNames,
       registers,
     })
-    this.#engine = ENGINE_METRICS.map(([key, kind, name, help]) => [
-      key,
-      kind === "counter" ? counter(name, help) : new Gauge({ name, help, labelNames, registers }),
-    ])
+    this.#engine = [
+      ...ENGINE_GAUGES.map(
+        ([name, help, value]) => [value, new Gauge({ name, help, labelNames, registers })] as const,
+      ),
+      ...ENGINE_COUNTERS.map(([name, help, value]) => [value, counter(name, help)] as const),
+    ]
     this.#loads = new Counter({
       name: "kt_model_loads_total",
       help: "models loaded, and loads that failed",
@@ -203,13 +230,20 @@ export class ServerMetrics {
     return {
       firstToken: (first, ttftSeconds) => {
         this.#ttft.observe(labels, ttftSeconds)
-        if (first === undefined) return
-        this.#promptTokens.inc(labels, first.promptTokens)
-        this.#cachedTokens.inc(labels, first.cachedTokens)
+        if (first !== undefined) this.#lengths.prompt.observe(labels, first.promptTokens)
       },
-      finished: (tokens, decodeSeconds) => {
-        this.#generatedTokens.inc(labels, tokens)
-        if (tokens > 1) this.#tpot.observe(labels, decodeSeconds / (tokens - 1))
+      tokens: (count, seconds) => {
+        for (let i = 0; i < count; i++) this.#itl.observe(labels, seconds / count)
+      },
+      finished: (done) => {
+        const { generatedTokens, decodeSeconds } = done
+        this.#success.inc({ ...labels, finished_reason: done.reason })
+        this.#lengths.generation.observe(labels, generatedTokens)
+        this.#seconds.e2e.observe(labels, done.seconds)
+        this.#seconds.queue.observe(labels, done.queueSeconds)
+        this.#seconds.prefill.observe(labels, done.prefillSeconds)
+        this.#seconds.decode.observe(labels, decodeSeconds)
+        if (generatedTokens > 1) this.#tpot.observe(labels, decodeSeconds / (generatedTokens - 1))
       },
     }
   }
@@ -227,9 +261,9 @@ export class ServerMetrics {
       const labels = { model_name: name }
       this.#engineUp.set(labels, stats === "failed" ? 0 : 1)
       if (stats === undefined || stats === "failed") continue
-      for (const [key, metric] of this.#engine) {
+      for (const [value, metric] of this.#engine) {
         metric.remove(labels)
-        metric.inc(labels, stats[key])
+        metric.inc(labels, value(stats))
       }
     }
   }

@@ -156,8 +156,9 @@ export interface EngineStats {
   readonly generatedTokensTotal: number
   readonly stepsTotal: number
   readonly preemptionsTotal: number
-  /** Seconds spent in steps. */
-  readonly stepSecondsTotal: number
+  /** Seconds spent in steps with a part of a prompt, and in the others. */
+  readonly prefillSecondsTotal: number
+  readonly decodeSecondsTotal: number
   readonly residentBytes: number
 }
 

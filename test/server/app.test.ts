@@ -300,11 +300,27 @@ describe("operations", () => {
     expect(lines).toContain(`kt_http_requests_total{route="${CHAT}",method="POST",status="400"} 1`)
     expect(lines).toContain('kt_http_requests_total{route="other",method="GET",status="404"} 1')
     expect(text).not.toContain("/v1/models/fake")
-    expect(lines).toContain('kt_prompt_tokens_total{model_name="fake"} 19')
-    expect(lines).toContain('kt_cached_tokens_total{model_name="fake"} 4')
-    expect(lines).toContain('kt_generated_tokens_total{model_name="fake"} 14')
-    expect(lines).toContain('kt_time_to_first_token_seconds_count{model_name="fake"} 1')
-    expect(lines).toContain('kt_time_per_output_token_seconds_count{model_name="fake"} 1')
+    // as the engine counts them
+    expect(lines).toContain('vllm:prompt_tokens_total{model_name="fake"} 11')
+    expect(lines).toContain('vllm:prefix_cache_hits_total{model_name="fake"} 4')
+    expect(lines).toContain('vllm:generation_tokens_total{model_name="fake"} 7')
+    expect(lines).toContain('vllm:kv_cache_usage_perc{model_name="fake"} 0.0625')
+    // as the server sees them
+    const stopped = 'vllm:request_success_total{model_name="fake",finished_reason="stop"} 1'
+    expect(lines).toContain(stopped)
+    expect(lines).toContain('vllm:inter_token_latency_seconds_count{model_name="fake"} 13')
+    expect(lines).toContain('vllm:request_generation_tokens_sum{model_name="fake"} 14')
+    expect(lines).toContain('vllm:request_prompt_tokens_sum{model_name="fake"} 19')
+    for (const name of [
+      "time_to_first_token",
+      "request_time_per_output_token",
+      "e2e_request_latency",
+      "request_queue_time",
+      "request_prefill_time",
+      "request_decode_time",
+    ])
+      expect(lines).toContain(`vllm:${name}_seconds_count{model_name="fake"} 1`)
+    expect(lines).toContain('kt_engine_decode_seconds_total{model_name="fake"} 0.5')
     expect(lines).toContain("kt_active_sequences 0")
     expect(lines).toContain('kt_kv_pages_free{model_name="fake"} 60')
     expect(lines).toContain('kt_engine_steps_total{model_name="fake"} 9')

@@ -219,7 +219,8 @@ export class FakeClient implements EngineClient {
       generatedTokensTotal: 7,
       stepsTotal: 9,
       preemptionsTotal: 0,
-      stepSecondsTotal: 0.5,
+      prefillSecondsTotal: 0.25,
+      decodeSecondsTotal: 0.5,
       residentBytes: 123_456_789,
     }
   }
