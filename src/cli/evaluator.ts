@@ -5,6 +5,7 @@ import { ConfigError, MemoryError } from "../errors.ts"
 import { kvBytesPerPage, KVPool } from "../kvcache/pool.ts"
 import { stateBytesPerSlot, StatePool } from "../kvcache/state-pool.ts"
 import { maxContextLength, type ModelConfig } from "../models/config.ts"
+import { asCausalLM, type CausalLM } from "../models/registry.ts"
 import { Backend, queryCpu } from "../native/backend.ts"
 import type { ForwardBatch } from "../nn/forward-batch.ts"
 import { packWeight } from "../ops/index.ts"
@@ -18,7 +19,7 @@ export class Evaluator implements Disposable {
   /** Longest sequence it was made for. */
   readonly length: number
   readonly #backend: Backend
-  readonly #model: BuiltModel["model"]
+  readonly #model: CausalLM
   readonly #pool: KVPool
   /** One slot: there is one sequence. */
   readonly #states: StatePool
@@ -36,7 +37,7 @@ export class Evaluator implements Disposable {
     this.config = built.config
     this.length = pool.pages * pool.pageSize
     this.#backend = backend
-    this.#model = built.model
+    this.#model = asCausalLM(built.model)
     this.#pool = pool
     this.#states = states
     this.#chunk = chunk

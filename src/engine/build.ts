@@ -5,7 +5,7 @@ import { applyInjection, type InjectionPlan, planInjection } from "../inject/inj
 import { configFromGguf, withGgufLayout } from "../models/config-gguf.ts"
 import { configFromFolder } from "../models/config-hf.ts"
 import { type ModelConfig, withExpertsPerToken } from "../models/config.ts"
-import { type CausalLM, createModel } from "../models/registry.ts"
+import { type AnyModel, createAnyModel } from "../models/registry.ts"
 import { operators } from "../operators/builtin.ts"
 import { loadUserOperators } from "../operators/user.ts"
 import type { GgufFile } from "../weights/gguf.ts"
@@ -16,7 +16,7 @@ import { loadRules } from "./rule-files.ts"
 /** A model tree after injection, and the checkpoint that holds its weights; nothing is loaded yet. */
 export interface BuiltModel {
   readonly config: ModelConfig
-  readonly model: CausalLM
+  readonly model: AnyModel
   readonly weights: GgufFile | SafetensorsFile
   readonly plan: InjectionPlan
 }
@@ -33,7 +33,7 @@ export async function buildModel(options: EngineConfig, given?: ModelConfig): Pr
     const { expertsPerToken } = options
     const own = modelConfig(options, weights, given)
     const config = expertsPerToken > 0 ? withExpertsPerToken(own, expertsPerToken) : own
-    const model = await createModel(config)
+    const model = await createAnyModel(config)
     const plan = planInjection(model, loadRules(options.rules), operators, { fuse: options.fuse })
     applyInjection(model, plan, (original, entry) =>
       operators.create(entry.operator, original, entry.kwargs, { path: entry.path, root: model }),

@@ -1,8 +1,15 @@
-import { KtError } from "../errors.ts"
+import { ConfigError, KtError } from "../errors.ts"
 import type { BlockManager } from "../kvcache/block-manager.ts"
-import type { EngineStats, FinishReason, GenerateParams, TokenEvent } from "../worker/protocol.ts"
+import type {
+  EngineStats,
+  FinishReason,
+  GenerateParams,
+  PoolParams,
+  TokenEvent,
+} from "../worker/protocol.ts"
 import type { SequenceGrammar } from "./grammar.ts"
 import { checkParams, checkTokens } from "./params.ts"
+import { checkPoolParams, Pooler, type PoolingLimits } from "./pooling.ts"
 import { type Batch, type Scheduler, wantsToken } from "./scheduler.ts"
 import { type RopeKey, Sequence } from "./sequence.ts"
 
@@ -33,6 +40,19 @@ export interface CacheFacts {
 /** With nothing to compute but a prefix on its way from the disk: how long a step waits for it, so that an abort is seen. */
 const DISK_WAIT_MS = 5
 
+/** Of a sequence that generates nothing. */
+const NO_SAMPLING: GenerateParams = {
+  temperature: 0,
+  topK: 0,
+  topP: 1,
+  minP: 0,
+  repetitionPenalty: 1,
+  presencePenalty: 0,
+  frequencyPenalty: 0,
+  maxTokens: 1,
+  stopTokens: [],
+}
+
 /** Requests in, token events out: the loop that joins scheduler, KV pages and model. */
 export class EngineCore {
   readonly #runner: StepRunner
@@ -41,6 +61,7 @@ export class EngineCore {
   readonly #vocabSize: number
   readonly #ropeKey: RopeKey | undefined
   readonly #cache: CacheFacts
+  readonly #pooling: PoolingLimits | undefined
   /** Events that wait for the next step(): ends of sequences that ended between steps. */
   #pending: TokenEvent[] = []
   #promptTokens = 0
@@ -54,7 +75,11 @@ export class EngineCore {
     runner: StepRunner,
     scheduler: Scheduler,
     blocks: BlockManager,
-    model: { vocabSize: number; ropeKey?: RopeKey | undefined } & CacheFacts,
+    model: {
+      vocabSize: number
+      ropeKey?: RopeKey | undefined
+      pooling?: PoolingLimits
+    } & CacheFacts,
   ) {
     this.#runner = runner
     this.#scheduler = scheduler
@@ -62,6 +87,7 @@ export class EngineCore {
     this.#vocabSize = model.vocabSize
     this.#ropeKey = model.ropeKey
     this.#cache = model
+    this.#pooling = model.pooling
   }
 
   get hasWork(): boolean {
@@ -75,6 +101,16 @@ export class EngineCore {
     checkParams(params, this.#vocabSize)
     checkTokens(ids, this.#vocabSize)
     this.#scheduler.add(new Sequence(id, ids, params, { ropeKey: this.#ropeKey, grammar }))
+  }
+
+  /** Queues a text that is to become a vector or a score. @throws ConfigError as add() does */
+  pool(id: number, ids: Int32Array, params: PoolParams): void {
+    checkTokens(ids, this.#vocabSize)
+    const pooling = this.#pooling
+    if (pooling === undefined) throw new ConfigError("this engine pools no states")
+    checkPoolParams(params, ids.length, pooling)
+    const pooler = new Pooler(params, pooling.isEncoder)
+    this.#scheduler.add(new Sequence(id, ids, NO_SAMPLING, { ropeKey: this.#ropeKey, pooler }))
   }
 
   /** Ends a sequence now: it takes part in no further step. Its last event comes with the next step(). */
@@ -162,8 +198,21 @@ export class EngineCore {
     const wanted = seqs.map(wantsToken)
     this.#scheduler.commit(batch)
     for (let i = 0; i < seqs.length; i++) {
-      if (wanted[i]) events.push(this.#accept(seqs[i] as Sequence, i, output, ended))
+      const seq = seqs[i] as Sequence
+      if (!wanted[i]) continue
+      events.push(
+        seq.pooler === undefined
+          ? this.#accept(seq, i, output, ended)
+          : this.#finishPooled(seq, seq.pooler, ended),
+      )
     }
+  }
+
+  #finishPooled(seq: Sequence, pooler: Pooler, now: number): TokenEvent {
+    const { id } = seq
+    this.#scheduler.remove(id)
+    const first = this.#firstOf(seq, now)
+    return { id, token: -1, finish: "stop", pooled: pooler.result(), first }
   }
 
   #accept(seq: Sequence, index: number, output: StepOutput, now: number): TokenEvent {

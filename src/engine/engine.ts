@@ -1,15 +1,23 @@
 import type { EngineConfig } from "../config.ts"
+import { ConfigError } from "../errors.ts"
 import { BlockManager } from "../kvcache/block-manager.ts"
 import { kvBytesPerPage, KVPool } from "../kvcache/pool.ts"
 import { stateBytesPerSlot, StatePool } from "../kvcache/state-pool.ts"
 import { StateSlots } from "../kvcache/state-slots.ts"
-import { maxContextLength, type ModelConfig } from "../models/config.ts"
-import type { CausalLM } from "../models/registry.ts"
+import { canGenerate, maxContextLength, type ModelConfig } from "../models/config.ts"
+import type { AnyModel } from "../models/registry.ts"
 import { Backend, queryCpu } from "../native/backend.ts"
 import type { DTypeInfo } from "../tensor/dtype.ts"
 import { loadWeights } from "../weights/load.ts"
 import type { WeightSource } from "../weights/source.ts"
-import type { EngineInfo, EngineStats, GenerateParams, TokenEvent } from "../worker/protocol.ts"
+import type {
+  EngineInfo,
+  EngineStats,
+  GenerateParams,
+  PoolingInfo,
+  PoolParams,
+  TokenEvent,
+} from "../worker/protocol.ts"
 import { buildModel, type BuiltModel } from "./build.ts"
 import { openTiers } from "./cache-tiers.ts"
 import { EngineCore } from "./core.ts"
@@ -25,6 +33,7 @@ import {
 } from "./kv-layers.ts"
 import { type MemoryPlan, planMemory } from "./memory-plan.ts"
 import { ModelRunner } from "./model-runner.ts"
+import { Pooler } from "./pooling.ts"
 import { Repacking } from "./repack.ts"
 import { ropeKeyOf } from "./rope-key.ts"
 import { maxRunning, Scheduler } from "./scheduler.ts"
@@ -40,7 +49,7 @@ export class Engine implements Disposable {
   readonly info: EngineInfo
   readonly streamIntervalMs: number
   /** The module tree with its operators. */
-  readonly model: CausalLM
+  readonly model: AnyModel
   readonly #core: EngineCore
   readonly #grammars: Grammars
   readonly #resources: DisposableStack
@@ -48,7 +57,7 @@ export class Engine implements Disposable {
   private constructor(
     config: EngineConfig,
     info: EngineInfo,
-    model: CausalLM,
+    model: AnyModel,
     core: EngineCore,
     resources: DisposableStack,
   ) {
@@ -67,15 +76,16 @@ export class Engine implements Disposable {
    * @throws ConfigError, FormatError or MemoryError, before weights are loaded wherever that can be told
    */
   static async create(
-    config: EngineConfig,
+    asked: EngineConfig,
     hooks: EngineHooks = {},
     given?: ModelConfig,
   ): Promise<Engine> {
     const start = performance.now()
     using resources = new DisposableStack()
     hooks.onProgress?.("model", 0, 1)
-    const built = await buildModel(config, given)
+    const built = await buildModel(asked, given)
     resources.defer(() => built.weights.close())
+    const config = forModel(asked, built.config)
     for (const warning of built.plan.warnings) hooks.onLog?.("warning", warning)
     const dtype = kvType(config, kvLayers(built.config))
     const memory = planFor(config, built, dtype)
@@ -111,7 +121,8 @@ export class Engine implements Disposable {
       new KVPool(backend, kvLayers(built.config), { pages, pageSize, dtype }),
     )
     const { contextLength } = memory
-    const limits = { maxBatchSize, maxBatchTokens, contextLength }
+    const wholePrompts = built.config.encoder !== undefined
+    const limits = { maxBatchSize, maxBatchTokens, contextLength, wholePrompts }
     const linear = stateLayers(built.config)
     const slots = linear.length > 0 ? stateSlots(maxRunning(limits), prefixCache) : 0
     const statePool = slots > 0 ? resources.use(new StatePool(backend, linear, slots)) : undefined
@@ -133,7 +144,7 @@ export class Engine implements Disposable {
     const blocks = new BlockManager({ pages, pageSize, prefixCache, states, tiers })
     const runner = resources.use(new ModelRunner(backend, built.model, pool, limits, statePool))
     hooks.onProgress?.("warm-up", 0, 1)
-    warmUp(runner, blocks)
+    warmUp(runner, blocks, built.config)
     hooks.onProgress?.("warm-up", 1, 1)
 
     const vocabSize = built.config.vocab_size
@@ -144,6 +155,13 @@ export class Engine implements Disposable {
       pageBytes: pool.pieceBytes,
       hostLimitBytes: opened?.hostLimitBytes,
       diskLimitBytes: opened?.diskLimitBytes,
+      pooling: {
+        hiddenSize: built.config.hidden_size,
+        vocabSize,
+        hasClassifier: built.config.classifier !== undefined,
+        generates: canGenerate(built.config),
+        isEncoder: wholePrompts,
+      },
     })
     const info = describe(config, built, memory, backend, performance.now() - start)
     return new Engine(config, info, built.model, core, resources.move())
@@ -155,7 +173,16 @@ export class Engine implements Disposable {
 
   /** Queues a sequence under an id of the caller's. @throws ConfigError when it is empty, too long or out of range */
   add(id: number, ids: Int32Array, params: GenerateParams, grammar?: SequenceGrammar): void {
+    if (!canGenerate(this.model.config))
+      throw new ConfigError(
+        `a ${this.info.architecture} model of this kind embeds or ranks texts, and generates none`,
+      )
     this.#core.add(id, ids, params, grammar)
+  }
+
+  /** Queues a text that is to become a vector or a score; its only event has it. @throws ConfigError as add() does */
+  pool(id: number, ids: Int32Array, params: PoolParams): void {
+    this.#core.pool(id, ids, params)
   }
 
   /** What grammars are made of: see Grammars.setVocabulary. */
@@ -201,6 +228,28 @@ export class Engine implements Disposable {
   }
 }
 
+/** Encoders compute a text in one step: its limit is also that of the context, unless --ctx asks for more. */
+function forModel(config: EngineConfig, model: ModelConfig): EngineConfig {
+  if (model.encoder === undefined) return config
+  const { contextLength, maxBatchTokens } = config
+  const longest = Math.min(maxContextLength(model), Math.max(contextLength, maxBatchTokens))
+  return {
+    ...config,
+    contextLength: contextLength > 0 ? contextLength : longest,
+    maxBatchTokens: Math.max(maxBatchTokens, contextLength),
+    // what a token's states are depends on all that follows it
+    prefixCache: false,
+  }
+}
+
+/** Of a model that is made for more than to generate. */
+function poolingInfo(model: ModelConfig): PoolingInfo | undefined {
+  const { pooling, classifier, hidden_size: dimensions } = model
+  if (pooling === undefined) return undefined
+  const hasClassifier = classifier !== undefined
+  return { pooling, dimensions, hasClassifier, generates: canGenerate(model) }
+}
+
 function planFor(config: EngineConfig, built: BuiltModel, dtype: DTypeInfo): MemoryPlan {
   return planMemory({
     contextLength: config.contextLength,
@@ -241,15 +290,18 @@ function workspaceBytes(config: EngineConfig, model: ModelConfig): number {
 }
 
 /** A short prompt and one token after it: pages of the weights come in, hot code is compiled, the arena has its size. */
-function warmUp(runner: ModelRunner, blocks: BlockManager): void {
+function warmUp(runner: ModelRunner, blocks: BlockManager, model: ModelConfig): void {
   const params = { ...GREEDY, maxTokens: 2 }
-  const seq = new Sequence(-1, new Int32Array(Math.min(4, blocks.pageSize)), params)
+  const isEncoder = model.encoder !== undefined
+  const pooler = isEncoder ? new Pooler({ pooling: "mean", normalize: true }, isEncoder) : undefined
+  const prompt = new Int32Array(Math.min(4, blocks.pageSize))
+  const seq = new Sequence(-1, prompt, params, { pooler })
   const page = blocks.allocate()
   seq.pages.push(page)
   const slot = blocks.states?.take()
   if (slot !== undefined) seq.stateSlot = slot
   const batch = { seqs: [seq], numTokens: 0 }
-  for (const count of [seq.length - 1, 1]) {
+  for (const count of isEncoder ? [seq.length] : [seq.length - 1, 1]) {
     seq.numScheduled = batch.numTokens = count
     runner.run(batch)
     seq.numComputed += count
@@ -278,6 +330,7 @@ function describe(
   loadMs: number,
 ): EngineInfo {
   const { weights, config: model } = built
+  const pooling = poolingInfo(model)
   return {
     modelPath: weights.path,
     architecture: model.model_type,
@@ -295,6 +348,7 @@ function describe(
     device: "cpu",
     precision: config.precision,
     loadMs,
+    ...(pooling === undefined ? {} : { pooling }),
   }
 }
 

@@ -31,6 +31,8 @@ export function kvType(
 /** What each attention layer of a model caches per token, in order. */
 export function kvLayers(config: ModelConfig): KVLayerSpec[] {
   const { num_key_value_heads: kvHeads, head_dim, mla } = config
+  // an encoder computes a text as a whole, so that one layer's keys and values do for all layers
+  if (config.encoder !== undefined) return [{ kvHeads, kDim: head_dim, vDim: head_dim }]
   const layer: KVLayerSpec =
     mla === undefined
       ? { kvHeads, kDim: head_dim, vDim: head_dim }

@@ -1,10 +1,15 @@
+import { KtError } from "../errors.ts"
 import type { KVPool } from "../kvcache/pool.ts"
 import type { StatePool } from "../kvcache/state-pool.ts"
+import type { ModelConfig } from "../models/config.ts"
 import type { Backend } from "../native/backend.ts"
 import type { BatchStates, ForwardBatch } from "../nn/forward-batch.ts"
+import { embedding } from "../ops/index.ts"
 import type { Tensor } from "../tensor/tensor.ts"
+import type { PoolParams } from "../worker/protocol.ts"
 import type { StepOutput, StepRunner } from "./core.ts"
 import { FixedInts } from "./fixed-ints.ts"
+import { scoreOf } from "./pooling.ts"
 import { Sampler } from "./sampler.ts"
 import { type Batch, wantsToken } from "./scheduler.ts"
 import type { Sequence } from "./sequence.ts"
@@ -12,6 +17,17 @@ import type { Sequence } from "./sequence.ts"
 /** A model that computes: logits [R, vocab] F32 of the batch's logitsRows. */
 export interface RunnableModel {
   forward(batch: ForwardBatch): Tensor
+}
+
+/** A model whose states can be had; encoders have no logits. */
+export interface StatesModel {
+  /** The last layer's output [R, hidden] of the batch's logitsRows; the others go on from it. */
+  states(batch: ForwardBatch): Tensor
+  normed(states: Tensor): Tensor
+  /** Logits of a classification head, [R, labels]. */
+  classify(states: Tensor): Tensor
+  logits?(states: Tensor): Tensor
+  readonly config: Pick<ModelConfig, "classifier">
 }
 
 export interface RunnerLimits {
@@ -26,7 +42,7 @@ const MAX_SEGMENTS = 3
 /** Writes a batch into fixed buffers, runs the model over it and samples; allocates nothing native per step. */
 export class ModelRunner implements StepRunner {
   readonly #backend: Backend
-  readonly #model: RunnableModel
+  readonly #model: Partial<RunnableModel & StatesModel>
   readonly #pool: KVPool
   readonly #sampler: Sampler
   readonly #maxPages: number
@@ -37,6 +53,10 @@ export class ModelRunner implements StepRunner {
   readonly #queryStart: FixedInts
   readonly #seqLens: FixedInts
   readonly #logitsRows: FixedInts
+  /** Of encoders, and of batches with texts that are pooled. */
+  readonly #tokenTypes: FixedInts
+  /** Rows of states that go on to the logits. */
+  readonly #generatedRows: FixedInts
   readonly #states: StatePool | undefined
   readonly #segmentStart: FixedInts
   readonly #segmentSource: FixedInts
@@ -52,7 +72,7 @@ export class ModelRunner implements StepRunner {
   /** `states` is for models whose layers keep a state per sequence. */
   constructor(
     backend: Backend,
-    model: RunnableModel,
+    model: RunnableModel | StatesModel,
     pool: KVPool,
     limits: RunnerLimits,
     states?: StatePool,
@@ -69,7 +89,9 @@ export class ModelRunner implements StepRunner {
     this.#blockTables = new FixedInts(backend, maxBatchSize * this.#maxPages)
     this.#queryStart = new FixedInts(backend, maxBatchSize + 1)
     this.#seqLens = new FixedInts(backend, maxBatchSize)
-    this.#logitsRows = new FixedInts(backend, maxBatchSize)
+    this.#logitsRows = new FixedInts(backend, Math.max(maxBatchSize, maxBatchTokens))
+    this.#tokenTypes = new FixedInts(backend, maxBatchTokens)
+    this.#generatedRows = new FixedInts(backend, maxBatchSize)
     this.#states = states
     const maxSegments = states === undefined ? 0 : maxBatchSize * MAX_SEGMENTS
     this.#segmentStart = new FixedInts(backend, maxSegments + 1)
@@ -84,8 +106,11 @@ export class ModelRunner implements StepRunner {
 
   run(batch: Batch): StepOutput {
     try {
-      const logits = this.#model.forward(this.#write(batch))
-      return this.#sample(batch, logits)
+      const input = this.#write(batch)
+      if (batch.seqs.some(({ pooler }) => pooler !== undefined))
+        return this.#poolStates(batch, input)
+      if (this.#model.forward === undefined) throw new KtError("the model generates nothing")
+      return this.#sample(batch, this.#model.forward(input))
     } finally {
       this.#backend.resetStep()
     }
@@ -103,6 +128,7 @@ export class ModelRunner implements StepRunner {
     let rows = 0
     let decode = true
     let prefill = true
+    let hasTypes = false
     for (let s = 0; s < seqs.length; s++) {
       const seq = seqs[s] as Sequence
       const { pages, numComputed, numScheduled, tokens } = seq
@@ -118,7 +144,12 @@ export class ModelRunner implements StepRunner {
         this.#ropeLengths[token] = seq.ropeLength(p)
         token++
       }
-      if (wantsToken(seq)) this.#logitsRows.values[rows++] = token - 1
+      if (seq.pooler !== undefined) {
+        const end = numComputed + numScheduled
+        const [from, to] = seq.pooler.wanted(numComputed, end, seq.length)
+        for (let p = from; p < to; p++) this.#logitsRows.values[rows++] = token - end + p
+        hasTypes = true
+      } else if (wantsToken(seq)) this.#logitsRows.values[rows++] = token - 1
     }
     queryStart[seqs.length] = token
     // models and kernels know no empty tensors: a step that wants no logits computes one row for nobody
@@ -134,10 +165,72 @@ export class ModelRunner implements StepRunner {
       queryStart: this.#queryStart.view([seqs.length + 1]),
       seqLens: this.#seqLens.view([seqs.length]),
       logitsRows: this.#logitsRows.view([rows]),
+      ...(hasTypes ? { tokenTypes: this.#writeTypes(batch) } : {}),
       ropeLengths: this.#ropeLengths.subarray(0, numTokens),
       kvCache: this.#pool.layers,
       states: this.#states && this.#writeStates(batch, this.#states),
     }
+  }
+
+  /** 1 for tokens of the second text of a pair. */
+  #writeTypes({ seqs, numTokens }: Batch): Tensor {
+    const types = this.#tokenTypes.values
+    let token = 0
+    for (const { pooler, numComputed, numScheduled } of seqs) {
+      const second = pooler?.params.secondFrom ?? Number.POSITIVE_INFINITY
+      for (let p = numComputed; p < numComputed + numScheduled; p++)
+        types[token++] = p >= second ? 1 : 0
+    }
+    return this.#tokenTypes.view([numTokens])
+  }
+
+  /** A step with texts that are pooled: their states are read, those of others go on to the logits. */
+  #poolStates(batch: Batch, input: ForwardBatch): StepOutput {
+    const model = this.#model
+    if (model.states === undefined || model.normed === undefined)
+      throw new KtError("the model's states cannot be had")
+    const states = model.states(input)
+    const dim = states.dim(1)
+    const normed = batch.seqs.some(({ pooler }) => pooler && pooler.params.pooling !== "rank")
+      ? model.normed(states).toFloat32Array()
+      : new Float32Array(0)
+    let row = 0
+    let generated = 0
+    for (const seq of batch.seqs) {
+      const { pooler, numComputed, numScheduled, length } = seq
+      if (pooler === undefined) {
+        if (wantsToken(seq)) this.#generatedRows.values[generated++] = row++
+        continue
+      }
+      if (numComputed === 0) pooler.restart()
+      const [from, to] = pooler.wanted(numComputed, numComputed + numScheduled, length)
+      if (to > from && pooler.params.pooling === "rank")
+        pooler.setScore(this.#score(states.narrow(0, row, 1), pooler.params))
+      else pooler.add(normed.subarray(row * dim, (row + to - from) * dim), dim)
+      row += to - from
+    }
+    if (generated === 0) return { tokens: this.#tokens, logprobs: [] }
+    if (model.logits === undefined) throw new KtError("the model generates nothing")
+    const rows = this.#generatedRows.view([generated])
+    return this.#sample(batch, model.logits(embedding(states, rows)))
+  }
+
+  /** state [1, hidden] */
+  #score(state: Tensor, { verdict }: PoolParams): number {
+    const { classify, logits, config } = this.#model
+    const classifier = config?.classifier
+    if (classifier !== undefined && classify !== undefined) {
+      const values = classify.call(this.#model, state).toFloat32Array()
+      return scoreOf(values, classifier.label, classifier.score)
+    }
+    if (verdict === undefined || logits === undefined)
+      throw new KtError("the model has no classification head")
+    const all = logits.call(this.#model, state).toFloat32Array()
+    return scoreOf(
+      verdict.map((token) => all[token] as number),
+      0,
+      "softmax",
+    )
   }
 
   /** Cuts the tokens where a sequence begins and where its state is to be kept. */
@@ -189,14 +282,15 @@ export class ModelRunner implements StepRunner {
   #sample(batch: Batch, logits: Tensor): StepOutput {
     const rows = this.#rows
     rows.length = 0
-    for (const seq of batch.seqs) if (wantsToken(seq)) rows.push(seq)
+    for (const seq of batch.seqs) if (seq.pooler === undefined && wantsToken(seq)) rows.push(seq)
     if (rows.length === 0) return { tokens: this.#tokens, logprobs: [] }
     const drawn = this.#sampler.sample(logits, rows)
     if (rows.length === batch.seqs.length) return drawn
     const logprobs = new Array<StepOutput["logprobs"][number]>(batch.seqs.length).fill(undefined)
     let row = 0
     for (let i = 0; i < batch.seqs.length; i++) {
-      if (!wantsToken(batch.seqs[i] as Sequence)) continue
+      const seq = batch.seqs[i] as Sequence
+      if (seq.pooler !== undefined || !wantsToken(seq)) continue
       this.#tokens[i] = drawn.tokens[row] as number
       logprobs[i] = drawn.logprobs[row++]
     }
@@ -212,6 +306,8 @@ export class ModelRunner implements StepRunner {
       this.#queryStart,
       this.#seqLens,
       this.#logitsRows,
+      this.#tokenTypes,
+      this.#generatedRows,
       this.#segmentStart,
       this.#segmentSource,
       this.#segmentTarget,

@@ -11,6 +11,8 @@ export interface SchedulerOptions {
   readonly maxBatchTokens: number
   /** Prompt and output together. */
   readonly contextLength: number
+  /** Every token sees the whole text (encoders): a sequence is computed in one step. */
+  readonly wholePrompts?: boolean
 }
 
 /** The work of one step: sequences with numScheduled new tokens each; single tokens first. Reused step after step. */
@@ -89,8 +91,12 @@ export class Scheduler {
   add(seq: Sequence): void {
     if (this.#byId.has(seq.id)) throw new KtError(`sequence ${seq.id} exists already`)
     if (seq.length === 0) throw new ConfigError("the prompt is empty")
-    if (seq.length >= this.maxLength) {
-      const { contextLength } = this.#options
+    const { contextLength, wholePrompts, maxBatchTokens } = this.#options
+    if (seq.pooler !== undefined) {
+      const limit = wholePrompts ? Math.min(this.maxLength, maxBatchTokens) : this.maxLength
+      if (seq.length > limit)
+        throw new ConfigError(`a text of ${seq.length} tokens exceeds the context of ${limit}`)
+    } else if (seq.length >= this.maxLength) {
       const limit =
         this.maxLength < contextLength
           ? `${this.maxLength} tokens that the KV cache holds`
@@ -176,8 +182,10 @@ export class Scheduler {
     while (this.#waiting.length > 0 && this.#running.length < this.#maxRunning) {
       if (this.#batch.numTokens === this.#options.maxBatchTokens) return
       const seq = this.#waiting[0] as Sequence
+      const { maxBatchTokens, wholePrompts } = this.#options
+      if (wholePrompts && seq.length > maxBatchTokens - this.#batch.numTokens) return
       // the last token is always computed: its logits are what the sequence needs
-      const shareable = Math.floor((seq.length - 1) / blocks.pageSize)
+      const shareable = seq.pooler?.needsAll ? 0 : Math.floor((seq.length - 1) / blocks.pageSize)
       const known = blocks.match(seq.tokens, seq.ropeKeys, shareable)
       const hits = this.#usable(known)
       if (hits === undefined) return

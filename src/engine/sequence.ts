@@ -1,6 +1,7 @@
 import type { CachedBlock } from "../kvcache/prefix-cache.ts"
 import type { GenerateParams } from "../worker/protocol.ts"
 import type { SequenceGrammar } from "./grammar.ts"
+import type { Pooler } from "./pooling.ts"
 
 /** Maps the length a token is rotated for to the choice it makes; equal choices give equal K. */
 export type RopeKey = (length: number) => number
@@ -44,6 +45,8 @@ export class Sequence {
   sampling: (Disposable & { push(token: number): void }) | undefined
   /** What its output must match; disposed of when the sequence ends. */
   grammar: SequenceGrammar | undefined
+  /** Makes a vector or a score of its states: such a sequence generates nothing. */
+  readonly pooler: Pooler | undefined
   readonly arrivedAt: number
   /** When the first step began that computed tokens of it; undefined before. */
   startedAt: number | undefined
@@ -59,8 +62,10 @@ export class Sequence {
       ropeKey?: RopeKey | undefined
       now?: number
       grammar?: SequenceGrammar | undefined
+      pooler?: Pooler | undefined
     } = {},
   ) {
+    this.pooler = options.pooler
     this.grammar = options.grammar
     this.id = id
     this.params = params

@@ -2,9 +2,11 @@ import { FormatError } from "../errors.ts"
 import { ROPE_TYPES, type RopeConfig, type RopeType } from "../nn/rope.ts"
 import { F32 } from "../tensor/dtype.ts"
 import type { GgufFile } from "../weights/gguf.ts"
+import { encoderFromGguf, GGUF_ENCODERS } from "./config-encoder.ts"
 import { withExtraConfig } from "./config-extra.ts"
 import { Keys } from "./config-gguf-keys.ts"
 import { TRAITS, type Traits } from "./config-gguf-traits.ts"
+import { poolingOfGguf } from "./config-pooling.ts"
 import {
   checkedConfig,
   defaultHeadDim,
@@ -44,6 +46,10 @@ export function configFromGguf(gguf: GgufFile): ModelConfig {
 /** The same from the keys that the format has, which is what other programs read. */
 export function standardConfigFromGguf(gguf: GgufFile): ModelConfig {
   const { path, architecture } = gguf
+  const encoder = Object.hasOwn(GGUF_ENCODERS, architecture)
+    ? GGUF_ENCODERS[architecture]
+    : undefined
+  if (encoder !== undefined) return encoderFromGguf(gguf, encoder)
   const known = Object.hasOwn(TRAITS, architecture) ? TRAITS[architecture] : undefined
   if (known === undefined) {
     const list = Object.keys(TRAITS).join(", ")
@@ -158,6 +164,7 @@ export function standardConfigFromGguf(gguf: GgufFile): ModelConfig {
         keys.tokenId("eom", vocab),
       ]),
     ].filter((id) => id !== undefined),
+    ...poolingOfGguf(gguf),
   })
 }
 
@@ -198,6 +205,10 @@ export function withGgufLayout(config: ModelConfig, gguf: GgufFile): ModelConfig
     vocab_size: own.vocab_size, // Converters drop rows that only pad the embedding.
     norm_offset: own.norm_offset,
     linear_attention: own.linear_attention,
+    // the folder's head may be left out of the file, or cut to what ranks texts
+    encoder: own.encoder,
+    classifier: own.classifier,
+    pooling: own.pooling ?? config.pooling,
     tie_word_embeddings: own.tie_word_embeddings,
     mla: own.mla && config.mla && Object.freeze({ ...config.mla, split_kv_b: own.mla.split_kv_b }),
     rope: Object.freeze({ ...config.rope, interleaved }),

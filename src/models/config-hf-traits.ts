@@ -1,4 +1,4 @@
-import type { Activation, ModelType } from "./config.ts"
+import type { Activation, DecoderType } from "./config.ts"
 
 /**
  * What a model type is beyond its keys: its code in transformers, and the class's defaults for
@@ -49,7 +49,7 @@ const DEEPSEEK_V3_DEFAULTS = {
 }
 
 /** By `model_type`. */
-export const TRAITS: Readonly<Record<ModelType, Traits>> = {
+export const TRAITS: Readonly<Record<DecoderType, Traits>> = {
   llama: { attentionBias: "config", sliding: "none", defaults: {} },
   mistral: {
     attentionBias: "none",

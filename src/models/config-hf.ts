@@ -4,23 +4,27 @@ import { join } from "node:path"
 import { z } from "zod"
 
 import { FormatError } from "../errors.ts"
+import { encoderFromJson } from "./config-encoder.ts"
 import { experts } from "./config-hf-experts.ts"
 import { ropes } from "./config-hf-rope.ts"
 import { HfConfig } from "./config-hf-schema.ts"
 import { TRAITS, type Traits } from "./config-hf-traits.ts"
 import { parsed, readJson, shown, withoutUndefined } from "./config-json.ts"
+import { classifierOf, poolingOfFolder } from "./config-pooling.ts"
 import {
   type Activation,
   ACTIVATIONS,
   checkedConfig,
+  type DecoderType,
   defaultHeadDim,
+  ENCODER_TYPES,
   type LayerType,
   type LinearAttentionConfig,
   type MlaConfig,
   MODEL_TYPES,
   type ModelConfig,
-  type ModelType,
   patternLayerTypes,
+  type Pooling,
 } from "./config.ts"
 import { latentScale } from "./latent-scale.ts"
 
@@ -36,15 +40,23 @@ export function configFromFolder(folder: string): ModelConfig {
     file,
     readJson(file),
     ending === undefined ? undefined : eosIds(generation, ending),
+    poolingOfFolder(folder),
   )
 }
 
 /**
  * The configuration that a parsed config.json holds, as transformers 4 or 5 writes it. `file` is
- * for messages; `eos` replaces `eos_token_id`.
+ * for messages; `eos` replaces `eos_token_id`; `pooling` is what other files of the folder say.
  */
-export function configFromJson(file: string, json: unknown, eos?: readonly number[]): ModelConfig {
+export function configFromJson(
+  file: string,
+  json: unknown,
+  eos?: readonly number[],
+  pooling?: Pooling,
+): ModelConfig {
   const outer = parsed(file, "", json, z.record(z.string(), z.unknown()))
+  const encoderType = ENCODER_TYPES.find((known) => known === outer["model_type"])
+  if (encoderType !== undefined) return encoderFromJson(file, encoderType, outer, pooling)
   const outerType = knownType(outer["model_type"])
   const text = outerType === undefined ? (languageModel(file, outer) ?? outer) : outer
   const modelType = outerType ?? knownType(text["model_type"])
@@ -76,6 +88,7 @@ export function configFromJson(file: string, json: unknown, eos?: readonly numbe
     ...namesInFile(given, traits),
   })
   checkTokenIds(file, c)
+  const head = classifierOf(file, text)
   if (modelType === "smallthinker" && c.use_qk_norm === true)
     throw new FormatError(file, "use_qk_norm: true, no published smallthinker model has q/k norms")
   checkLayerLists(file, c)
@@ -131,11 +144,15 @@ export function configFromJson(file: string, json: unknown, eos?: readonly numbe
     ...experts(file, c, traits),
     bos_token_id: c.bos_token_id ?? undefined,
     eos_token_id: eos ?? list(c.eos_token_id),
+    ...(head === undefined
+      ? pooling && { pooling }
+      : // a score layer of a decoder has no bias
+        { pooling: "rank" as const, classifier: { ...head, bias: false } }),
   })
 }
 
 /** Whether the weights are plain, quantised in a way that is read, or gpt-oss' experts in MXFP4. */
-function isReadable(quantization: unknown, modelType: ModelType): boolean {
+function isReadable(quantization: unknown, modelType: DecoderType): boolean {
   if (quantization === undefined || quantization === null) return true
   const method = z.object({ quant_method: z.string() }).safeParse(quantization).data?.quant_method
   if (method === "mxfp4") return modelType === "gpt_oss"
@@ -146,13 +163,13 @@ function isReadable(quantization: unknown, modelType: ModelType): boolean {
 const QUANT_METHODS: ReadonlySet<string> = new Set(["fp8", "compressed-tensors", "gptq", "awq"])
 
 /** Language models whose type a checkpoint with other parts leaves out, or calls by a name of its own. */
-const TEXT_TYPES: Readonly<Record<string, ModelType>> = {
+const TEXT_TYPES: Readonly<Record<string, DecoderType>> = {
   gemma3: "gemma3_text",
   llama4: "llama4_text",
   qwen3_vl_text: "qwen3",
 }
 
-function knownType(type: unknown): ModelType | undefined {
+function knownType(type: unknown): DecoderType | undefined {
   return MODEL_TYPES.find((known) => known === type)
 }
 

@@ -25,7 +25,39 @@ export const MODEL_TYPES = [
   "minimax_m2",
   "ernie4_5_moe",
 ] as const
-export type ModelType = (typeof MODEL_TYPES)[number]
+
+/** Model types of encoders: every token sees the whole text, and nothing is generated. */
+export const ENCODER_TYPES = ["bert", "nomic_bert"] as const
+export type EncoderType = (typeof ENCODER_TYPES)[number]
+export type DecoderType = (typeof MODEL_TYPES)[number]
+export type ModelType = DecoderType | EncoderType
+
+/** How the hidden states of a text become one vector, or scores by a classification head. */
+export const POOLINGS = ["mean", "cls", "last", "rank"] as const
+export type Pooling = (typeof POOLINGS)[number]
+
+/** What the logits of a classification head become. */
+export type ScoreFunction = "sigmoid" | "softmax" | "none"
+
+/** What an encoder has where decoders have something else. */
+export interface EncoderConfig {
+  readonly layer_norm_eps: number
+  /** Rows of token_type_embeddings; 0 = the model has none. */
+  readonly type_vocab_size: number
+  /** Positions are looked up in a table of so many; 0 = q and k rotate. */
+  readonly num_positions: number
+  /** A dense layer and tanh stand before the classifier. */
+  readonly classifier_dense: boolean
+}
+
+/** A classification head over pooled states. */
+export interface ClassifierConfig {
+  readonly num_labels: number
+  /** Which label says how well texts match. */
+  readonly label: number
+  readonly score: ScoreFunction
+  readonly bias: boolean
+}
 
 export const LAYER_TYPES = [
   "full_attention",
@@ -145,6 +177,16 @@ export interface ModelConfig {
   readonly bos_token_id: number | undefined
   /** Every id that ends a turn or the text. */
   readonly eos_token_id: readonly number[]
+  /** Of encoders only. */
+  readonly encoder?: EncoderConfig | undefined
+  /** What the checkpoint says its embeddings are; absent where it was made to generate. */
+  readonly pooling?: Pooling | undefined
+  readonly classifier?: ClassifierConfig | undefined
+}
+
+/** Whether the model has a head that makes tokens. */
+export function canGenerate({ encoder, classifier }: ModelConfig): boolean {
+  return encoder === undefined && classifier === undefined
 }
 
 /** Keys that a layer's attention sees (the query's own included), or 0 for all. */

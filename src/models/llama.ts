@@ -1,3 +1,4 @@
+import { KtError } from "../errors.ts"
 import { Attention } from "../nn/attention.ts"
 import type { ForwardBatch } from "../nn/forward-batch.ts"
 import { Embedding, Linear, RMSNorm, selectLogitsRows } from "../nn/layers.ts"
@@ -140,6 +141,11 @@ export class LlamaModel extends Module {
 
   /** Normed hidden states of the tokens whose logits are wanted, [R, hidden]. */
   forward(batch: ForwardBatch, hiddenStates?: HiddenStates): Tensor {
+    return this.norm.forward(this.states(batch, hiddenStates))
+  }
+
+  /** The last layer's output, before the norm, of the tokens whose logits are wanted, [R, hidden]. */
+  states(batch: ForwardBatch, hiddenStates?: HiddenStates): Tensor {
     const x = this.embed_tokens.forward(batch.inputIds)
     const positions = this.rotary_emb.forward(batch)
     const local = this.rotary_emb_local?.forward(batch) ?? positions
@@ -155,7 +161,7 @@ export class LlamaModel extends Module {
       arena.release(mark)
     }
     hiddenStates?.push(x.toFloat32Array())
-    return this.norm.forward(selectLogitsRows(x, batch))
+    return selectLogitsRows(x, batch)
   }
 }
 
@@ -164,6 +170,8 @@ export class LlamaForCausalLM extends Module {
   readonly config: ModelConfig
   model
   lm_head
+  /** Ranks texts by their last token's state, in checkpoints that were made for it. */
+  score: Linear | undefined
 
   constructor(config: ModelConfig, model: LlamaModel = new LlamaModel(config)) {
     super()
@@ -172,13 +180,38 @@ export class LlamaForCausalLM extends Module {
     this.lm_head = new Linear(
       config.hidden_size,
       config.vocab_size,
-      config.tie_word_embeddings ? { tiedTo: "model.embed_tokens.weight" } : {},
+      config.tie_word_embeddings || config.classifier !== undefined
+        ? { tiedTo: "model.embed_tokens.weight" }
+        : {},
     )
+    const { classifier } = config
+    if (classifier !== undefined)
+      this.score = new Linear(config.hidden_size, classifier.num_labels, { bias: classifier.bias })
   }
 
   /** Logits [R, vocab] F32 of `batch.logitsRows`. */
   forward(batch: ForwardBatch, hiddenStates?: HiddenStates): Tensor {
     return this.lm_head.forward(this.model.forward(batch, hiddenStates))
+  }
+
+  /** The last layer's output of `batch.logitsRows`, [R, hidden]; the other methods go on from it. */
+  states(batch: ForwardBatch): Tensor {
+    return this.model.states(batch)
+  }
+
+  normed(states: Tensor): Tensor {
+    return this.model.norm.normalize(states)
+  }
+
+  /** [R, hidden] → [R, vocab] */
+  logits(states: Tensor): Tensor {
+    return this.lm_head.forward(this.model.norm.forward(states))
+  }
+
+  /** Logits of the classification head: [R, hidden] → [R, labels]. */
+  classify(states: Tensor): Tensor {
+    if (this.score === undefined) throw new KtError("the model has no classification head")
+    return this.score.forward(this.normed(states))
   }
 }
 

@@ -1,5 +1,6 @@
 import { ConfigError } from "../errors.ts"
-import type { ModelConfig } from "./config.ts"
+import { ENCODER_TYPES, type EncoderType, type ModelConfig } from "./config.ts"
+import type { EncoderModel } from "./encoder.ts"
 import type { LlamaForCausalLM } from "./llama.ts"
 
 /** A whole model: ids in, logits out. All families derive from the one that reads like Llama. */
@@ -102,7 +103,30 @@ const MODELS: Readonly<Record<string, ModelEntry>> = {
   },
 }
 
-/** Every model type with a model file. */
+/** Models of states, without logits: by `model_type`. */
+const ENCODERS: Readonly<
+  Record<EncoderType, () => Promise<new (config: ModelConfig) => EncoderModel>>
+> = {
+  bert: async () => (await import("./bert.ts")).BertModel,
+  nomic_bert: async () => (await import("./nomic_bert.ts")).NomicBertModel,
+}
+
+/** A model that generates, or one that only makes states. */
+export type AnyModel = CausalLM | EncoderModel
+
+/** @throws ConfigError where the model has no logits */
+export function asCausalLM(model: AnyModel): CausalLM {
+  if ("logits" in model) return model
+  throw new ConfigError(`a ${model.config.model_type} model makes states of texts, no tokens`)
+}
+
+/** As createModel, for encoders too. */
+export async function createAnyModel(config: ModelConfig): Promise<AnyModel> {
+  const type = ENCODER_TYPES.find((known) => known === config.model_type)
+  return type === undefined ? createModel(config) : new (await ENCODERS[type]())(config)
+}
+
+/** Every model type that generates. */
 export function modelTypes(): readonly string[] {
   return Object.keys(MODELS)
 }

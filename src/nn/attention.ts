@@ -20,9 +20,11 @@ export interface AttentionModuleOptions {
   readonly softCap?: number
   /** One more logit per head, without a value. */
   readonly sinks?: boolean
+  /** Queries see later keys too. */
+  readonly bidirectional?: boolean
 }
 
-/** Causal attention of grouped queries over the paged KV cache of one layer. */
+/** Attention of grouped queries, causal unless asked otherwise, over the paged KV cache of one layer. */
 export class Attention extends Module {
   readonly layerIdx: number
   readonly numHeads: number
@@ -47,6 +49,7 @@ export class Attention extends Module {
       chunkSize: options.chunkSize ?? 0,
       temperature: options.temperature,
       softCap: options.softCap ?? 0,
+      bidirectional: options.bidirectional ?? false,
     }
   }
 

@@ -48,8 +48,10 @@ export interface ForwardBatch {
   readonly queryStart: Tensor
   /** [S] i32: tokens in the cache after this step */
   readonly seqLens: Tensor
-  /** [R] i32: tokens whose logits are wanted */
+  /** [R] i32: tokens whose logits, or states, are wanted */
   readonly logitsRows: Tensor
+  /** [T] i32: 0, or 1 in the second text of a pair; for encoders */
+  readonly tokenTypes?: Tensor
   /** Per token: the length that chooses length-dependent rope (dynamic NTK, longrope): prompt length, then position + 1. */
   readonly ropeLengths: Int32Array
   /** One per attention layer. */

@@ -1,4 +1,4 @@
-import { embedding, linear, rmsNorm } from "../ops/index.ts"
+import { embedding, layerNorm, linear, rmsNorm } from "../ops/index.ts"
 import type { Tensor } from "../tensor/tensor.ts"
 import type { ForwardBatch } from "./forward-batch.ts"
 import { Module, type Parameter, registerModules, type RowGroups } from "./module.ts"
@@ -81,7 +81,40 @@ export class RMSNorm extends Module {
 
   /** x [..., dim] → the same shape */
   forward(x: Tensor): Tensor {
+    return this.normalize(x)
+  }
+
+  /** The norm itself, also where another module has taken it over and forward() passes x on. */
+  normalize(x: Tensor): Tensor {
     return rmsNorm(x, this.weight, this.eps, this.offset)
+  }
+}
+
+/** (x - mean(x)) / deviation(x) · weight + bias over the innermost dimension. */
+export class LayerNorm extends Module {
+  readonly dim: number
+  readonly eps: number
+  /** [dim] F32 */
+  weight!: Tensor
+  bias!: Tensor
+
+  constructor(dim: number, eps: number) {
+    super()
+    this.dim = dim
+    this.eps = eps
+  }
+
+  override parameters(): Parameter[] {
+    const shape = [this.dim]
+    return [
+      { name: "weight", shape, kind: "vector", bind: (tensor) => (this.weight = tensor) },
+      { name: "bias", shape, kind: "vector", bind: (tensor) => (this.bias = tensor) },
+    ]
+  }
+
+  /** x [..., dim] → the same shape; `out` may be x. */
+  forward(x: Tensor, out?: Tensor): Tensor {
+    return layerNorm(x, this.weight, this.bias, this.eps, out)
   }
 }
 
@@ -132,4 +165,4 @@ export function selectLogitsRows(x: Tensor, batch: ForwardBatch): Tensor {
   return batch.logitsRows.dim(0) === batch.numTokens ? x : embedding(x, batch.logitsRows)
 }
 
-registerModules({ Linear, RMSNorm, L2Norm, Embedding })
+registerModules({ Linear, RMSNorm, LayerNorm, L2Norm, Embedding })

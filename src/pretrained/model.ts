@@ -2,7 +2,7 @@ import { type EngineConfig, engineConfig } from "../config.ts"
 import { Engine } from "../engine/engine.ts"
 import { ConfigError, KtError } from "../errors.ts"
 import type { ModelConfig } from "../models/config.ts"
-import { type CausalLM, createModel } from "../models/registry.ts"
+import { asCausalLM, type CausalLM, createModel } from "../models/registry.ts"
 import type { Tokenizer } from "../tokenizer/tokenizer.ts"
 import type { GenerateParams } from "../worker/protocol.ts"
 
@@ -83,7 +83,7 @@ export class PretrainedModel implements Disposable {
       },
       config,
     )
-    this.root = this.#engine.model
+    this.root = asCausalLM(this.#engine.model)
     this.warnings = warnings
   }
 

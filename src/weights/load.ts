@@ -114,7 +114,7 @@ function resolveAll(root: Module, weights: GgufFile | SafetensorsFile): Request[
   const requests: Request[] = []
   let layers = 0
   for (const [modulePath, module] of namedModules(root)) {
-    const layer = /^model\.layers\.(\d+)$/.exec(modulePath)
+    const layer = /^(?:model\.layers|encoder\.layers?)\.(\d+)$/.exec(modulePath)
     if (layer !== null) layers = Math.max(layers, Number(layer[1]) + 1)
     for (const parameter of module.parameters()) {
       const path = parameterPath(modulePath, parameter.name)
@@ -279,6 +279,13 @@ function isTolerated(name: string, layers: number, used: ReadonlySet<string>): b
     /^(?:model\.(?:language_model\.)?layers|language_model\.model\.layers|blk)\.(\d+)\./.exec(name)
   if (layer !== null && Number(layer[1]) >= layers) return true
   if (/^(mtp\.|model\.mtp_)/.test(name)) return true
+  // what BERT was trained with beside its states
+  if (
+    /^(bert\.)?(embeddings\.position_ids$|pooler\.)|^cls\.(predictions|seq_relationship)\./.test(
+      name,
+    )
+  )
+    return true
   // a tied head stored once more
   return (
     /(^|\.)lm_head\.weight$/.test(name) && [...used].some((n) => n.endsWith("embed_tokens.weight"))

@@ -10,6 +10,8 @@ import type { SafetensorsFile } from "./safetensors.ts"
 interface NameTable {
   /** Modules outside the layers. */
   readonly root: Readonly<Record<string, string>>
+  /** Path of the list of layers; default `model.layers`. */
+  readonly layers?: string
   /** Modules below `model.layers.N.`, as `blk.N.` names them. */
   readonly layer: Readonly<Record<string, string>>
   /** Tensors below `model.layers.N.` that are no weight or bias of a module, with their whole names. */
@@ -23,7 +25,12 @@ interface NameTable {
   readonly expert?: Readonly<Record<string, string>>
 }
 
-const ROOT = { "model.embed_tokens": "token_embd", "model.norm": "output_norm", lm_head: "output" }
+const ROOT = {
+  "model.embed_tokens": "token_embd",
+  "model.norm": "output_norm",
+  lm_head: "output",
+  score: "cls.output",
+}
 const NORMS = { input_layernorm: "attn_norm", post_attention_layernorm: "ffn_norm" }
 const ATTENTION = {
   "self_attn.q_proj": "attn_q",
@@ -217,6 +224,48 @@ const TABLES: Readonly<Record<string, NameTable>> = {
   },
 }
 
+/** Text encoders. */
+const ENCODER_TABLES: Readonly<Record<string, NameTable>> = {
+  bert: {
+    root: {
+      "embeddings.word_embeddings": "token_embd",
+      "embeddings.position_embeddings": "position_embd",
+      "embeddings.token_type_embeddings": "token_types",
+      "embeddings.LayerNorm": "token_embd_norm",
+      "pooler.dense": "cls",
+      classifier: "cls.output",
+    },
+    layers: "encoder.layer",
+    layer: {
+      "attention.self.query": "attn_q",
+      "attention.self.key": "attn_k",
+      "attention.self.value": "attn_v",
+      "attention.output.dense": "attn_output",
+      "attention.output.LayerNorm": "attn_output_norm",
+      "intermediate.dense": "ffn_up",
+      "output.dense": "ffn_down",
+      "output.LayerNorm": "layer_output_norm",
+    },
+  },
+  "nomic-bert": {
+    root: {
+      "embeddings.word_embeddings": "token_embd",
+      "embeddings.token_type_embeddings": "token_types",
+      emb_ln: "token_embd_norm",
+    },
+    layers: "encoder.layers",
+    layer: {
+      "attn.Wqkv": "attn_qkv",
+      "attn.out_proj": "attn_output",
+      norm1: "attn_output_norm",
+      "mlp.fc11": "ffn_up",
+      "mlp.fc12": "ffn_gate",
+      "mlp.fc2": "ffn_down",
+      norm2: "layer_output_norm",
+    },
+  },
+}
+
 /** Tensors that configure the rope and belong to no module; `configFromGguf` has read them. */
 export const CONFIG_TENSORS: ReadonlySet<string> = new Set([
   "rope_freqs.weight",
@@ -225,11 +274,16 @@ export const CONFIG_TENSORS: ReadonlySet<string> = new Set([
 ])
 
 /** GGUF architectures whose names are known. */
-export const GGUF_ARCHITECTURES: readonly string[] = Object.keys(TABLES)
+export const GGUF_ARCHITECTURES: readonly string[] = [
+  ...Object.keys(TABLES),
+  ...Object.keys(ENCODER_TABLES),
+]
 
 /** Lookups in both directions, made once per architecture. */
 interface Names {
   readonly table: NameTable
+  /** Number of the layer, and the path below it. */
+  readonly inLayer: RegExp
   readonly rootBack: ReadonlyMap<string, string>
   readonly layerBack: ReadonlyMap<string, string>
   readonly valueBack: ReadonlyMap<string, string>
@@ -241,12 +295,14 @@ const known = new Map<string, Names>()
 function namesOf(architecture: string): Names | undefined {
   const cached = known.get(architecture)
   if (cached !== undefined) return cached
-  const table = Object.hasOwn(TABLES, architecture) ? TABLES[architecture] : undefined
+  const tables = Object.hasOwn(ENCODER_TABLES, architecture) ? ENCODER_TABLES : TABLES
+  const table = Object.hasOwn(tables, architecture) ? tables[architecture] : undefined
   if (table === undefined) return undefined
   const back = (record: Readonly<Record<string, string>>): Map<string, string> =>
     new Map(Object.entries(record).map(([hf, gguf]) => [gguf, hf]))
   const names = {
     table,
+    inLayer: layerPattern(table),
     rootBack: back(table.root),
     layerBack: back(table.layer),
     valueBack: back(table.values ?? {}),
@@ -266,10 +322,11 @@ function own(record: Readonly<Record<string, string>>, key: string): string | un
  * expert of a file that keeps them apart `model.layers.3.mlp.experts.7.gate_proj.weight`.
  */
 export function ggufName(architecture: string, path: string): string | undefined {
-  const table = namesOf(architecture)?.table
-  if (table === undefined) return undefined
+  const names = namesOf(architecture)
+  if (names === undefined) return undefined
+  const { table } = names
   const [module, suffix] = splitSuffix(path)
-  const inLayer = /^model\.layers\.(\d+)\.(.+)$/.exec(module)
+  const inLayer = names.inLayer.exec(module)
   if (inLayer === null) {
     const base = own(table.root, module)
     return base === undefined || suffix === "" ? undefined : `${base}.${suffix}`
@@ -288,6 +345,10 @@ export function ggufName(architecture: string, path: string): string | undefined
   return `blk.${layer}.${stored}.${suffix === "" ? "weight" : suffix}`
 }
 
+function layerPattern({ layers = "model.layers" }: NameTable): RegExp {
+  return new RegExp(`^${layers.replaceAll(".", "\\.")}\\.(\\d+)\\.(.+)$`)
+}
+
 /** The inverse of `ggufName`; stacks come back without `.weight`. */
 export function hfName(architecture: string, name: string): string | undefined {
   const names = namesOf(architecture)
@@ -299,7 +360,7 @@ export function hfName(architecture: string, name: string): string | undefined {
     return module === undefined || suffix === "" ? undefined : `${module}.${suffix}`
   }
   const [, layer = "", rest = ""] = inLayer
-  const prefix = `model.layers.${layer}`
+  const prefix = `${names.table.layers ?? "model.layers"}.${layer}`
   const value = names.valueBack.get(suffix === "" ? rest : `${rest}.${suffix}`)
   if (value !== undefined) return `${prefix}.${value}`
   if (suffix === "") return undefined
@@ -404,11 +465,38 @@ const PLACES: readonly Place[] = [
   },
 ]
 
+/**
+ * Encoders: with a prefix where the file was written for a task that BERT is a part of, norms of early files with the names
+ * that they had in TensorFlow. Undefined where this is none.
+ */
+function encoderNames(has: (name: string) => boolean): CheckpointNames | undefined {
+  const word = "embeddings.word_embeddings.weight"
+  const prefix = ["", "bert.", "nomic_bert."].find((each) => has(each + word))
+  if (prefix === undefined) return undefined
+  const isOld = has(`${prefix}embeddings.LayerNorm.gamma`)
+  const stored = (path: string): string => {
+    const name = path.startsWith("classifier.") ? path : prefix + path
+    if (!isOld) return name
+    return name.replace(/(LayerNorm\.)weight$/, "$1gamma").replace(/(LayerNorm\.)bias$/, "$1beta")
+  }
+  return { stored, storedExpert: () => undefined, isOther: () => false }
+}
+
+/** Decoders that were saved without their head leave out the prefix of what is under it. */
+const BARE: Place = {
+  place: (path) => path.replace(/^model\./, ""),
+  isOther: (name) => VISION.test(name),
+}
+
 function safetensorsNames(weights: SafetensorsFile): CheckpointNames {
   const has = (name: string): boolean => weights.get(name) !== undefined
+  const encoder = encoderNames(has)
+  if (encoder !== undefined) return encoder
   const holds = (path: string): Place | undefined => PLACES.find(({ place }) => has(place(path)))
   const own = holds("model.tok_embeddings.weight")
-  const { place, isOther } = own ?? holds("model.embed_tokens.weight") ?? (PLACES[0] as Place)
+  const bare = has("embed_tokens.weight") ? BARE : undefined
+  const { place, isOther } =
+    own ?? holds("model.embed_tokens.weight") ?? bare ?? (PLACES[0] as Place)
   const stored = (path: string): string => place(own === undefined ? path : internlm2Name(path))
   return { stored, storedExpert: (path, expert) => stored(oneExpert(path, expert)), isOther }
 }

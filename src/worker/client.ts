@@ -6,6 +6,8 @@ import type {
   FromWorker,
   GenerateParams,
   LoadOptions,
+  Pooled,
+  PoolParams,
   TokenEvent,
   ToWorker,
 } from "./protocol.ts"
@@ -83,6 +85,11 @@ interface Pending<T> {
   readonly reject: (error: KtError) => void
 }
 
+/** What becomes a sequence; the client gives it its id. */
+type Work =
+  | { readonly type: "add"; readonly ids: Int32Array; readonly params: GenerateParams }
+  | { readonly type: "pool"; readonly ids: Int32Array; readonly params: PoolParams }
+
 class WorkerClient implements EngineClient {
   readonly #worker: Worker
   readonly #port: MessagePort
@@ -145,14 +152,25 @@ class WorkerClient implements EngineClient {
       throw new ConfigError(
         `a prompt of ${ids.length} tokens leaves no room for an answer in the context of ${limit}`,
       )
-    return this.#run(ids.slice(), params, signal)
+    return this.#run({ type: "add", ids: ids.slice(), params }, signal)
   }
 
-  async *#run(
-    ids: Int32Array,
-    params: GenerateParams,
-    signal: AbortSignal | undefined,
-  ): AsyncGenerator<readonly TokenEvent[]> {
+  async pool(ids: Int32Array, params: PoolParams, signal?: AbortSignal): Promise<Pooled> {
+    if (ids.length === 0) throw new ConfigError("the text is empty")
+    for await (const events of this.#run({ type: "pool", ids: ids.slice(), params }, signal)) {
+      const event = events.at(-1)
+      if (event?.finish === "abort") throw signal?.reason ?? new KtError("the engine stopped")
+      if (event?.finish === "error") {
+        const message = event.error ?? "the engine failed"
+        throw event.isRefused === true ? new ConfigError(message) : new KtError(message)
+      }
+      if (event?.pooled === undefined || event.first === undefined) continue
+      return { values: event.pooled, ...event.first }
+    }
+    throw new KtError("the engine ended a text without a result")
+  }
+
+  async *#run(work: Work, signal: AbortSignal | undefined): AsyncGenerator<readonly TokenEvent[]> {
     if (this.#dead !== undefined) throw this.#dead
     const id = this.#nextId++
     const stream = new Stream()
@@ -164,7 +182,7 @@ class WorkerClient implements EngineClient {
     }
     signal?.addEventListener("abort", cancel, { once: true })
     this.#streams.set(id, stream)
-    this.#post({ type: "add", id, ids, params }, [ids.buffer as ArrayBuffer])
+    this.#post({ ...work, id }, [work.ids.buffer as ArrayBuffer])
     try {
       while (!finished) {
         const events = await stream.next()

@@ -87,6 +87,41 @@ export interface GenerateParams extends SamplingParams {
   readonly grammar?: string
 }
 
+/** How one text becomes a vector, or a score. */
+export interface PoolParams {
+  /** "none": the states of all tokens, one after the other; "rank": the score of a text, or of a pair of them. */
+  readonly pooling: "mean" | "cls" | "last" | "none" | "rank"
+  /** Vectors get the length 1. Not of scores. */
+  readonly normalize: boolean
+  /** Only the first values of each vector, before they are normalised. */
+  readonly dimensions?: number
+  /** Where the second text of a pair begins. */
+  readonly secondFrom?: number
+  /** For models without a classification head: the tokens whose logits say that texts match, and that they do not. */
+  readonly verdict?: readonly [yes: number, no: number]
+}
+
+/** What a text became. */
+export interface Pooled {
+  /** One vector, or those of all tokens; one score with "rank". */
+  readonly values: Float32Array
+  readonly promptTokens: number
+  readonly cachedTokens: number
+  readonly queueMs: number
+  /** Computing the text. */
+  readonly prefillMs: number
+}
+
+/** What a model is made for that is not made to generate (or not only). */
+export interface PoolingInfo {
+  readonly pooling: "mean" | "cls" | "last" | "rank"
+  /** A text's vector has so many values. */
+  readonly dimensions: number
+  /** Its head ranks texts. */
+  readonly hasClassifier: boolean
+  readonly generates: boolean
+}
+
 export type FinishReason = "stop" | "length" | "abort" | "error"
 
 export interface TokenEvent {
@@ -100,6 +135,8 @@ export interface TokenEvent {
   readonly error?: string
   /** With finish "error": the request is at fault, nothing was computed. */
   readonly isRefused?: boolean
+  /** Of a text that was to be pooled, with its only event. */
+  readonly pooled?: Float32Array
   /** On the first event of a sequence. */
   readonly first?: {
     readonly promptTokens: number
@@ -130,6 +167,8 @@ export interface EngineInfo {
   readonly device: string
   readonly precision: "fast" | "f32"
   readonly loadMs: number
+  /** Absent: the model is made to generate. */
+  readonly pooling?: PoolingInfo
 }
 
 export interface EngineStats {
@@ -178,6 +217,12 @@ export type ToWorker =
       readonly ids: Int32Array
       readonly params: GenerateParams
     }
+  | {
+      readonly type: "pool"
+      readonly id: number
+      readonly ids: Int32Array
+      readonly params: PoolParams
+    }
   | { readonly type: "abort"; readonly id: number }
   | { readonly type: "vocabulary"; readonly tokens: readonly string[] }
   | { readonly type: "stats"; readonly nonce: number }
@@ -216,6 +261,8 @@ export interface EngineClient {
     params: GenerateParams,
     signal?: AbortSignal,
   ): AsyncIterable<readonly TokenEvent[]>
+  /** One text's vector or score. Throws ConfigError where the text is empty or too long, or a parameter does not fit the model. */
+  pool(ids: Int32Array, params: PoolParams, signal?: AbortSignal): Promise<Pooled>
   /**
    * What grammars are made of, before the first of them: tokens by id as their bytes in GPT-2's letters, "" for those
    * that no text is made of.

@@ -7,12 +7,14 @@ import type {
   FromWorker,
   GenerateParams,
   LoadOptions,
+  PoolParams,
   TokenEvent,
   ToWorker,
 } from "./protocol.ts"
 import { Turns } from "./turns.ts"
 
 type AddMessage = Extract<ToWorker, { type: "add" }>
+type PoolMessage = Extract<ToWorker, { type: "pool" }>
 
 /** What the Worker drives. */
 export interface ServedEngine extends Disposable {
@@ -22,6 +24,7 @@ export interface ServedEngine extends Disposable {
   readonly streamIntervalMs: number
   /** `grammar`: from grammar(), where params have one. */
   add(id: number, ids: Int32Array, params: GenerateParams, grammar?: Disposable): void
+  pool(id: number, ids: Int32Array, params: PoolParams): void
   setVocabulary(tokens: readonly string[]): void
   grammar(text: string, stopTokens: readonly number[]): Promise<Disposable>
   /** What must be awaited before the next step. */
@@ -133,6 +136,8 @@ export function serveEngine(port: MessagePort, create: EngineFactory): void {
         if (engine !== undefined)
           post({ type: "stats", nonce: message.nonce, stats: engine.stats() })
         return
+      case "pool":
+        return pool(message)
       case "add":
         return message.params.grammar === undefined ? add(message) : void constrained(message)
     }
@@ -146,6 +151,14 @@ export function serveEngine(port: MessagePort, create: EngineFactory): void {
       engine?.add(id, ids, params, grammar)
     } catch (error) {
       grammar?.[Symbol.dispose]()
+      refuse(id, failure(error))
+    }
+  }
+
+  const pool = ({ id, ids, params }: PoolMessage): void => {
+    try {
+      engine?.pool(id, ids, params)
+    } catch (error) {
       refuse(id, failure(error))
     }
   }

@@ -1,4 +1,4 @@
-import type { KtError } from "../../src/errors.ts"
+import { ConfigError, type KtError } from "../../src/errors.ts"
 import { createApp, type ServerApp } from "../../src/server/app.ts"
 import type {
   ServerConfig,
@@ -12,6 +12,7 @@ import type {
   EngineInfo,
   EngineStats,
   GenerateParams,
+  Pooled,
   TokenEvent,
 } from "../../src/worker/protocol.ts"
 
@@ -194,6 +195,10 @@ export class FakeClient implements EngineClient {
 
   setVocabulary(tokens: readonly string[]): void {
     this.vocabulary = tokens
+  }
+
+  async pool(): Promise<Pooled> {
+    throw new ConfigError("this engine pools no states")
   }
 
   async stats(): Promise<EngineStats> {

@@ -55,6 +55,7 @@ self.onmessage = (event: MessageEvent): void => {
         runner.failNext = params.seed === 668
         core.add(id, ids, params)
       },
+      pool: (id, ids, params) => core.pool(id, ids, params),
       setVocabulary: () => {},
       grammar: () => Promise.reject(new TypeError("no grammars here")),
       prepare: () => undefined,
