@@ -23,7 +23,6 @@ pub const Ctx = struct {
     /// The system's number of each of the pool's nodes; null where nodes only divide the work.
     system_nodes: [topology.max_nodes]?u32 = [_]?u32{null} ** topology.max_nodes,
     scratch: []align(64) u8 = &.{},
-    serial: u64 = 0,
 
     /// Memory for one call's intermediate results, grown as needed and kept. Valid until the next call of reserve.
     pub fn reserve(self: *Ctx, bytes: usize) error{OutOfMemory}![]align(64) u8 {
@@ -35,14 +34,13 @@ pub const Ctx = struct {
         return self.scratch[0..bytes];
     }
 
-    /// Names one call, so that its tasks know each other's activations.
-    pub fn nextSerial(self: *Ctx) u64 {
-        self.serial += 1;
-        return self.serial;
-    }
-
     pub fn fast(self: *const Ctx) bool {
         return self.precision == c.KT_PRECISION_FAST;
+    }
+
+    /// From how many tokens on products are the tile instructions', of weights whose type they take.
+    pub fn leastTiles(self: *const Ctx) usize {
+        return if (self.fast() and self.isa.tile_row != null) amx.leastTokens() else std.math.maxInt(usize);
     }
 };
 
@@ -127,7 +125,7 @@ pub export fn kt_ctx_create(options: ?*const c.kt_ctx_options_t, out: ?*?*c.kt_c
     if (nodes == found.topology.nodes.len) for (found.topology.nodes, ctx.system_nodes[0..nodes]) |number, *slot_of| {
         slot_of.* = number;
     };
-    amx.chooseTokens(ctx.isa);
+    amx.chooseTokens(ctx.isa, ctx.fast());
     slot.* = @ptrCast(ctx);
     return c.KT_OK;
 }

@@ -19,7 +19,15 @@ const bytes_per_task = 32 << 10;
 const max_task_rows = 64;
 const pass_tokens = 256;
 const tasks_per_thread = 6;
+/// Of products by tiles: the rows that activations meet before they leave the second cache.
+const max_tile_task_rows = 128;
+const tile_tasks_per_thread = 4;
 const alignment = 64;
+
+/// Of a tile of KT_TILE_TOKENS tokens of n values.
+pub fn bf16TileBytes(n: usize) usize {
+    return (n + 31) / 32 * 32 * 2 * isa.KT_TILE_TOKENS;
+}
 
 fn aligned(bytes: usize) usize {
     return std.mem.alignForward(usize, bytes, alignment);
@@ -102,7 +110,8 @@ pub const Weight = struct {
     }
 };
 
-/// The left operand: x [tokens, n] f32, normalised on the way if asked, as int8 tiles and/or float rows.
+/// The left operand: x [tokens, n] f32, normalised on the way if asked, as int8 tiles and/or float rows, or as bf16 tiles for
+/// the tile instructions.
 pub const Input = struct {
     ctx: *ctx_mod.Ctx,
     x: [*]const f32,
@@ -112,10 +121,10 @@ pub const Input = struct {
     norm: ?Norm,
     need_int8: bool,
     need_float: bool,
+    bf16_tiles: bool,
     private: bool,
     tile_tokens: usize,
     tile_bytes: usize,
-    serial: u64,
     /// Per copy: tiles, then float rows (only with a norm).
     copies: [*]u8 = undefined,
     copy_bytes: usize = 0,
@@ -124,12 +133,18 @@ pub const Input = struct {
     pub fn init(ctx: *ctx_mod.Ctx, x: check.Rows, norm: ?Norm, weights: []const Weight) Input {
         var need_int8 = false;
         var need_float = false;
+        var bf16_tiles = x.count >= ctx.leastTiles();
         for (weights) |w| {
             if (w.quantized and ctx.fast()) need_int8 = true else need_float = true;
+            bf16_tiles = bf16_tiles and ctx.isa.tile_takes.?(w.tensor.dtype) != 0;
         }
-        const tile_tokens: usize = if (x.count <= 2) x.count else if (x.count <= 4) 4 else 8;
+        if (bf16_tiles) {
+            need_int8 = false;
+            need_float = false;
+        }
+        const tile_tokens: usize = if (bf16_tiles) isa.KT_TILE_TOKENS else if (x.count <= 2) x.count else if (x.count <= 4) 4 else 8;
         const n: usize = @intCast(x.n);
-        const tile_bytes = aligned(n / 32 * tile_tokens * @as(usize, @intCast(ctx.isa.act_token_bytes)));
+        const tile_bytes = if (bf16_tiles) bf16TileBytes(n) else aligned(n / 32 * tile_tokens * @as(usize, @intCast(ctx.isa.act_token_bytes)));
         var self: Input = .{
             .ctx = ctx,
             .x = @ptrCast(@alignCast(x.data)),
@@ -139,12 +154,12 @@ pub const Input = struct {
             .norm = norm,
             .need_int8 = need_int8,
             .need_float = need_float,
+            .bf16_tiles = bf16_tiles,
             .private = x.count <= max_private_tokens,
             .tile_tokens = tile_tokens,
             .tile_bytes = tile_bytes,
-            .serial = ctx.nextSerial(),
         };
-        const tiles = if (need_int8) self.tileCount() * tile_bytes else 0;
+        const tiles = if (need_int8 or bf16_tiles) self.tileCount() * tile_bytes else 0;
         // a normalised row is needed whole before it can be quantised: with shared tiles each tile has a row of its own
         const float_rows = if (norm == null) 0 else if (need_float) x.count else if (self.private) 1 else ctx.pool.num_threads;
         self.floats_offset = tiles;
@@ -167,7 +182,7 @@ pub const Input = struct {
             for (0..self.tokens) |token| self.prepareToken(copy, token, token, 0);
             return;
         }
-        if (self.need_int8 or self.norm != null) {
+        if (self.need_int8 or self.bf16_tiles or self.norm != null) {
             while (member.claim(0, self.tileCount())) |tile| {
                 const first = tile * self.tile_tokens;
                 for (first..first + self.tile_tokens) |token| self.prepareToken(self.copies, token, token, member.index);
@@ -187,10 +202,10 @@ pub const Input = struct {
                 row = out;
             }
         }
-        if (self.need_int8) {
-            const tile = copy + slot / self.tile_tokens * self.tile_bytes;
-            self.ctx.isa.quantize_row.?(row orelse null, @intCast(self.n), tile, @intCast(self.tile_tokens), @intCast(slot % self.tile_tokens));
-        }
+        const tile = copy + slot / self.tile_tokens * self.tile_bytes;
+        const in_tile: i32 = @intCast(slot % self.tile_tokens);
+        if (self.need_int8) self.ctx.isa.quantize_row.?(row orelse null, @intCast(self.n), tile, @intCast(self.tile_tokens), in_tile);
+        if (self.bf16_tiles) self.ctx.isa.tile_row.?(row orelse null, @intCast(self.n), tile, in_tile);
     }
 
     /// A normalised row of a member's copy, where rows in f32 are asked for.
@@ -203,14 +218,12 @@ pub const Input = struct {
     /// The part of a matmul job that describes the left operand, for one weight and one member.
     pub fn job(self: *const Input, w: Weight, member_index: u32) isa.kt_matmul_t {
         const copy = self.copies + if (self.private) member_index * self.copy_bytes else 0;
-        const int8 = w.quantized and self.ctx.fast();
         var out = weightJob(w);
-        if (int8) {
+        if (self.bf16_tiles or (w.quantized and self.ctx.fast())) {
             out.acts = copy;
             out.tile_bytes = @intCast(self.tile_bytes);
         }
         out.tile_tokens = @intCast(self.tile_tokens);
-        out.serial = self.serial;
         out.rounded = @intFromBool(self.ctx.fast());
         if (self.norm == null) {
             out.x = self.x;
@@ -305,8 +318,13 @@ pub const Tasks = struct {
             // the kernels go through the tokens in passes of this many: cutting there costs nothing
             tokens_per_task = @min(tokens, pass_tokens);
             const passes = (tokens + tokens_per_task - 1) / tokens_per_task;
-            const wanted = if (threads == 1) 1 else tasks_per_thread * threads;
-            per_task = std.math.clamp(blocks * passes / wanted, 1, @max(1, max_task_rows / block));
+            const tiles = tile_tokens == isa.KT_TILE_TOKENS;
+            const wanted = if (threads == 1) 1 else threads * @as(usize, if (tiles) tile_tasks_per_thread else tasks_per_thread);
+            const most: usize = if (tiles) max_tile_task_rows else max_task_rows;
+            // tiles take two blocks of rows together
+            const least: usize = if (tiles) @min(blocks, 2) else 1;
+            per_task = std.math.clamp(blocks * passes / wanted, least, @max(least, most / block));
+            if (tiles and per_task > 2) per_task &= ~@as(usize, 1);
             const row_tasks = (blocks + per_task - 1) / per_task;
             if (row_tasks * passes < wanted) {
                 const splits = (wanted + row_tasks - 1) / row_tasks;

@@ -27,6 +27,7 @@ const down_bytes = 128 << 10;
 /// Columns that activations are quantised together in.
 const quant_columns = 32;
 const line = 64;
+const never = std.math.maxInt(usize);
 /// Of a token's result that are added up at a time.
 const combined_rows = 256;
 /// Of a stream of weights that are asked for before it begins.
@@ -51,26 +52,31 @@ const Pending = struct {
     }
 };
 
-/// The activations of one side (input or intermediate) of all pairs: int8 tiles, float rows, or both.
+/// The activations of one side (input or intermediate) of all pairs: int8 tiles, float rows, or both; bf16 tiles of experts
+/// that have them.
 const Side = struct {
     n: usize,
     int8: bool,
     float: bool,
+    /// From so many pairs of an expert on its activations are bf16 tiles alone.
+    least_bf16: usize,
     slot_bytes: usize,
     tiles: [*]u8 = undefined,
     rows: [*]f32 = undefined, // [pairs][n]
 
     fn init(ctx: *const ctx_mod.Ctx, n: usize, weights: []const mm.Weight) Side {
-        var self: Side = .{ .n = n, .int8 = false, .float = false, .slot_bytes = 0 };
+        var self: Side = .{ .n = n, .int8 = false, .float = false, .slot_bytes = 0, .least_bf16 = ctx.leastTiles() };
         for (weights) |w| {
             if (isInt8(ctx, w)) self.int8 = true else self.float = true;
+            if (self.least_bf16 < never and ctx.isa.tile_takes.?(w.tensor.dtype) == 0) self.least_bf16 = never;
         }
         if (self.int8) self.slot_bytes = std.mem.alignForward(usize, n / quant_columns * @as(usize, @intCast(ctx.isa.act_token_bytes)), line);
+        if (self.least_bf16 < never) self.slot_bytes = @max(self.slot_bytes, mm.bf16TileBytes(n) / groups.bf16_tile);
         return self;
     }
 
     fn tileBytes(self: Side, pairs: usize) usize {
-        return if (self.int8) groups.slotsBound(pairs) * self.slot_bytes else 0;
+        return groups.slotsBound(pairs, self.least_bf16) * self.slot_bytes;
     }
 
     fn rowBytes(self: Side, pairs: usize) usize {
@@ -165,7 +171,8 @@ const Experts = struct {
     rooms: [*]u8 = undefined,
     room_bytes: usize,
     scratch_bytes: usize,
-    serial: u64,
+    /// Some expert's input is not bf16 tiles.
+    plain: bool = true,
 
     fn body(self: *const Experts, member: *Member) void {
         const at = self.rooms + member.index * self.room_bytes;
@@ -211,7 +218,7 @@ const Experts = struct {
             for (0..self.sources.count) |source| self.prepareSource(prepared, source);
             return prepared;
         }
-        if (self.input.int8 or self.sources.scaled) {
+        if ((self.input.int8 and self.plain) or self.sources.scaled) {
             while (member.claim(0, self.sources.count)) |source| self.prepareSource(prepared, source);
             member.barrier();
         }
@@ -223,14 +230,22 @@ const Experts = struct {
     fn prepareSource(self: *const Experts, prepared: Prepared, source: usize) void {
         const n: i64 = @intCast(self.input.n);
         const row = self.sources.row(source, prepared.scaled + source * self.input.n);
-        if (!self.input.int8) return;
+        if (!self.input.int8 or !self.plain) return;
         self.ctx.isa.quantize_row.?(row, n, prepared.tiles + source * self.input.slot_bytes, 1, 0);
         if (self.private and self.sources.count == 2) self.ctx.isa.quantize_row.?(row, n, prepared.both, 2, @intCast(source));
     }
 
     fn gather(self: *const Experts, e: *const Active, prepared: Prepared) void {
-        if (e.pairs == 1) return;
         const n = self.input.n;
+        if (bf16(e)) {
+            for (0..e.slots()) |slot| {
+                const row: ?[*]const f32 = if (slot < e.pairs) self.sourceRow(prepared, self.sources.of(self.order.pair_choice[e.first_pair + slot])) else null;
+                const to = self.input.tiles + (e.first_slot + slot / groups.bf16_tile * groups.bf16_tile) * self.input.slot_bytes;
+                self.ctx.isa.tile_row.?(row orelse null, @intCast(n), to, @intCast(slot % groups.bf16_tile));
+            }
+            return;
+        }
+        if (e.pairs == 1) return;
         for (0..e.slots()) |slot| {
             const source = if (slot < e.pairs) self.sources.of(self.order.pair_choice[e.first_pair + slot]) else null;
             if (self.input.int8) {
@@ -256,6 +271,7 @@ const Experts = struct {
     /// Where an expert's input lies: that of one token is the token's own.
     fn inputOperand(self: *const Experts, e: *const Active, prepared: Prepared) Operand {
         const side = &self.input;
+        if (bf16(e)) return self.sideOperand(side, e);
         if (e.pairs == 1) {
             const source = self.sources.of(self.order.pair_choice[e.first_pair]);
             return .{ .tiles = prepared.tiles + source * side.slot_bytes, .x = self.sourceRow(prepared, source), .x_stride = side.n };
@@ -270,7 +286,7 @@ const Experts = struct {
 
     fn sideOperand(_: *const Experts, side: *const Side, e: *const Active) Operand {
         return .{
-            .tiles = if (side.int8) side.tiles + e.first_slot * side.slot_bytes else undefined,
+            .tiles = if (side.int8 or bf16(e)) side.tiles + e.first_slot * side.slot_bytes else undefined,
             .x = if (side.float) side.rows + e.first_pair * side.n else undefined,
             .x_stride = side.n,
         };
@@ -308,13 +324,20 @@ const Experts = struct {
         const stride = self.gate_up_rows.per_piece;
         const count = t.rows[1] - t.rows[0];
         self.product(t, &self.up, self.inputOperand(e, prepared), self.input.slot_bytes, room.up, stride, room.scratch);
-        const end = if (t.tokens[1] == e.pairs and self.middle.int8) e.slots() else t.tokens[1];
+        const end = if (t.tokens[1] == e.pairs and self.middle.int8 and !bf16(e)) e.slots() else t.tokens[1];
         for (t.tokens[0]..end) |slot| {
             const at = (slot - t.tokens[0]) * stride;
-            const to = if (self.middle.int8) room.gate + at else self.middle.rows + (e.first_pair + slot) * self.middle.n + t.rows[0];
+            const to = if (self.middle.int8 or bf16(e)) room.gate + at else self.middle.rows + (e.first_pair + slot) * self.middle.n + t.rows[0];
             if (slot < e.pairs) table.act_mul_row.?(self.act, room.gate + at, room.up + at, to, @intCast(count));
-            if (!self.middle.int8) continue;
             const tile = tileOf(e, slot);
+            if (bf16(e)) {
+                // whole steps of columns lie one after the other
+                const step = groups.bf16_tile * quant_columns * 2;
+                const out = self.middle.tiles + (e.first_slot + tile.first) * self.middle.slot_bytes + t.rows[0] / quant_columns * step;
+                table.tile_row.?(to, @intCast(count), out, @intCast(slot - tile.first));
+                continue;
+            }
+            if (!self.middle.int8) continue;
             const block: usize = @as(usize, @intCast(tile.tokens)) * @as(usize, @intCast(table.act_token_bytes));
             const out = self.middle.tiles + (e.first_slot + tile.first) * self.middle.slot_bytes + t.rows[0] / quant_columns * block;
             table.quantize_row.?(if (slot < e.pairs) to else null, @intCast(count), out, tile.tokens, @intCast(slot - tile.first));
@@ -342,7 +365,6 @@ const Experts = struct {
         const tokens = t.tokens;
         var job = mm.weightJob(m.weight);
         job.w = m.weight.matrix(self.ctx, e.expert, rows[0]);
-        job.serial = self.serial;
         job.x = operand.x;
         job.x_stride = @intCast(operand.x_stride);
         if (m.bias) |bias| job.bias = bias + e.expert * m.weight.rows;
@@ -350,12 +372,12 @@ const Experts = struct {
         // the kernels index the whole output
         job.out = offsetBack(out, tokens[0] * out_stride + rows[0]);
         const matmul = self.ctx.isa.matmul.?;
-        if (!m.int8) return matmul(&job, @intCast(rows[0]), @intCast(rows[1]), @intCast(tokens[0]), @intCast(tokens[1]), scratch);
+        if (!m.int8 and !bf16(e)) return matmul(&job, @intCast(rows[0]), @intCast(rows[1]), @intCast(tokens[0]), @intCast(tokens[1]), scratch);
         const full = @min(tokens[1], e.full);
         if (tokens[0] < full) {
             job.acts = operand.tiles;
-            job.tile_tokens = groups.full_tile;
-            job.tile_bytes = @intCast(groups.full_tile * slot_bytes);
+            job.tile_tokens = @intCast(e.tile);
+            job.tile_bytes = @intCast(e.tile * slot_bytes);
             matmul(&job, @intCast(rows[0]), @intCast(rows[1]), @intCast(tokens[0]), @intCast(full), scratch);
         }
         if (tokens[1] > full) {
@@ -395,7 +417,11 @@ const Tile = struct { first: usize, tokens: i32 };
 
 fn tileOf(e: *const Active, slot: usize) Tile {
     if (slot >= e.full) return .{ .first = e.full, .tokens = @intCast(e.rest_tile) };
-    return .{ .first = slot / groups.full_tile * groups.full_tile, .tokens = groups.full_tile };
+    return .{ .first = slot / e.tile * e.tile, .tokens = @intCast(e.tile) };
+}
+
+fn bf16(e: *const Active) bool {
+    return e.tile == groups.bf16_tile;
 }
 
 export fn kt_fused_experts(handle: ?*c.kt_ctx_t, args: ?*const c.kt_experts_args_t) c.kt_status_t {
@@ -456,7 +482,6 @@ export fn kt_fused_experts(handle: ?*c.kt_ctx_t, args: ?*const c.kt_experts_args
         .adds = a.flags & c.KT_EXPERTS_ADD != 0,
         .prepared_bytes = 0,
         .room_bytes = 0,
-        .serial = ctx.nextSerial(),
         .scratch_bytes = @max(mm.matmulScratch(ctx, wg.cols), mm.matmulScratch(ctx, wd.cols)),
     };
     region.prepared_bytes = std.mem.alignForward(usize, region.preparedBytes(), line);
@@ -464,9 +489,14 @@ export fn kt_fused_experts(handle: ?*c.kt_ctx_t, args: ?*const c.kt_experts_args
     // the tasks' sizes depend on how many experts are active, which is bounded here and counted below
     const block: usize = @intCast(ctx.isa.row_block);
     const bound = @min(pairs, num_experts);
-    const unit = if (region.middle.int8) @max(block, quant_columns) else block;
+    // both projections' activations are bf16 tiles, or neither's
+    const least_bf16 = if (region.private) never else @max(region.input.least_bf16, region.middle.least_bf16);
+    region.input.least_bf16 = least_bf16;
+    region.middle.least_bf16 = least_bf16;
+    const unit = if (region.middle.int8 or least_bf16 < never) @max(block, quant_columns) else block;
+    const down_unit = if (least_bf16 < never) unit else block;
     region.gate_up_rows = .of(ctx, wg.rows, groups.rowsPerTask(wg.rows, unit, wg.bytesPerRow() + wu.bytesPerRow(), gate_up_bytes, bound, threads));
-    region.down_rows = .of(ctx, wd.rows, groups.rowsPerTask(wd.rows, block, wd.bytesPerRow(), down_bytes, bound, threads));
+    region.down_rows = .of(ctx, wd.rows, groups.rowsPerTask(wd.rows, down_unit, wd.bytesPerRow(), down_bytes, bound, threads));
     const buffer = std.mem.alignForward(usize, region.gate_up_rows.per_piece * groups.taskTokens(pairs) * 4, line);
     region.room_bytes = region.scratch_bytes + 2 * buffer;
 
@@ -492,10 +522,12 @@ export fn kt_fused_experts(handle: ?*c.kt_ctx_t, args: ?*const c.kt_experts_args
     };
     const counts = @as([*]u32, @ptrCast(@alignCast(memory + counts_at)))[0..num_experts];
     const room = @as([*]Active, @ptrCast(@alignCast(memory + active_at)))[0..bound];
-    const active = groups.group(id_values, room, region.order, counts, wg.packed_rows and wu.packed_rows and wd.packed_rows);
+    const active = groups.group(id_values, room, region.order, counts, wg.packed_rows and wu.packed_rows and wd.packed_rows, least_bf16);
     region.inner = @ptrCast(@alignCast(memory + inner_at));
     region.outer = @ptrCast(@alignCast(memory + outer_at));
+    region.plain = false;
     for (active, region.inner) |*e, *pending| {
+        if (!bf16(e)) region.plain = true;
         e.first_gate_up = @intCast(region.total_gate_up);
         e.first_down = @intCast(region.total_down);
         const inner_tasks: u32 = @intCast(region.gate_up_rows.total * e.token_tasks);

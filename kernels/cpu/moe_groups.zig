@@ -3,6 +3,8 @@ const std = @import("std");
 
 /// Tokens of one tile of activations.
 pub const full_tile = 8;
+/// The same for the tile instructions.
+pub const bf16_tile = 16;
 /// Tokens that one task takes at most: their activations stay in the second cache while rows pass.
 const max_task_tokens = 256;
 
@@ -13,9 +15,10 @@ pub const Active = struct {
     pairs: u32,
     /// Slots of tiles of all active experts before this one; pair p of this expert is in slot first_slot + p.
     first_slot: u32,
-    /// Pairs in tiles of full_tile tokens; those after are in one tile of rest_tile tokens.
+    /// Slots in tiles of `tile` tokens, full_tile or bf16_tile; those after are in one tile of rest_tile tokens.
     full: u32,
     rest_tile: u32,
+    tile: u32,
     token_tasks: u32,
     /// Tasks of all active experts before this one.
     first_gate_up: u32 = 0,
@@ -33,12 +36,12 @@ pub const Active = struct {
 
 /// Tokens of the largest task of so many pairs, unused slots of their last tile included.
 pub fn taskTokens(pairs: usize) usize {
-    return @min(std.mem.alignForward(usize, pairs, full_tile), max_task_tokens);
+    return @min(std.mem.alignForward(usize, pairs, bf16_tile), max_task_tokens);
 }
 
-/// An upper bound of the slots that the tiles of so many pairs have.
-pub fn slotsBound(pairs: usize) usize {
-    return 2 * pairs;
+/// An upper bound of the slots that the tiles of so many pairs have, of which each expert of bf16 tiles has at least `least`.
+pub fn slotsBound(pairs: usize, least: usize) usize {
+    return pairs * if (least < bf16_tile / 2) bf16_tile else @as(usize, 2);
 }
 
 /// Rows of a task of about `bytes` of weights, in whole `unit`s, little enough that there are tasks for so many threads.
@@ -55,8 +58,9 @@ pub const Order = struct {
     choice_pair: []u32,
 };
 
-/// Groups the choices by expert, by counting. Tiles that are not full are kept apart where `split` says that it pays.
-pub fn group(ids: []const i32, active: []Active, order: Order, counts: []u32, split: bool) []Active {
+/// Groups the choices by expert, by counting. Experts of `least_bf16` pairs and more have bf16 tiles. Tiles that are not full
+/// are kept apart where `split` says that it pays.
+pub fn group(ids: []const i32, active: []Active, order: Order, counts: []u32, split: bool, least_bf16: usize) []Active {
     @memset(counts, 0);
     for (ids) |id| counts[@intCast(id)] += 1;
     var num_active: usize = 0;
@@ -64,11 +68,15 @@ pub fn group(ids: []const i32, active: []Active, order: Order, counts: []u32, sp
     var slot: u32 = 0;
     for (counts, 0..) |*count, expert| {
         const pairs = count.*;
+        const bf16 = pairs >= least_bf16;
         count.* = next; // from here on: the next free pair of the expert
         if (pairs == 0) continue;
         var full = pairs / full_tile * full_tile;
         var rest = pairs - full;
-        if (rest > full_tile / 2 or (full > 0 and rest > 0 and !split)) {
+        if (bf16) {
+            full = std.mem.alignForward(u32, pairs, bf16_tile);
+            rest = 0;
+        } else if (rest > full_tile / 2 or (full > 0 and rest > 0 and !split)) {
             full += full_tile;
             rest = 0;
         }
@@ -79,6 +87,7 @@ pub fn group(ids: []const i32, active: []Active, order: Order, counts: []u32, sp
             .first_slot = slot,
             .full = full,
             .rest_tile = if (rest == 3) 4 else rest,
+            .tile = if (bf16) bf16_tile else full_tile,
             .token_tasks = (pairs + max_task_tokens - 1) / max_task_tokens,
         };
         active[num_active] = e;
@@ -117,8 +126,8 @@ test "pairs keep the tokens' order, slots fit their bound" {
         var pair_choice: [300 * k]u32 = undefined;
         var choice_pair: [300 * k]u32 = undefined;
         var counts: [10]u32 = undefined;
-        for ([_]bool{ false, true }) |split| {
-            const found = group(ids[0 .. tokens * k], &active, .{ .pair_choice = &pair_choice, .choice_pair = &choice_pair }, &counts, split);
+        for ([_]bool{ false, true }) |split| for ([_]usize{ 1, 8, 1000 }) |least| {
+            const found = group(ids[0 .. tokens * k], &active, .{ .pair_choice = &pair_choice, .choice_pair = &choice_pair }, &counts, split, least);
             var pairs: usize = 0;
             var slots: usize = 0;
             for (found) |e| {
@@ -135,7 +144,7 @@ test "pairs keep the tokens' order, slots fit their bound" {
                 slots += e.slots();
             }
             try std.testing.expectEqual(tokens * k, pairs);
-            try std.testing.expect(slots <= slotsBound(pairs));
-        }
+            try std.testing.expect(slots <= slotsBound(pairs, least));
+        };
     }
 }

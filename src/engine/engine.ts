@@ -100,11 +100,6 @@ export class Engine implements Disposable {
     )
     if (backend.isa === "scalar" && process.arch === "x64")
       hooks.onLog?.("warning", "the scalar kernels run: KT_CPU_ISA says so or the CPU lacks AVX2")
-    if (backend.isa === "amx" && !process.env["KT_AMX_TOKENS"])
-      hooks.onLog?.(
-        "info",
-        "AMX tiles are off, since they round more: KT_AMX_TOKENS=auto uses them for long prompts",
-      )
     const repacking = repackingFor(config, memory, hooks)
     resources.use(
       loadWeights(built.model, built.weights, {

@@ -4,16 +4,17 @@
 #define KT_ISA_TABLE_H
 #include "kt.h"
 
+#define KT_TILE_TOKENS 16
+
 /* One matrix product, or a thread's share of it: out[t][r] = w[r] . x[t] (+ bias[r]) (+ out[t][r]). */
 typedef struct kt_matmul {
   const void *w;
   int64_t row_stride, rows, cols;
   uint32_t dtype, packed;
-  const void *acts; /* int8 tiles (act.inc), or NULL: float activations */
+  const void *acts; /* int8 tiles (act.inc), bf16 tiles of KT_TILE_TOKENS (amx_matmul.inc), or NULL: float activations */
   int64_t tile_bytes;
-  int32_t tile_tokens; /* 1, 2, 4 or 8 */
+  int32_t tile_tokens; /* 1, 2, 4 or 8; KT_TILE_TOKENS */
   int32_t accumulate;
-  uint64_t serial; /* of the call, equal for jobs whose acts are equal while they have the same address; 0: none */
   int32_t rounded; /* without acts: activations may be rounded to the weights' type */
   const float *x; /* without acts: rows of x_stride floats */
   int64_t x_stride;
@@ -80,8 +81,10 @@ typedef struct kt_isa_table {
   int64_t (*matmul_scratch)(int64_t cols);
   /* token0 is a multiple of tile_tokens, row0 of row_block; scratch has matmul_scratch(cols) bytes */
   void (*matmul)(const kt_matmul_t *job, int64_t row0, int64_t row1, int64_t token0, int64_t token1, void *scratch);
-  /* amx_matmul.inc: from so many tokens on matmul uses tiles; NULL on levels without them. Set before the first region */
-  int32_t *amx_tokens;
+  /* amx_matmul.inc, NULL on levels without tiles: one row of activations into a slot of a tile of KT_TILE_TOKENS, whose
+   * bytes are those of n padded to 32 bf16; whether matmul takes such activations for a type */
+  void (*tile_row)(const float *x, int64_t n, void *tile, int32_t slot);
+  int32_t (*tile_takes)(uint32_t dtype);
   /* rms_norm.inc */
   void (*rms_norm_row)(const float *x, const float *weight, float eps, float offset, float *out, int64_t n);
   void (*add_row)(const float *a, const float *b, float *out, int64_t n);
