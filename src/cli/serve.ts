@@ -156,7 +156,7 @@ SIGTERM and Ctrl-C let running answers finish for --grace seconds, a second one 
           bodyLimit: flags["max-body"],
           requestTimeoutMs: flags["request-timeout"] * 1000,
           corsOrigins: flags["cors-origin"],
-          defaults: samplingFrom(flags, maxTokens, session.client.info.modelPath),
+          defaults: samplingFrom(flags, maxTokens, session?.client.info.modelPath),
           forceThink,
           reasoningFormat: flags["reasoning-format"] === "none" ? "none" : "auto",
         },

@@ -11,6 +11,7 @@ import type { DTypeInfo } from "../tensor/dtype.ts"
 import { loadWeights } from "../weights/load.ts"
 import type { WeightSource } from "../weights/source.ts"
 import type {
+  EngineDetails,
   EngineInfo,
   EngineStats,
   GenerateParams,
@@ -21,6 +22,7 @@ import type {
 import { buildModel, type BuiltModel } from "./build.ts"
 import { openTiers } from "./cache-tiers.ts"
 import { EngineCore } from "./core.ts"
+import { expertUses, moduleUses } from "./details.ts"
 import { cacheIdentity } from "./fingerprint.ts"
 import { Grammars, type SequenceGrammar } from "./grammar.ts"
 import {
@@ -211,6 +213,12 @@ export class Engine implements Disposable {
 
   stats(): EngineStats {
     return this.#core.stats()
+  }
+
+  /** What it is made of, and how its experts are used. */
+  details(): EngineDetails {
+    const { model, info } = this
+    return { modules: moduleUses(model, info.device), experts: expertUses(model) }
   }
 
   /** Forgets every known prefix on all tiers; sequences that run go on. */

@@ -115,6 +115,9 @@ export interface ExpertNames {
   readonly down: string
 }
 
+/** Reading the choice of every generated token would cost more than what is learned from it. */
+const SAMPLE = 16
+
 const NAMES: ExpertNames = { gate: "gate_proj", up: "up_proj", down: "down_proj" }
 
 /** The routed experts of one layer: gated feed-forward networks whose matrices are stacked. */
@@ -129,10 +132,14 @@ export class Experts extends Module {
   gate_bias: Tensor | null = null
   up_bias: Tensor | null = null
   down_bias: Tensor | null = null
+  /** How often each expert was chosen. Of tokens that come alone every 16th counts, for 16. */
+  readonly uses: Float64Array
+  #alone = 0
 
   constructor(options: ExpertsOptions) {
     super()
     this.options = options
+    this.uses = new Float64Array(options.numExperts)
   }
 
   override parameters(): Parameter[] {
@@ -198,7 +205,14 @@ export class Experts extends Module {
     fusedExperts({ ...this.#operands(x, ids, weights), add: true }, target)
   }
 
+  #count(ids: Tensor): void {
+    const isAlone = ids.dim(0) === 1
+    if (isAlone && this.#alone++ % SAMPLE !== 0) return
+    for (const id of ids.toInt32Array()) this.uses[id]! += isAlone ? SAMPLE : 1
+  }
+
   #operands(x: Tensor, ids: Tensor, weights: Tensor): ExpertsOperands {
+    this.#count(ids)
     const { gate_proj: gate, up_proj: up, down_proj: down, options } = this
     const { gate_bias: gateBias, up_bias: upBias, down_bias: downBias } = this
     const { act, scaleInput = false } = options

@@ -14,6 +14,7 @@ import { asRequestError } from "./generate.ts"
 import { randomId } from "./ids.ts"
 import { addCompletion } from "./llamacpp/completion.ts"
 import { addTokens } from "./llamacpp/tokens.ts"
+import { addMachine } from "./machine.ts"
 import { ServerMetrics } from "./metrics.ts"
 import { DEFAULT_KEEP_ALIVE_MS } from "./models/keep-alive.ts"
 import type { KnownModel, LoadedModel } from "./models/library.ts"
@@ -88,6 +89,7 @@ export function createApp(deps: ServerDeps): ServerApp {
   )
 
   addOperations(app, context)
+  addMachine(app, context)
   addModels(app, context)
   addChatCompletions(app, context)
   addCompletions(app, context)

@@ -88,7 +88,7 @@ export function addOperations(app: App, root: ServerRoot): void {
 }
 
 /** Undefined while a long step keeps the engine busy; rejects when it has failed. */
-async function engineStats(client: EngineClient): Promise<EngineStats | undefined> {
+export async function engineStats(client: EngineClient): Promise<EngineStats | undefined> {
   let timer: ReturnType<typeof setTimeout> | undefined
   const late = new Promise<undefined>((resolve) => {
     timer = setTimeout(() => resolve(undefined), STATS_TIMEOUT_MS)

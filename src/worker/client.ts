@@ -1,6 +1,7 @@
 import { ConfigError, KtError, MemoryError } from "../errors.ts"
 import type {
   EngineClient,
+  EngineDetails,
   EngineInfo,
   EngineStats,
   FromWorker,
@@ -95,7 +96,7 @@ class WorkerClient implements EngineClient {
   readonly #port: MessagePort
   readonly #start: StartOptions
   readonly #streams = new Map<number, Stream>()
-  readonly #stats = new Map<number, Pending<EngineStats>>()
+  readonly #asked = new Map<number, Pending<unknown>>()
   readonly #ended: Promise<void>
   #end: () => void = () => {}
   #ready: Pending<EngineInfo> | undefined
@@ -204,11 +205,19 @@ class WorkerClient implements EngineClient {
   }
 
   stats(): Promise<EngineStats> {
+    return this.#ask("stats")
+  }
+
+  details(): Promise<EngineDetails> {
+    return this.#ask("details")
+  }
+
+  #ask<T>(type: "stats" | "details"): Promise<T> {
     if (this.#dead !== undefined) return Promise.reject(this.#dead)
     const nonce = this.#nextId++
-    return new Promise((resolve, reject) => {
-      this.#stats.set(nonce, { resolve, reject })
-      this.#post({ type: "stats", nonce })
+    return new Promise<T>((resolve, reject) => {
+      this.#asked.set(nonce, { resolve: resolve as (answer: unknown) => void, reject })
+      this.#post({ type, nonce })
     })
   }
 
@@ -236,8 +245,9 @@ class WorkerClient implements EngineClient {
         for (const event of message.events) this.#deliver(event)
         return
       case "stats":
-        this.#stats.get(message.nonce)?.resolve(message.stats)
-        this.#stats.delete(message.nonce)
+      case "details":
+        this.#asked.get(message.nonce)?.resolve(message.answer)
+        this.#asked.delete(message.nonce)
         return
       case "loading":
         return this.#start.onProgress?.(message.stage, message.done, message.total)
@@ -271,9 +281,9 @@ class WorkerClient implements EngineClient {
     this.#dead = error
     this.#ready?.reject(error)
     for (const stream of this.#streams.values()) stream.fail(error)
-    for (const pending of this.#stats.values()) pending.reject(error)
+    for (const pending of this.#asked.values()) pending.reject(error)
     this.#streams.clear()
-    this.#stats.clear()
+    this.#asked.clear()
   }
 
   #post(message: ToWorker, transfer: ArrayBuffer[] = []): void {

@@ -201,6 +201,30 @@ export interface EngineStats {
   readonly residentBytes: number
 }
 
+/** A module that has weights, and where they are. */
+export interface ModuleUse {
+  readonly path: string
+  /** Its class, an operator's where a rule has replaced it. */
+  readonly operator: string
+  readonly device: string
+  /** In the kernels' own layout. */
+  readonly isPacked: boolean
+  /** Bytes by type. */
+  readonly types: readonly (readonly [dtype: string, bytes: number])[]
+}
+
+export interface ExpertUse {
+  readonly path: string
+  /** By expert. */
+  readonly counts: readonly number[]
+}
+
+/** What an engine is made of, and how its experts are used. */
+export interface EngineDetails {
+  readonly modules: readonly ModuleUse[]
+  readonly experts: readonly ExpertUse[]
+}
+
 /** Everything the Worker needs to build an engine: a plain-object EngineConfig (config.ts). */
 export type LoadOptions = Readonly<Record<string, unknown>>
 
@@ -225,7 +249,7 @@ export type ToWorker =
     }
   | { readonly type: "abort"; readonly id: number }
   | { readonly type: "vocabulary"; readonly tokens: readonly string[] }
-  | { readonly type: "stats"; readonly nonce: number }
+  | { readonly type: "stats" | "details"; readonly nonce: number }
   | { readonly type: "clear-cache" }
   | { readonly type: "shutdown" }
 
@@ -246,7 +270,8 @@ export type FromWorker =
       readonly isMemory?: boolean
     }
   | { readonly type: "step"; readonly events: readonly TokenEvent[] }
-  | { readonly type: "stats"; readonly nonce: number; readonly stats: EngineStats }
+  | { readonly type: "stats"; readonly nonce: number; readonly answer: EngineStats }
+  | { readonly type: "details"; readonly nonce: number; readonly answer: EngineDetails }
   | { readonly type: "closed" }
 
 /** The engine as the server sees it; `worker/client.ts` implements it over a Worker, tests by hand. */
@@ -269,6 +294,7 @@ export interface EngineClient {
    */
   setVocabulary(tokens: readonly string[]): void
   stats(): Promise<EngineStats>
+  details(): Promise<EngineDetails>
   /** Forgets every known prefix on all tiers; sequences that run go on. */
   clearCache(): void
   /** Finishes nothing: aborts what runs, frees the engine, ends the Worker. */

@@ -2,6 +2,7 @@ import { type MessagePort, receiveMessageOnPort } from "node:worker_threads"
 
 import { ConfigError, KtError, MemoryError } from "../errors.ts"
 import type {
+  EngineDetails,
   EngineInfo,
   EngineStats,
   FromWorker,
@@ -33,6 +34,7 @@ export interface ServedEngine extends Disposable {
   abortAll(): void
   step(): TokenEvent[]
   stats(): EngineStats
+  details(): EngineDetails
   clearCache(): void
 }
 
@@ -134,7 +136,11 @@ export function serveEngine(port: MessagePort, create: EngineFactory): void {
         return engine?.clearCache()
       case "stats":
         if (engine !== undefined)
-          post({ type: "stats", nonce: message.nonce, stats: engine.stats() })
+          post({ type: "stats", nonce: message.nonce, answer: engine.stats() })
+        return
+      case "details":
+        if (engine !== undefined)
+          post({ type: "details", nonce: message.nonce, answer: engine.details() })
         return
       case "pool":
         return pool(message)

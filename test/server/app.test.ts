@@ -331,6 +331,22 @@ describe("operations", () => {
     )
   })
 
+  test("the machine: modules with their devices and bytes, experts, load", async () => {
+    const { app, post } = testServer()
+    await post(CHAT, hello)
+    const machine = await json(app.request("/api/machine"))
+    expect(at(machine, "models")).toMatchObject([
+      {
+        name: "fake",
+        info: { architecture: "llama", threads: 2 },
+        stats: { running: 0 },
+        modules: [{ operator: "Experts", device: "cpu", packed: true, types: { Q4_1: 1000 } }],
+        experts: [{ path: "model.layers.0.mlp.experts", counts: [3, 0, 1] }],
+      },
+    ])
+    expect(JSON.stringify(machine)).not.toContain("/models/fake.gguf")
+  })
+
   test("a dead engine: not ready, requests are 500, metrics still show", async () => {
     const { app, post, client } = testServer()
     client.dead = new KtError("the engine stopped: its thread ended")

@@ -9,6 +9,7 @@ import type {
 import { toolCallFormats } from "../../src/tokenizer/chat-formats.ts"
 import type {
   EngineClient,
+  EngineDetails,
   EngineInfo,
   EngineStats,
   GenerateParams,
@@ -232,6 +233,13 @@ export class FakeClient implements EngineClient {
 
   /** How often it was asked to forget. */
   cleared = 0
+  async details(): Promise<EngineDetails> {
+    const types = [["Q4_1", 1000]] as const
+    const path = "model.layers.0.mlp.experts"
+    const module = { path, operator: "Experts", device: "cpu", isPacked: true, types }
+    return { modules: [module], experts: [{ path, counts: [3, 0, 1] }] }
+  }
+
   clearCache(): void {
     this.cleared++
   }

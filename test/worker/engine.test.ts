@@ -51,6 +51,27 @@ describe("a model in the Worker", () => {
     expect(cut).toEqual(alone.slice(0, alone.indexOf(stop) + 1))
   })
 
+  test("tells where its modules are and how its experts are used", async () => {
+    const moe = goldenModels().find(({ name }) => name.startsWith("gguf/qwen3moe-mixed"))!
+    const client = await start({ model: moe.path })
+    const before = await client.details()
+    const total = ({ counts }: { readonly counts: readonly number[] }): number =>
+      counts.reduce((a, b) => a + b, 0)
+    const prompt = moe.prompts[0] as Int32Array
+    await tokens(client.generate(prompt, { ...GREEDY, maxTokens: 40 }))
+    const { modules, experts } = await client.details()
+    expect(modules).toContainEqual(expect.objectContaining({ path: "lm_head", device: "cpu" }))
+    const bytes = modules.flatMap(({ types }) => types.map(([, size]) => size))
+    expect(bytes.reduce((a, b) => a + b, 0)).toBeGreaterThan(0.9 * client.info.weightBytes)
+    expect(experts.length).toBeGreaterThan(1)
+    for (const [i, layer] of experts.entries()) {
+      const used = total(layer) - total(before.experts[i]!)
+      // the prompt's tokens each, and of those that come alone two, for 16 each; each goes to some experts
+      expect(used).toBeGreaterThan(0)
+      expect(used % (prompt.length + 32)).toBe(0)
+    }
+  })
+
   test("an abort costs at most one step", async () => {
     const client = await start()
     for await (const _ of client.generate(model.prompts[0] as Int32Array, {

@@ -67,6 +67,7 @@ self.onmessage = (event: MessageEvent): void => {
         return core.step()
       },
       stats: () => core.stats(),
+      details: () => ({ modules: [], experts: [] }),
       clearCache: () => core.clearCache(),
       [Symbol.dispose]: () => hooks.onLog("info", "disposed"),
     }
