@@ -101,8 +101,10 @@ time between a request's tokens, both in ms; goodput counts the requests a secon
       tpot: flags["max-tpot"] ?? Number.POSITIVE_INFINITY,
     }
     const rows: Row[] = []
-    for (const load of loads) {
-      const results = await inTurns(targets, mix, load, flags.rounds, flags.seed)
+    for (const [number, load] of loads.entries()) {
+      // prompts of an earlier load would be found in the servers' caches
+      const seed = flags.seed + number * flags.rounds
+      const results = await inTurns(targets, mix, load, flags.rounds, seed)
       for (const [i, target] of targets.entries()) {
         const rounds = results[i] as readonly LoadResult[]
         const stats = loadStats(rounds, bounds)
