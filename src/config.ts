@@ -27,7 +27,7 @@ export interface EngineConfig {
   /** Tokens the KV cache holds over all sequences; 0 = contextLength, or what memory holds if that is less. */
   readonly kvCacheTokens: number
   readonly kvDtype: "auto" | "f16" | "f32" | "q8_0"
-  /** What the engine may take of memory in bytes; 0 = what is free. */
+  /** What the engine, or all of a server's, may take of memory in bytes; 0 = what is free. */
   readonly memoryBytes: number
   /** Tokens per KV page: the unit of prefix reuse. */
   readonly pageSize: number
@@ -91,8 +91,8 @@ export const CONFIG_OPTIONS: readonly ConfigOption[] = [
     help: "tokens the KV cache holds over all sequences; 0 = automatic" },
   { key: "kvDtype", flag: "kv-dtype", aliases: [], type: "enum", values: ["auto", "f16", "f32", "q8_0"], default: "auto",
     help: "KV cache type; auto = f16, or f32 with --precision f32; q8_0 takes about half of f16" },
-  { key: "memoryBytes", flag: "memory", aliases: [], type: "integer", min: 0, default: 0,
-    help: "bytes that weights, KV cache and workspace may take; 0 = what is free" },
+  { key: "memoryBytes", flag: "model-memory", aliases: [], type: "integer", min: 0, default: 0,
+    help: "bytes that weights, KV caches and workspace of all loaded models may take; 0 = what is free" },
   { key: "pageSize", flag: "page-size", aliases: ["page_size"], type: "integer", min: 8, max: 1024, default: 32,
     help: "tokens per KV page (multiple of 8)" },
   { key: "maxBatchSize", flag: "max-batch-size", aliases: ["max_batch_size"], type: "integer", min: 1, max: 1024, default: 8,

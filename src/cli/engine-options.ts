@@ -62,6 +62,7 @@ export function engineOptions(
   invocation: Invocation<Record<never, never>>,
   file: ConfigFile = { engine: {}, flags: {}, warnings: [] },
   given: Partial<Record<keyof EngineConfig, unknown>> = {},
+  resolve: (model: string) => string = resolveModel,
 ): EngineConfig {
   const [positional] = invocation.args
   if (positional !== undefined && invocation.engine.model !== undefined)
@@ -80,7 +81,16 @@ export function engineOptions(
   if (values.model === undefined && typeof modelPath === "string" && holdsWeights(modelPath))
     values.model = modelPath
   const config = engineConfig(values)
-  return engineConfig({ ...config, model: resolveModel(config.model) })
+  return engineConfig({ ...config, model: resolve(config.model) })
+}
+
+/** Whether a model is named anywhere; without that it is the default one. */
+export function namesModel(
+  invocation: Invocation<Record<never, never>>,
+  file: ConfigFile,
+): boolean {
+  const { model, modelPath } = { ...file.engine, ...fromEnvironment(), ...invocation.engine }
+  return invocation.args.length > 0 || model !== undefined || modelPath !== undefined
 }
 
 function fromEnvironment(): Partial<Record<keyof EngineConfig, unknown>> {

@@ -18,14 +18,17 @@ import {
   configFile,
   engineOptions,
   MODEL_POSITIONAL,
+  namesModel,
 } from "./engine-options.ts"
 import { ktHome } from "./home.ts"
 import { IGNORED_FLAGS } from "./ignored-flags.ts"
 import { reasonOf } from "./kt-config.ts"
 import { logger } from "./log.ts"
+import { resolveModel } from "./model-resolve.ts"
 import { formatBytes, formatCount, write } from "./output.ts"
 import { samplingFrom } from "./sampling.ts"
-import { openSession, type Session } from "./session.ts"
+import { MODELS_FLAGS, modelsOptions, servedFolder, servedModels } from "./serve-models.ts"
+import type { Session } from "./session.ts"
 
 const DEFAULT_PORT = 10002
 
@@ -34,7 +37,7 @@ const NO_APP = Object.assign(new OpenAPIHono<ServerEnv>(), { admission: new Work
 
 export const serve = defineCommand({
   name: "serve",
-  summary: "Serve a model: web page, OpenAI and Ollama APIs",
+  summary: "Serve models: web page, OpenAI and Ollama APIs",
   details: `The server listens on this machine only unless --host says otherwise; set an API key before it does.
 SIGTERM and Ctrl-C let running answers finish for --grace seconds, a second one ends at once.`,
   positionals: [MODEL_POSITIONAL],
@@ -55,6 +58,7 @@ SIGTERM and Ctrl-C let running answers finish for --grace seconds, a second one 
       help: "key that clients must send [KT_API_KEY]",
     },
     "api-key-file": { type: "string", hint: "file", help: "file with one key a line" },
+    ...MODELS_FLAGS,
     "model-name": {
       type: "string",
       aliases: ["model_name"],
@@ -123,6 +127,14 @@ SIGTERM and Ctrl-C let running answers finish for --grace seconds, a second one 
       says: "a model of yours, with a key",
     },
     {
+      command: "kt serve --models ./models --max-models 2 --keep-alive 30m --alias 'claude*=qwen3'",
+      says: "every model of a folder, each when it is asked for",
+    },
+    {
+      command: "kt serve --models ./models --max-models 2 --keep-alive 30m --alias 'claude*=qwen3'",
+      says: "every model of a folder, each when a request names it",
+    },
+    {
       command:
         "kt serve --model_path ./Qwen3 --gguf_path ./Qwen3-GGUF --optimize_config_path rules/qwen3.yaml --cpu_infer 16",
       says: "as KTransformers is started",
@@ -132,7 +144,12 @@ SIGTERM and Ctrl-C let running answers finish for --grace seconds, a second one 
     const { flags } = invocation
     const file = configFile(invocation)
     const fromFile = file.flags
-    const config = engineOptions(invocation, file)
+    const folder = servedFolder(flags)
+    const hasFirst = flags.models === undefined || namesModel(invocation, file)
+    const config = engineOptions(invocation, file, {}, (model) =>
+      hasFirst ? resolveModel(model, folder) : model,
+    )
+    modelsOptions(flags, config)
     const host = flags.host ?? (fromFile["host"] as string | undefined) ?? "127.0.0.1"
     const port = flags.port ?? portFromFile(fromFile["port"]) ?? DEFAULT_PORT
     const apiKeys = readKeys(flags["api-key"], flags["api-key-file"], fromFile["api-key"])
@@ -143,13 +160,16 @@ SIGTERM and Ctrl-C let running answers finish for --grace seconds, a second one 
     const tls = readTls(flags["tls-cert"], flags["tls-key"])
     // whoever cannot have the port, or whose certificate is none, should learn it before minutes of loading
     await probePort(host, port, tls)
-    const session = await openSession(config, name)
+    const { models, session } = await servedModels(
+      flags,
+      config,
+      hasFirst ? { path: config.model, name } : undefined,
+    )
+    let app: ServerApp | undefined
     try {
       using kept = openKept(flags.responses)
-      const app = createApp({
-        client: session.client,
-        tokenizer: session.tokenizer,
-        model: session.metadata,
+      app = createApp({
+        models,
         config: {
           apiKeys,
           maxQueue: config.maxQueue,
@@ -161,23 +181,28 @@ SIGTERM and Ctrl-C let running answers finish for --grace seconds, a second one 
           reasoningFormat: flags["reasoning-format"] === "none" ? "none" : "auto",
         },
         kept,
+        onLog: (level, line) =>
+          level === "warning" ? logger("models").warn(line) : logger("models").info(line),
         onFailure: (error, id) => logger("server").error(`${id}: ${reasonOf(error)}`),
       })
       const ui = flags.ui ? { "/": (await import("../web/index.html")).default } : {}
       const server = startServer({ app: withAccessLog(app), ui, host, port, ...tls })
-      await write(banner(server.url, session, apiKeys.length > 0))
+      await write(banner(server.url, models.library.list().length, session, apiKeys.length > 0))
       if (apiKeys.length === 0 && !isLoopback(host))
         logger("server").warn(
           `anybody who reaches ${host} can use this server: --api-key asks for a key`,
         )
       await untilStopped(async () => server.stop(flags.grace * 1000))
     } finally {
-      await session.client.close()
+      await (app === undefined ? session?.client.close() : app.models.close())
     }
   },
 })
 
-function banner(url: string, session: Session, hasKey: boolean): string {
+function banner(url: string, count: number, session: Session | undefined, hasKey: boolean): string {
+  const key = hasKey ? "; API key required" : ""
+  if (session === undefined)
+    return `${url}\n  models   ${count}, each loaded when a request names it${key}\n`
   const { info } = session.client
   const { name, details } = session.metadata
   return [
@@ -186,7 +211,8 @@ function banner(url: string, session: Session, hasKey: boolean): string {
     `  context  ${info.contextLength} tokens (the model's own: ${info.trainedContextLength})`,
     `  KV cache ${info.kvCacheTokens} tokens, ${formatBytes(info.kvCacheBytes)}`,
     `  CPU      ${info.threads} threads${info.numaNodes > 1 ? ` on ${info.numaNodes} NUMA nodes` : ""}, ${info.isa}, precision ${info.precision}`,
-    `  loaded   in ${(info.loadMs / 1000).toFixed(2)} s${hasKey ? "; API key required" : ""}`,
+    ...(count > 1 ? [`  others   ${count - 1}, each loaded when a request names it`] : []),
+    `  loaded   in ${(info.loadMs / 1000).toFixed(2)} s${key}`,
     "",
   ].join("\n")
 }

@@ -126,6 +126,7 @@ function modelsOf(
     isFixed: true,
     list: () => [model],
     describe: () => model,
+    check: () => {},
     load: () => Promise.resolve(loaded),
   }
   const limits = { maxModels: 1, memoryBytes: Number.POSITIVE_INFINITY, aliases: [] }

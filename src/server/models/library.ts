@@ -21,11 +21,11 @@ export interface ModelSettings {
 export interface KnownModel extends ModelMetadata {
   /** Models with the same key share one engine. */
   readonly key: string
-  readonly settings?: ModelSettings
+  readonly settings?: ModelSettings | undefined
   /** Names that mean it too, in lower case. */
-  readonly otherNames?: readonly string[]
+  readonly otherNames?: readonly string[] | undefined
   /** Why it cannot be loaded, where its header says so. */
-  readonly problem?: string
+  readonly problem?: string | undefined
 }
 
 export interface LoadedModel {
@@ -51,6 +51,8 @@ export interface ModelLibrary {
   list(): readonly KnownModel[]
   /** With all that its files say of it, which takes longer: chat template and metadata. */
   describe(model: KnownModel): KnownModel
+  /** Looks at its files, before another model makes room for it. @throws KtError where they cannot be loaded */
+  check(model: KnownModel): void
   /** @param memoryBytes What the engine may take at most. @throws KtError in words */
   load(model: KnownModel, memoryBytes: number, hooks: LoadHooks): Promise<LoadedModel>
 }

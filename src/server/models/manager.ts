@@ -47,6 +47,8 @@ interface Slot {
   model: KnownModel
   state: "loading" | "ready" | "leaving"
   loaded: LoadedModel | undefined
+  /** What the files say, by the name that a request used. */
+  readonly described: Map<string, KnownModel>
   admission: Admission
   /** Loading has ended, in whatever way. */
   readonly ready: Promise<void>
@@ -114,8 +116,8 @@ export class ModelManager {
 
   /** Takes a model that is loaded already and stays. */
   adopt(model: KnownModel, loaded: LoadedModel): void {
-    const slot = this.#slot(model)
-    this.#first = model
+    const slot = this.#slot(this.library.describe(model))
+    this.#first = slot.model
     slot.keepAliveMs = Number.POSITIVE_INFINITY
     this.#begin(slot, loaded)
   }
@@ -123,6 +125,7 @@ export class ModelManager {
   /** Names have changed: models were made, copied, brought or deleted. */
   changed(): void {
     this.#remembered.clear()
+    for (const slot of this.#slots.values()) slot.described.clear()
   }
 
   /** Models that are loaded, most recently used first. */
@@ -234,6 +237,7 @@ export class ModelManager {
       model,
       state: "loading",
       loaded: undefined,
+      described: new Map(),
       admission: new Admission(1, 0),
       ready: ready.promise,
       settle: (error) => (error === undefined ? ready.resolve() : ready.reject(error)),
@@ -268,14 +272,17 @@ export class ModelManager {
   #lease(slot: Slot, model: KnownModel, keepAliveMs: number | undefined, loadMs: number): Lease {
     const { loaded, admission } = slot
     if (loaded === undefined) throw new RangeError(`${model.name} is ready without an engine`)
+    const described = slot.described.getOrInsertComputed(model.name, () =>
+      this.library.describe(model),
+    )
     slot.leases++
-    slot.model = model
+    slot.model = described
     slot.usedMs = performance.now()
     if (keepAliveMs !== undefined && !this.#stays(slot)) slot.keepAliveMs = keepAliveMs
     clearTimeout(slot.timer)
     let released = false
     return {
-      model,
+      model: described,
       loaded,
       admission,
       metrics: this.#metrics.forModel(model.name),
@@ -388,6 +395,7 @@ export class ModelManager {
   /** Makes room as long as it is needed, and loads. */
   async #loadInto(slot: Slot): Promise<LoadedModel> {
     const { model } = slot
+    this.library.check(model)
     this.#log("info", `${model.name}: loading`)
     let reported = 0
     const onProgress = (done: number, total: number): void => {

@@ -51,7 +51,15 @@ export function findModel(
   const alias =
     aliases.find((one) => plainName(one.name) === wanted) ??
     aliases.find((one) => one.name.includes("*") && pattern(one.name).test(wanted))
-  return alias === undefined ? undefined : byName(alias.model, models)
+  return alias === undefined ? undefined : aliased(alias, models)
+}
+
+/** What an alias stands for: a name, or the only beginning of one. */
+export function aliased(alias: Alias, models: readonly KnownModel[]): KnownModel | undefined {
+  const exact = byName(alias.model, models)
+  if (exact !== undefined) return exact
+  const begun = models.filter(({ name }) => plainName(name).startsWith(plainName(alias.model)))
+  return begun.length === 1 ? begun[0] : undefined
 }
 
 function byName(name: string, models: readonly KnownModel[]): KnownModel | undefined {

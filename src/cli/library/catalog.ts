@@ -1,0 +1,236 @@
+import { realpathSync, statSync } from "node:fs"
+
+import type { EngineConfig } from "../../config.ts"
+import { engineConfig } from "../../config.ts"
+import { KtError } from "../../errors.ts"
+import type {
+  KnownModel,
+  LoadedModel,
+  LoadHooks,
+  ModelLibrary,
+  ModelSettings,
+} from "../../server/models/library.ts"
+import { type ListedModel, listModels, modelName } from "../model-resolve.ts"
+import { openSession, type Session } from "../session.ts"
+import { otherNames, readMetadata } from "./metadata.ts"
+
+export interface CatalogOptions {
+  readonly folder: string
+  /** Of every engine; the model and what belongs to it alone are replaced. */
+  readonly config: EngineConfig
+  /** Given on the command line, wherever it lies. */
+  readonly first?: { readonly path: string; readonly name: string | undefined }
+  readonly turns?: SharedArrayBuffer
+}
+
+/** Below this a context that memory has cut is not worth having while another model could leave. */
+const USEFUL_CONTEXT = 4096
+
+/** The models of a folder, those made from them, and the one of the command line. */
+export class Catalog implements ModelLibrary {
+  readonly #options: CatalogOptions
+
+  constructor(options: CatalogOptions) {
+    this.#options = options
+  }
+
+  list(): readonly FileModel[] {
+    const { folder, first } = this.#options
+    const listed = listModels(folder)
+    const models = new Map<string, FileModel>()
+    if (first !== undefined) {
+      const entry = listed.find(({ path }) => realPath(path) === realPath(first.path))
+      const name = first.name ?? modelName(first.path)
+      const names = otherNames(first.path, entry?.group ?? "")
+      models.set(
+        name,
+        new FileModel(name, first.path, [...names, modelName(first.path).toLowerCase()]),
+      )
+    }
+    const names = Map.groupBy(listed, ({ name }) => name)
+    for (const entry of listed) {
+      if (first !== undefined && realPath(entry.path) === realPath(first.path)) continue
+      const isAlone = names.get(entry.name)?.length === 1 && !models.has(entry.name)
+      const name = isAlone ? entry.name : fullName(entry)
+      if (!models.has(name))
+        models.set(name, new FileModel(name, entry.path, otherNames(entry.path, entry.group)))
+    }
+    return [...models.values()].toSorted((a, b) => a.name.localeCompare(b.name))
+  }
+
+  /** The model of the command line. */
+  first(): KnownModel {
+    const { first } = this.#options
+    if (first === undefined) throw new KtError("no model was given")
+    const found = this.list().find(({ path }) => realPath(path) === realPath(first.path))
+    if (found === undefined) throw new KtError(`${first.path} is gone`)
+    return found
+  }
+
+  describe(model: KnownModel): KnownModel {
+    const file = this.file(model)
+    const { chatTemplate, info } = readMetadata(file.path)
+    return {
+      ...file.facts(),
+      ...(chatTemplate === undefined ? {} : { chatTemplate }),
+      ...(info === undefined ? {} : { info }),
+    }
+  }
+
+  /** The model as it is here, with its path. @throws KtError when it has gone since */
+  file(model: KnownModel): FileModel {
+    if (model instanceof FileModel) return model
+    const found = this.list().find(({ name }) => name === model.name)
+    if (found === undefined) throw new KtError(`model "${model.name}" is gone`)
+    return found
+  }
+
+  check(model: KnownModel): void {
+    const { path } = this.file(model)
+    try {
+      readMetadata(path)
+    } catch (error) {
+      throw withoutPath(error, path, model.name)
+    }
+  }
+
+  async load(model: KnownModel, memoryBytes: number, hooks: LoadHooks): Promise<LoadedModel> {
+    const { path } = this.file(model)
+    try {
+      return await this.#load(path, memoryBytes, hooks)
+    } catch (error) {
+      throw withoutPath(error, path, model.name)
+    }
+  }
+
+  async #load(path: string, memoryBytes: number, hooks: LoadHooks): Promise<LoadedModel> {
+    const { config, first, turns } = this.#options
+    const isFirst = first !== undefined && realPath(first.path) === realPath(path)
+    const longest = readMetadata(path).contextLength ?? Number.POSITIVE_INFINITY
+    const own = engineConfig({
+      ...config,
+      model: path,
+      // a limit for all of them is none that each must reach
+      contextLength: isFirst ? config.contextLength : Math.min(config.contextLength, longest),
+      // what was given for one model is not for another
+      modelPath: isFirst ? config.modelPath : undefined,
+      rules: isFirst ? config.rules : undefined,
+      memoryBytes: Number.isFinite(memoryBytes) ? Math.max(1, Math.floor(memoryBytes)) : 0,
+    })
+    const options = { onProgress: hooks.onProgress, ...(turns === undefined ? {} : { turns }) }
+    return loadedModel(await openSession(own, undefined, options), own)
+  }
+}
+
+/** A session as the server's models have it. */
+export function loadedModel(session: Session, config: EngineConfig): LoadedModel {
+  const { client, tokenizer, metadata } = session
+  const { contextLength, trainedContextLength } = client.info
+  return {
+    client,
+    tokenizer,
+    chatTemplate: metadata.chatTemplate,
+    isCut:
+      config.contextLength === 0 && contextLength < Math.min(trainedContextLength, USEFUL_CONTEXT),
+    withTemplate: session.withTemplate,
+  }
+}
+
+/** What a created model has of its own. */
+interface OwnFacts {
+  readonly settings: ModelSettings
+  readonly created: number
+  readonly digest: string
+}
+
+/** A model whose files are looked into when somebody asks for more than its name. */
+export class FileModel implements KnownModel {
+  readonly name: string
+  readonly path: string
+  readonly otherNames: readonly string[]
+  readonly #own: OwnFacts | undefined
+  #key: string | undefined
+
+  constructor(name: string, path: string, otherNames: readonly string[], own?: OwnFacts) {
+    this.name = name
+    this.path = path
+    this.otherNames = otherNames
+    this.#own = own
+  }
+
+  get key(): string {
+    return (this.#key ??= realPath(this.path))
+  }
+
+  get settings(): ModelSettings | undefined {
+    return this.#own?.settings
+  }
+
+  /** Made here from another one. */
+  get isCreated(): boolean {
+    return this.#own !== undefined
+  }
+
+  get created(): number {
+    return this.#own?.created ?? this.#metadata()?.created ?? 0
+  }
+
+  get sizeBytes(): number {
+    const known = this.#metadata()?.sizeBytes
+    return known ?? statSync(this.path, { throwIfNoEntry: false })?.size ?? 0
+  }
+
+  get digest(): string {
+    return this.#own?.digest ?? this.#metadata()?.digest ?? "0".repeat(64)
+  }
+
+  get details(): KnownModel["details"] {
+    const unknown = { format: "?", family: "?", parameterSize: "?", quantization: "?" }
+    return this.#metadata()?.details ?? unknown
+  }
+
+  get problem(): string | undefined {
+    try {
+      readMetadata(this.path)
+      return undefined
+    } catch (error) {
+      return error instanceof Error ? error.message : String(error)
+    }
+  }
+
+  /** All of it as a plain object. */
+  facts(): KnownModel {
+    const { name, key, created, sizeBytes, digest, details, settings, otherNames } = this
+    const own = settings === undefined ? {} : { settings }
+    return { name, key, created, sizeBytes, digest, details, otherNames, ...own }
+  }
+
+  #metadata(): ReturnType<typeof readMetadata> | undefined {
+    try {
+      return readMetadata(this.path)
+    } catch {
+      // shown as a problem; loading it says why
+      return undefined
+    }
+  }
+}
+
+/** Clients are told of a model, not of where it lies. */
+function withoutPath(error: unknown, path: string, name: string): unknown {
+  if (!(error instanceof KtError) || !error.message.includes(path)) return error
+  const message = error.message.replaceAll(path, name)
+  const hint = error.hint === undefined ? {} : { hint: error.hint }
+  return new KtError(message, { ...hint, cause: error })
+}
+
+function fullName({ group, name, kind }: ListedModel): string {
+  return group === "" || kind === "safetensors" ? name : `${group}/${name}`
+}
+
+function realPath(path: string): string {
+  try {
+    return realpathSync(path)
+  } catch {
+    return path
+  }
+}
