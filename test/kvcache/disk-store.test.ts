@@ -3,23 +3,21 @@ import { mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 
-import {
-  digestOf,
-  headerBytes,
-  KV,
-  recordBytes,
-  writeHeader,
-} from "../../src/kvcache/block-record.ts"
 import { folderParts, removePart } from "../../src/kvcache/disk-folder.ts"
 import { DiskStore } from "../../src/kvcache/disk-store.ts"
 import type { StoredBlock } from "../../src/kvcache/prefix-tiers.ts"
 import { type StoreFiles, SYSTEM_FILES } from "../../src/kvcache/store-files.ts"
-
-const FINGERPRINT = "00112233445566778899aabbccddeeff"
-const PAGE = 8
-const PAYLOAD = 1000
-const HEADER = headerBytes(PAGE)
-const RECORD = recordBytes(HEADER, PAYLOAD)
+import {
+  digestOfBlock,
+  FINGERPRINT,
+  HEADER,
+  numberOf,
+  PAYLOAD,
+  payload,
+  RECORD,
+  record,
+  tokensOf,
+} from "./chain.ts"
 
 const folders: string[] = []
 const stores: DiskStore[] = []
@@ -57,36 +55,6 @@ function open(
   return { store, blocks: store.refresh().stored }
 }
 
-/** Block `i` of a chain; its bytes follow from its tokens. */
-function record(i: number): Uint8Array {
-  const tokens = tokensOf(i)
-  const bytes = new Uint8Array(RECORD)
-  const parent = i === 0 ? FINGERPRINT : digestOfBlock(i - 1)
-  writeHeader(bytes, {
-    kind: KV,
-    headerBytes: HEADER,
-    payloadBytes: PAYLOAD,
-    digest: digestOfBlock(i),
-    parent,
-    tokens,
-    ropeKeys: undefined,
-  })
-  bytes.set(payload(i), HEADER)
-  return bytes
-}
-
-const tokensOf = (i: number): Int32Array => Int32Array.from({ length: PAGE }, (_, k) => i * 31 + k)
-const payload = (i: number): Uint8Array =>
-  Uint8Array.from({ length: PAYLOAD }, (_, k) => (i * 7 + k * 13 + (k >> 3)) % 256)
-const digests: string[] = []
-function digestOfBlock(i: number): string {
-  for (let n = digests.length; n <= i; n++)
-    digests.push(
-      digestOf(n === 0 ? FINGERPRINT : (digests[n - 1] as string), tokensOf(n), undefined),
-    )
-  return digests[i] as string
-}
-
 const records = (from: number, to: number): Uint8Array[] =>
   Array.from({ length: to - from }, (_, i) => record(from + i))
 
@@ -94,7 +62,7 @@ const records = (from: number, to: number): Uint8Array[] =>
 function sound({ store, blocks }: Opened): number[] {
   const found: number[] = []
   for (const { place, digest, kind } of blocks) {
-    const i = digests.indexOf(digest)
+    const i = numberOf(digest)
     const into = new Uint8Array(place.bytes)
     if (!store.read(place, { kind, digest }, into)) continue
     expect(Buffer.from(into.subarray(HEADER, HEADER + PAYLOAD))).toEqual(Buffer.from(payload(i)))
