@@ -19,6 +19,8 @@ export interface DownloadRequest {
   readonly size?: number | undefined
   readonly onProgress?: (done: number, total: number) => void
   readonly onNote?: (line: string) => void
+  /** Ends it; what is here already stays, and a later call goes on from there. */
+  readonly signal?: AbortSignal
   /** Interrupted transfers that are continued before it fails. Default 5. */
   readonly retries?: number
   /** Silence after which a transfer counts as interrupted. Default 60 000. */
@@ -65,8 +67,10 @@ export async function download(request: DownloadRequest): Promise<Downloaded> {
 async function withRetries(request: DownloadRequest): Promise<Downloaded> {
   const { path, onNote, retries = 5 } = request
   for (let attempt = 0; ; attempt++) {
+    request.signal?.throwIfAborted()
     const result = await attemptDownload(request)
     if (result !== INTERRUPTED) return result
+    request.signal?.throwIfAborted()
     if (attempt === retries) {
       throw new KtError(`${request.url}: the transfer was interrupted ${retries + 1} times`, {
         hint: "the same command continues it where it stopped",
@@ -194,8 +198,14 @@ async function askFor(
     if (have > 0) headers["range"] = `bytes=${have}-`
     let reply: Response
     try {
-      reply = await fetch(url, { headers, redirect: "manual" })
+      const { signal } = request
+      reply = await fetch(url, {
+        headers,
+        redirect: "manual",
+        ...(signal === undefined ? {} : { signal }),
+      })
     } catch (cause) {
+      request.signal?.throwIfAborted()
       const code = (cause as { code?: string }).code ?? ""
       if (/RESET|CLOSED|TIMEOUT|SOCKET/i.test(code)) return INTERRUPTED
       throw new KtError(`${url.origin} cannot be reached: ${reasonOf(cause)}`, {

@@ -40,6 +40,13 @@ export function modelsFolder(
   return join(ktHome(env), "models")
 }
 
+/** Folder of models that are made here of others. */
+export function createdFolder(
+  env: Readonly<Record<string, string | undefined>> = process.env,
+): string {
+  return join(ktHome(env), "created")
+}
+
 /** Path of the default model, whether or not it is there. */
 export function defaultModelPath(
   env: Readonly<Record<string, string | undefined>> = process.env,

@@ -4,20 +4,13 @@ import { UsageError } from "../errors.ts"
 import { shardOf } from "../weights/gguf.ts"
 import { JSON_FLAG } from "./args/common.ts"
 import { defineCommand } from "./args/spec.ts"
-import { download, type Downloaded } from "./download.ts"
+import type { Downloaded } from "./download.ts"
 import { modelsFolder } from "./home.ts"
-import { chooseFiles, fileUrl, hubFromEnvironment, parseRepo, repoFiles } from "./hub.ts"
+import { parseRepo } from "./hub.ts"
+import { fetchItems, type Item, repoFolder, repoItems } from "./library/fetch-repo.ts"
 import { logger } from "./log.ts"
 import { formatBytes, write, writeJson } from "./output.ts"
-import { progressBar } from "./progress.ts"
-
-/** What is brought, and where it goes below the models folder. */
-interface Item {
-  readonly url: string
-  readonly path: string
-  readonly size?: number
-  readonly sha256?: string | undefined
-}
+import { type Progress, progressBar } from "./progress.ts"
 
 export const pull = defineCommand({
   name: "pull",
@@ -27,7 +20,7 @@ file gets its name only when it is whole. HF_TOKEN is sent to HF_ENDPOINT's host
   positionals: [
     {
       name: "SOURCE",
-      help: "org/repo, org/repo:quant, org/repo@revision:quant, or a URL",
+      help: "org/repo, org/repo:quant, hf.co/org/repo:quant, org/repo@revision:quant, or a URL",
       required: true,
     },
   ],
@@ -47,44 +40,42 @@ file gets its name only when it is whole. HF_TOKEN is sent to HF_ENDPOINT's host
   ],
   async run({ args, flags }) {
     const source = args[0] as string
-    const hub = hubFromEnvironment()
-    const isUrl = /^https?:\/\//i.test(source)
-    const items = isUrl ? [urlItem(source, flags.name, flags.sha256)] : await repoItems(source)
-    const results: Downloaded[] = []
-    for (const item of items) {
-      const title = item.path.slice(modelsFolder().length + 1)
-      using bar = progressBar(title, formatBytes)
-      const sameHost = URL.parse(item.url)?.origin === URL.parse(hub.endpoint)?.origin
-      const result = await download({
-        ...item,
-        token: sameHost ? hub.token : undefined,
-        onProgress: (done, total) => bar.update(done, total),
-        onNote: (line) => logger("pull").warn(line),
-      })
-      if (!result.verified) logger("pull").warn(`${title}: no checksum is known to compare with`)
-      logger("pull").info(
-        `${title}: ${formatBytes(result.bytes)}${result.skipped ? ", was here already" : ""}`,
-      )
-      results.push(result)
-    }
+    const { items, folder } = await itemsOf(source, flags.name, flags.sha256)
+    const bars = new Map<Item, Progress>()
+    const title = ({ path }: Item): string => path.slice(modelsFolder().length + 1)
+    const results = await fetchItems(items, folder, {
+      onProgress: (item, done, total) =>
+        bars
+          .getOrInsertComputed(item, () => progressBar(title(item), formatBytes))
+          .update(done, total),
+      onNote: (line) => logger("pull").warn(line),
+      onFile: (item, file) => {
+        bars.get(item)?.[Symbol.dispose]()
+        if (!file.verified)
+          logger("pull").warn(`${title(item)}: no checksum is known to compare with`)
+        logger("pull").info(
+          `${title(item)}: ${formatBytes(file.bytes)}${file.skipped ? ", was here already" : ""}`,
+        )
+      },
+    }).finally(() => {
+      for (const bar of bars.values()) bar[Symbol.dispose]()
+    })
     const path = modelPath(results)
     if (flags.json) return writeJson({ path, files: results })
     await write(`${path}\n`)
   },
 })
 
-async function repoItems(source: string): Promise<Item[]> {
-  const name = parseRepo(source)
-  if (name === undefined) throw new UsageError(`"${source}" is neither org/repo[:quant] nor a URL`)
-  const hub = hubFromEnvironment()
-  const files = chooseFiles(name, await repoFiles(hub, name))
-  const folder = join(modelsFolder(), ...name.repo.split("/"))
-  return files.map(({ path, size, sha256 }) => ({
-    url: fileUrl(hub, name, path),
-    path: join(folder, ...path.split("/")),
-    size,
-    sha256,
-  }))
+async function itemsOf(
+  source: string,
+  name: string | undefined,
+  sha256: string | undefined,
+): Promise<{ items: Item[]; folder: string }> {
+  if (/^https?:\/\/(?!(hf\.co|huggingface\.co)\/[^/]+\/[^/]+$)/i.test(source))
+    return { items: [urlItem(source, name, sha256)], folder: modelsFolder() }
+  const repo = parseRepo(source.replace(/^(https?:\/\/)?(hf\.co|huggingface\.co)\//i, ""))
+  if (repo === undefined) throw new UsageError(`"${source}" is neither org/repo[:quant] nor a URL`)
+  return { items: await repoItems(repo, modelsFolder()), folder: repoFolder(repo, modelsFolder()) }
 }
 
 function urlItem(source: string, name: string | undefined, sha256: string | undefined): Item {

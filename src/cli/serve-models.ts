@@ -6,11 +6,12 @@ import { queryCpu } from "../native/backend.ts"
 import { durationMs } from "../server/models/keep-alive.ts"
 import type { ModelsOptions } from "../server/models/manager.ts"
 import { type Alias, aliased } from "../server/models/names.ts"
-import type { ServerDeps } from "../server/types.ts"
+import type { SamplingDefaults, ServerDeps } from "../server/types.ts"
 import { Turns } from "../worker/turns.ts"
 import type { Flags, FlagValues } from "./args/spec.ts"
-import { modelsFolder } from "./home.ts"
+import { createdFolder, modelsFolder } from "./home.ts"
 import { Catalog, loadedModel } from "./library/catalog.ts"
+import { Store } from "./library/store.ts"
 import { openSession, type Session } from "./session.ts"
 
 /** Flags of a server's models. */
@@ -92,6 +93,7 @@ export async function servedModels(
   flags: ModelsFlags,
   config: EngineConfig,
   first: { readonly path: string; readonly name: string | undefined } | undefined,
+  defaultsOf: (path: string) => SamplingDefaults,
 ): Promise<ServedModels> {
   const options = modelsOptions(flags, config)
   const turns = Turns.buffer()
@@ -99,6 +101,8 @@ export async function servedModels(
     folder: servedFolder(flags),
     config,
     turns,
+    defaultsOf,
+    store: new Store(createdFolder(), servedFolder(flags)),
     ...(first === undefined ? {} : { first }),
   })
   for (const alias of options.aliases)
@@ -113,6 +117,6 @@ export async function servedModels(
   if (first === undefined) return { models: { ...options, library }, session: undefined }
   const session = await openSession(config, first.name, { turns })
   const model = library.first()
-  const loaded = loadedModel(session, config)
+  const loaded = loadedModel(session, config, defaultsOf)
   return { models: { ...options, library, first: { model, loaded } }, session }
 }

@@ -164,6 +164,7 @@ SIGTERM and Ctrl-C let running answers finish for --grace seconds, a second one 
       flags,
       config,
       hasFirst ? { path: config.model, name } : undefined,
+      (path) => samplingFrom(flags, maxTokens, path),
     )
     let app: ServerApp | undefined
     try {
@@ -176,7 +177,7 @@ SIGTERM and Ctrl-C let running answers finish for --grace seconds, a second one 
           bodyLimit: flags["max-body"],
           requestTimeoutMs: flags["request-timeout"] * 1000,
           corsOrigins: flags["cors-origin"],
-          defaults: samplingFrom(flags, maxTokens, session?.client.info.modelPath),
+          defaults: samplingFrom(flags, maxTokens),
           forceThink,
           reasoningFormat: flags["reasoning-format"] === "none" ? "none" : "auto",
         },

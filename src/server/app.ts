@@ -21,6 +21,7 @@ import type { KnownModel, LoadedModel } from "./models/library.ts"
 import { type Lease, ModelManager } from "./models/manager.ts"
 import { addChat } from "./ollama/chat.ts"
 import { addGenerate } from "./ollama/generate.ts"
+import { addOllamaManagement } from "./ollama/manage.ts"
 import { addOllamaModels } from "./ollama/models.ts"
 import { addChatCompletions } from "./openai/chat-completions.ts"
 import { addCompletions } from "./openai/completions.ts"
@@ -66,16 +67,16 @@ export function createApp(deps: ServerDeps): ServerApp {
   app.use(requireKey(config.apiKeys))
   // A key tells friend from foe already.
   if (config.apiKeys.length === 0) app.use(requireOrigin(config.corsOrigins))
-  app.use(
-    bodyLimit({
-      maxSize: config.bodyLimit,
-      onError: () => {
-        throw new RequestError(413, `the request body is larger than ${config.bodyLimit} bytes`, {
-          code: "request_too_large",
-        })
-      },
-    }),
-  )
+  const limit = bodyLimit({
+    maxSize: config.bodyLimit,
+    onError: () => {
+      throw new RequestError(413, `the request body is larger than ${config.bodyLimit} bytes`, {
+        code: "request_too_large",
+      })
+    },
+  })
+  // files of models go to the disk as they come, and have a limit of their own there
+  app.use((c, next) => (c.req.path.startsWith("/api/blobs/") ? next() : limit(c, next)))
   app.onError((error, c) => {
     const known = asRequestError(error)
     report(known, c.get("requestId"))
@@ -102,6 +103,7 @@ export function createApp(deps: ServerDeps): ServerApp {
   addTokens(app, context)
   addCompletion(app, context)
   addOllamaModels(app, context)
+  addOllamaManagement(app, context)
   addChat(app, context)
   addGenerate(app, context)
   return Object.assign(app, { admission: workload, models })

@@ -79,8 +79,10 @@ export async function useModel(
     tokenizer:
       settings?.template === undefined ? loaded.tokenizer : loaded.withTemplate(settings.template),
     model: template === undefined ? model : { ...model, chatTemplate: template },
-    config:
-      settings?.parameters === undefined ? config : withParameters(config, settings.parameters),
+    config: withParameters(
+      loaded.defaults === undefined ? config : { ...config, defaults: loaded.defaults },
+      settings?.parameters,
+    ),
     admission,
     metrics,
     settings,

@@ -18,6 +18,11 @@ const gguf = (path: string, extra: Partial<FakeFile> = {}): FakeFile => ({
   ...extra,
 })
 
+/** What a folder holds beside the record of what was brought. */
+function shown(folder: string): string[] {
+  return readdirSync(folder).filter((name) => name !== ".pulled.json")
+}
+
 describe("kt pull", () => {
   test("a quantisation of a repository; the token stays with the hub; then it has a name", async () => {
     using home = temporaryFolder()
@@ -30,7 +35,7 @@ describe("kt pull", () => {
     const path = join(home.path, "models/org/model/m-Q8_0.gguf")
     expect(result).toMatchObject({ status: 0, out: `${path}\n` })
     expect(new Uint8Array(readFileSync(path))).toEqual(OTHER)
-    expect(readdirSync(join(home.path, "models/org/model"))).toEqual(["m-Q8_0.gguf"])
+    expect(shown(join(home.path, "models/org/model"))).toEqual(["m-Q8_0.gguf"])
     const stored = hub.seen.filter(({ host }) => host === "storage")
     expect(stored).toHaveLength(1)
     expect(stored[0]!.authorization).toBeNull()
@@ -109,7 +114,7 @@ describe("kt pull", () => {
       await other.exited
       // the lock of a process that is gone does not count
       expect(await kt(["pull", "org/model"], { env })).toMatchObject({ status: 0 })
-      expect(readdirSync(folder)).toEqual(["m.gguf"])
+      expect(shown(folder)).toEqual(["m.gguf"])
     } finally {
       other.kill()
     }
@@ -124,7 +129,7 @@ describe("kt pull", () => {
     expect(result.err).toMatch(
       /m\.gguf: the SHA-256 is [0-9a-f]{64}, expected [0-9a-f]{64}\n.*try again/,
     )
-    expect(readdirSync(join(home.path, "models/org/model"))).toEqual([])
+    expect(shown(join(home.path, "models/org/model"))).toEqual([])
   })
 
   test("401, 404 and a quantisation that is not there", async () => {

@@ -263,7 +263,9 @@ describe("refusals are one sentence in Ollama's shape", () => {
       400,
       "the context is 2048 tokens",
     ],
-    ["no route", "/api/pull", { model: "x" }, 404, "there is no POST /api/pull"],
+    ["no route", "/api/nothing", { model: "x" }, 404, "there is no POST /api/nothing"],
+    ["push", "/api/push", { model: "x" }, 400, "this server sends models nowhere"],
+    ["no store", "/api/pull", { model: "x" }, 400, "this server has no folder for models"],
   ]
   test.each(bad)("%s", async (_name, path, body, status, text) => {
     const { post, client } = testServer()

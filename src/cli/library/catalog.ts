@@ -10,9 +10,12 @@ import type {
   ModelLibrary,
   ModelSettings,
 } from "../../server/models/library.ts"
+import type { ModelStore } from "../../server/models/store.ts"
+import type { SamplingDefaults } from "../../server/types.ts"
 import { type ListedModel, listModels, modelName } from "../model-resolve.ts"
 import { openSession, type Session } from "../session.ts"
 import { otherNames, readMetadata } from "./metadata.ts"
+import type { CreatedModel, Store } from "./store.ts"
 
 export interface CatalogOptions {
   readonly folder: string
@@ -20,6 +23,10 @@ export interface CatalogOptions {
   readonly config: EngineConfig
   /** Given on the command line, wherever it lies. */
   readonly first?: { readonly path: string; readonly name: string | undefined }
+  /** Sampling where a request says nothing, for the model at a path. */
+  readonly defaultsOf?: (path: string) => SamplingDefaults
+  /** Where models are made, and what brings and deletes them. */
+  readonly store?: Store
   readonly turns?: SharedArrayBuffer
 }
 
@@ -28,10 +35,12 @@ const USEFUL_CONTEXT = 4096
 
 /** The models of a folder, those made from them, and the one of the command line. */
 export class Catalog implements ModelLibrary {
+  readonly store: ModelStore | undefined
   readonly #options: CatalogOptions
 
   constructor(options: CatalogOptions) {
     this.#options = options
+    this.store = options.store?.with(this)
   }
 
   list(): readonly FileModel[] {
@@ -54,6 +63,10 @@ export class Catalog implements ModelLibrary {
       const name = isAlone ? entry.name : fullName(entry)
       if (!models.has(name))
         models.set(name, new FileModel(name, entry.path, otherNames(entry.path, entry.group)))
+    }
+    for (const created of this.#options.store?.created() ?? []) {
+      if (models.has(created.name)) continue
+      models.set(created.name, new FileModel(created.name, created.path, [], created))
     }
     return [...models.values()].toSorted((a, b) => a.name.localeCompare(b.name))
   }
@@ -118,29 +131,27 @@ export class Catalog implements ModelLibrary {
       memoryBytes: Number.isFinite(memoryBytes) ? Math.max(1, Math.floor(memoryBytes)) : 0,
     })
     const options = { onProgress: hooks.onProgress, ...(turns === undefined ? {} : { turns }) }
-    return loadedModel(await openSession(own, undefined, options), own)
+    return loadedModel(await openSession(own, undefined, options), own, this.#options.defaultsOf)
   }
 }
 
 /** A session as the server's models have it. */
-export function loadedModel(session: Session, config: EngineConfig): LoadedModel {
+export function loadedModel(
+  session: Session,
+  config: EngineConfig,
+  defaultsOf: CatalogOptions["defaultsOf"],
+): LoadedModel {
   const { client, tokenizer, metadata } = session
   const { contextLength, trainedContextLength } = client.info
   return {
     client,
     tokenizer,
     chatTemplate: metadata.chatTemplate,
+    defaults: defaultsOf?.(config.model),
     isCut:
       config.contextLength === 0 && contextLength < Math.min(trainedContextLength, USEFUL_CONTEXT),
     withTemplate: session.withTemplate,
   }
-}
-
-/** What a created model has of its own. */
-interface OwnFacts {
-  readonly settings: ModelSettings
-  readonly created: number
-  readonly digest: string
 }
 
 /** A model whose files are looked into when somebody asks for more than its name. */
@@ -148,10 +159,10 @@ export class FileModel implements KnownModel {
   readonly name: string
   readonly path: string
   readonly otherNames: readonly string[]
-  readonly #own: OwnFacts | undefined
+  readonly #own: CreatedModel | undefined
   #key: string | undefined
 
-  constructor(name: string, path: string, otherNames: readonly string[], own?: OwnFacts) {
+  constructor(name: string, path: string, otherNames: readonly string[], own?: CreatedModel) {
     this.name = name
     this.path = path
     this.otherNames = otherNames

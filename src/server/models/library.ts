@@ -1,5 +1,6 @@
 import type { EngineClient } from "../../worker/protocol.ts"
-import type { ModelMetadata, ServerTokenizer, TemplateMessage } from "../types.ts"
+import type { ModelMetadata, SamplingDefaults, ServerTokenizer, TemplateMessage } from "../types.ts"
+import type { ModelStore } from "./store.ts"
 
 /** Sampling and more that a created model has of its own, under Ollama's names; checked when it is created. */
 export type ModelParameters = Readonly<Record<string, unknown>>
@@ -33,6 +34,8 @@ export interface LoadedModel {
   readonly tokenizer: ServerTokenizer
   /** Of the weights, where they have one. */
   readonly chatTemplate?: string | undefined
+  /** Sampling where a request says nothing, as its files have it; undefined takes the server's. */
+  readonly defaults?: SamplingDefaults | undefined
   /** The context is shorter than the model's, for want of memory, and too short for much. */
   readonly isCut?: boolean
   /** The tokenizer with a template of a created model's own. */
@@ -47,6 +50,8 @@ export interface LoadHooks {
 export interface ModelLibrary {
   /** Its models are loaded and cannot be loaded again. */
   readonly isFixed?: boolean
+  /** What makes, brings and deletes models; without it there are those that there are. */
+  readonly store?: ModelStore | undefined
   /** All that can be served, by name. */
   list(): readonly KnownModel[]
   /** With all that its files say of it, which takes longer: chat template and metadata. */

@@ -7,14 +7,24 @@ const DEFAULTS: Readonly<Record<string, keyof SamplingDefaults>> = {
   top_k: "topK",
   top_p: "topP",
   min_p: "minP",
+  typical_p: "typicalP",
+  top_n_sigma: "topNSigma",
   repeat_penalty: "repetitionPenalty",
+  repeat_last_n: "penaltyLastN",
   presence_penalty: "presencePenalty",
   frequency_penalty: "frequencyPenalty",
+  mirostat: "mirostat",
+  mirostat_tau: "mirostatTau",
+  mirostat_eta: "mirostatEta",
   num_predict: "maxTokens",
 }
 
 /** The server's settings with a created model's own in place of its defaults. */
-export function withParameters(config: ServerConfig, parameters: ModelParameters): ServerConfig {
+export function withParameters(
+  config: ServerConfig,
+  parameters: ModelParameters | undefined,
+): ServerConfig {
+  if (parameters === undefined) return config
   const own: Record<string, number> = {}
   for (const [name, key] of Object.entries(DEFAULTS)) {
     const value = parameters[name]

@@ -15,7 +15,7 @@ const off =
   (v: unknown): boolean =>
     v === value
 
-const optionsSchema = z
+export const optionsSchema = z
   .strictObject({
     temperature: z.number().min(0).max(2).nullish(),
     top_k: z.int().min(-1).nullish(),
