@@ -1,8 +1,9 @@
 /**
- * What the server costs: one stream of generated tokens from the engine on the calling thread, and the same through
- * /v1/completions of a server in a process of its own, in turns.
+ * What the server costs: streams of generated tokens from the engine on the calling thread, and the same through
+ * /v1/completions of a server in a process of its own, in turns. One stream is timed from its first token on, several
+ * from their start.
  *
- * `bun bench/server.bench.ts MODEL [--threads N] [--tokens N] [--rounds N] [--json FILE]`
+ * `bun bench/server.bench.ts MODEL [--threads N] [--streams N] [--tokens N] [--rounds N] [--json FILE]`
  */
 import { join } from "node:path"
 import { parseArgs } from "node:util"
@@ -17,6 +18,7 @@ const { values: flags, positionals } = parseArgs({
   allowPositionals: true,
   options: {
     threads: { type: "string", default: "0" },
+    streams: { type: "string", default: "1" },
     tokens: { type: "string", default: "256" },
     rounds: { type: "string", default: "9" },
     json: { type: "string" },
@@ -26,11 +28,26 @@ const [model] = positionals
 if (model === undefined) throw new Error("which model? bun bench/server.bench.ts MODEL")
 const tokens = Number(flags.tokens)
 const rounds = Number(flags.rounds)
+const streams = Number(flags.streams)
 
-const config = engineConfig({ model, threads: Number(flags.threads), prefixCache: false })
+const size = { maxBatchSize: streams, kvCacheTokens: streams * (tokens + 64) }
+const config = engineConfig({
+  model,
+  threads: Number(flags.threads),
+  prefixCache: false,
+  ...(streams > 1 ? size : {}),
+})
 
-/** The same by what a client sees: from the first chunk of text to the last. */
+/** Tokens a second of all streams, by what their clients see. */
 async function served(url: string): Promise<number> {
+  if (streams === 1) return servedStream(url)
+  const started = performance.now()
+  await Promise.all(Array.from({ length: streams }, async () => servedStream(url)))
+  return (streams * tokens * 1000) / (performance.now() - started)
+}
+
+/** From the first chunk of text to the last. */
+async function servedStream(url: string): Promise<number> {
   const response = await fetch(`${url}/v1/completions`, {
     method: "POST",
     headers: { "content-type": "application/json" },
@@ -39,6 +56,7 @@ async function served(url: string): Promise<number> {
       prompt: [...PROMPT],
       max_tokens: tokens,
       temperature: 0,
+      ignore_eos: true,
       stream: true,
       stream_options: { include_usage: true },
     }),
@@ -75,6 +93,14 @@ async function startServer(): Promise<{ url: string; stop: () => Promise<unknown
       "--threads",
       flags.threads,
       "--no-prefix-cache",
+      ...(streams > 1
+        ? [
+            "--max-batch-size",
+            String(size.maxBatchSize),
+            "--cache-tokens",
+            String(size.kvCacheTokens),
+          ]
+        : []),
     ],
     { stdout: "pipe", stderr: "ignore" },
   )
@@ -106,10 +132,10 @@ using engine = await Engine.create(config)
 const server = await startServer()
 const rows: { direct: number; served: number }[] = []
 try {
-  streamRate(engine, tokens)
+  streamRate(engine, tokens, streams)
   await served(server.url)
   for (let i = 0; i < rounds; i++)
-    rows.push({ direct: streamRate(engine, tokens), served: await served(server.url) })
+    rows.push({ direct: streamRate(engine, tokens, streams), served: await served(server.url) })
 } finally {
   await server.stop()
 }
@@ -124,5 +150,5 @@ report(
     },
   ],
   flags.json,
-  { threads, isa, tokens },
+  { threads, isa, tokens, streams },
 )
