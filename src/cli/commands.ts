@@ -18,5 +18,6 @@ export const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
   convert: async () => (await import("./convert.ts")).convert,
   merge: async () => (await import("./merge.ts")).merge,
   quantize: async () => (await import("./quantize.ts")).quantize,
+  cache: async () => (await import("./cache.ts")).cache,
   rules: async () => (await import("./rules.ts")).rules,
 }

@@ -160,7 +160,9 @@ export class Engine implements Disposable {
         isEncoder: wholePrompts,
       },
     })
-    const info = describe(config, built, memory, backend, performance.now() - start)
+    const loadMs = performance.now() - start
+    const cacheRamBytes = opened?.hostLimitBytes ?? 0
+    const info = { ...describe(config, built, memory, backend), cacheRamBytes, loadMs }
     return new Engine(config, info, built.model, core, resources.move())
   }
 
@@ -330,8 +332,7 @@ function describe(
   built: BuiltModel,
   memory: MemoryPlan,
   backend: Backend,
-  loadMs: number,
-): EngineInfo {
+): Omit<EngineInfo, "cacheRamBytes" | "loadMs"> {
   const { weights, config: model } = built
   const pooling = poolingInfo(model)
   return {
@@ -350,7 +351,6 @@ function describe(
     isa: backend.isa,
     device: "cpu",
     precision: config.precision,
-    loadMs,
     ...(pooling === undefined ? {} : { pooling }),
   }
 }

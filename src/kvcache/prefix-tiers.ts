@@ -292,9 +292,11 @@ export class PrefixTiers {
     this.#states?.tier.unpin(block.hostState)
   }
 
-  /** Of blocks that were found: their segments are in use. */
+  /** Of a chain that was found: its segments are in use, and what could not be written before is worth it now. */
   used(blocks: readonly CachedBlock[]): void {
-    if (this.#disk === undefined) return
+    const last = blocks.at(-1)
+    if (this.#disk === undefined || last === undefined) return
+    this.save(last)
     const segments = new Set<number>()
     for (const { disk, diskState } of blocks) {
       if (disk !== undefined) segments.add(disk.segment)
@@ -448,7 +450,8 @@ export class PrefixTiers {
     const block =
       kind === KV ? this.#cache?.insert(parent, tokens, ropeKeys, -1) : this.#byDigest.get(digest)
     if (block === undefined && kind === STATE) this.#await(digest, stored)
-    if (block === undefined || of.place(block) !== undefined) return false
+    if (block === undefined) return false
+    // a later record is there because the earlier one was damaged or lost its beginning
     block.digest = digest
     this.#place(of, block, place)
     return true

@@ -8,6 +8,7 @@ import { RequestError } from "../errors.ts"
 import { Workload } from "./admission.ts"
 import { addMessages } from "./anthropic/messages.ts"
 import { errorResponse } from "./api-error.ts"
+import { addCache } from "./cache.ts"
 import { requireKey, requireOrigin } from "./auth.ts"
 import type { ServerEnv, ServerRoot } from "./context.ts"
 import { asRequestError } from "./generate.ts"
@@ -89,6 +90,7 @@ export function createApp(deps: ServerDeps): ServerApp {
     ),
   )
 
+  addCache(app, context)
   addOperations(app, context)
   addMachine(app, context)
   addModels(app, context)

@@ -161,6 +161,8 @@ export interface EngineInfo {
   readonly maxBatchSize: number
   readonly kvCacheTokens: number
   readonly kvCacheBytes: number
+  /** Host memory that prefixes may take beside the KV cache. */
+  readonly cacheRamBytes: number
   readonly threads: number
   readonly numaNodes: number
   readonly isa: string

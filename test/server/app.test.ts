@@ -286,6 +286,24 @@ describe("operations", () => {
     expect((await app.request("/nowhere")).headers.get("x-request-id")).toMatch(/^req_/)
   })
 
+  test("/cache shows the tiers and forgets what they hold", async () => {
+    const { app, client } = testServer({})
+    const { models } = (await (await app.request("/cache")).json()) as { models: unknown[] }
+    expect(models).toEqual([
+      {
+        model: "fake",
+        prompt_tokens: 11,
+        hit_rate: 4 / 11,
+        device: { bytes: 1000, hit_tokens: 1 },
+        host: { bytes: 2000, limit_bytes: 4000, hit_tokens: 2 },
+        disk: { bytes: 3000, limit_bytes: 8000, hit_tokens: 1, writes: 5, drops: 0, failures: 0 },
+      },
+    ])
+    const response = await app.request("/cache", { method: "DELETE" })
+    expect(await response.json()).toEqual({ cleared: ["fake"] })
+    expect(client.cleared).toBe(1)
+  })
+
   test("metrics count requests by route and tokens", async () => {
     const { app, post } = testServer({ cachedTokens: 4 })
     await post(CHAT, hello)

@@ -444,8 +444,8 @@ export class ModelManager {
     let bytes = 0
     for (const slot of this.#slots.values()) {
       if (slot === except || slot.loaded === undefined) continue
-      const { weightBytes, kvCacheBytes } = slot.loaded.client.info
-      bytes += weightBytes + kvCacheBytes
+      const { weightBytes, kvCacheBytes, cacheRamBytes } = slot.loaded.client.info
+      bytes += weightBytes + kvCacheBytes + cacheRamBytes
     }
     return bytes
   }
