@@ -14,6 +14,8 @@ import type { ServerEnv, ServerRoot } from "./context.ts"
 import { asRequestError } from "./generate.ts"
 import { randomId } from "./ids.ts"
 import { addCompletion } from "./llamacpp/completion.ts"
+import { addEmbedding } from "./llamacpp/embedding.ts"
+import { addRerank } from "./llamacpp/rerank.ts"
 import { addTokens } from "./llamacpp/tokens.ts"
 import { addMachine } from "./machine.ts"
 import { ServerMetrics } from "./metrics.ts"
@@ -21,6 +23,7 @@ import { DEFAULT_KEEP_ALIVE_MS } from "./models/keep-alive.ts"
 import type { KnownModel, LoadedModel } from "./models/library.ts"
 import { type Lease, ModelManager } from "./models/manager.ts"
 import { addChat } from "./ollama/chat.ts"
+import { addEmbed } from "./ollama/embed.ts"
 import { addGenerate } from "./ollama/generate.ts"
 import { addOllamaManagement } from "./ollama/manage.ts"
 import { addOllamaModels } from "./ollama/models.ts"
@@ -28,6 +31,7 @@ import { addChatCompletions } from "./openai/chat-completions.ts"
 import { addCompletions } from "./openai/completions.ts"
 import { ConversationStore } from "./openai/conversation-store.ts"
 import { addConversations } from "./openai/conversations.ts"
+import { addEmbeddings } from "./openai/embeddings.ts"
 import { KeptDatabase } from "./openai/kept-database.ts"
 import { addModels } from "./openai/models.ts"
 import { ResponseStore } from "./openai/response-store.ts"
@@ -104,6 +108,10 @@ export function createApp(deps: ServerDeps): ServerApp {
   addMessages(app, context)
   addTokens(app, context)
   addCompletion(app, context)
+  addEmbeddings(app, context)
+  addEmbedding(app, context)
+  addRerank(app, context)
+  addEmbed(app, context)
   addOllamaModels(app, context)
   addOllamaManagement(app, context)
   addChat(app, context)

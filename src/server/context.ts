@@ -55,6 +55,8 @@ export interface UseOptions {
   readonly keepAlive?: string | number | null | undefined
   /** What is asked for when the name is not known: clients that know only models of their own ask for those. */
   readonly orDefault?: boolean
+  /** The route generates nothing: models that cannot will do. */
+  readonly anyKind?: boolean
 }
 
 /**
@@ -65,13 +67,19 @@ export async function useModel(
   root: ServerRoot,
   c: RequestContext,
   name: string | null | undefined,
-  { keepAlive, orDefault = false }: UseOptions = {},
+  { keepAlive, orDefault = false, anyKind = false }: UseOptions = {},
 ): Promise<ServerContext> {
   const { models, config, report } = root
   const keepMs = keepAliveMs(keepAlive)
   const lease = await models.use(models.find(name, orDefault), keepMs, c.req.raw.signal)
   c.get("leases").push(lease)
   const { model, loaded, admission, metrics, loadMs } = lease
+  if (!anyKind && loaded.client.info.pooling?.generates === false)
+    throw new RequestError(
+      400,
+      `model "${model.name}" embeds or ranks texts and generates none: ask /v1/embeddings or /v1/rerank`,
+      { code: "unsupported_model", param: "model" },
+    )
   const { settings } = model
   const template = settings?.template ?? loaded.chatTemplate
   return {

@@ -274,7 +274,7 @@ function logprobOf(event: TokenEvent): TokenLogprob {
   }
 }
 
-function timeoutSignal(timeoutMs: number, done: AbortController): AbortSignal {
+export function timeoutSignal(timeoutMs: number, done: AbortController): AbortSignal {
   const controller = new AbortController()
   const timer = setTimeout(() => {
     controller.abort(

@@ -45,6 +45,13 @@ export interface ServerTokenizer {
    * missing.
    */
   encodePrompt(text: string): Int32Array
+  /** What models that compare texts get of two of them. */
+  encodePair(first: string, second: string): { ids: Int32Array; secondFrom: number }
+  /** A text's ids cut to `limit`, ended as texts are. */
+  truncate(ids: Int32Array, limit: number): Int32Array
+  tokenId(text: string): number | undefined
+  /** Of rerankers that generate their verdict: a text with {query} and {document}. */
+  readonly rerankTemplate?: string | undefined
   /** Texts begin with a space that is not the user's. */
   readonly stripsLeadingSpace: boolean
   /** The bytes a token stands for; not always whole UTF-8 characters. */

@@ -83,6 +83,24 @@ export class Tokenizer {
     return Int32Array.from(ids)
   }
 
+  /** Two texts that a model compares, as BERT's kind gets them, and where the second begins. */
+  encodePair(first: string, second: string): { ids: Int32Array; secondFrom: number } {
+    const start = this.encode(first)
+    const rest = this.encode(second, { addSpecial: false })
+    const ids = Int32Array.from([...start, ...rest, ...this.#parts.suffix])
+    return { ids, secondFrom: start.length }
+  }
+
+  /** A text's ids cut to `limit`; what ends texts still ends them. */
+  truncate(ids: Int32Array, limit: number): Int32Array {
+    if (ids.length <= limit) return ids
+    const { suffix } = this.#parts
+    const isEnded =
+      suffix.length < limit && suffix.every((id, i) => ids.at(i - suffix.length) === id)
+    if (!isEnded) return ids.slice(0, limit)
+    return Int32Array.from([...ids.subarray(0, limit - suffix.length), ...suffix])
+  }
+
   /**
    * Encodes a rendered chat template: control tokens are recognised, and the start token is put in front only
    * where the template has not written it.

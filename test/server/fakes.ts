@@ -33,6 +33,15 @@ export const byteTokenizer: ServerTokenizer = {
   encode: (text, { addSpecial = true } = {}) =>
     Int32Array.from([...(addSpecial ? [BOS] : []), ...encoder.encode(text)]),
   encodePrompt: (text) => Int32Array.from([BOS, ...encoder.encode(text)]),
+  encodePair: (first, second) => {
+    const start = Int32Array.from([BOS, ...encoder.encode(first), EOS])
+    return {
+      ids: Int32Array.from([...start, ...encoder.encode(second), EOS]),
+      secondFrom: start.length,
+    }
+  },
+  truncate: (ids, limit) => ids.slice(0, limit),
+  tokenId: () => undefined,
   tokenBytes: (id) => (id < 256 ? Uint8Array.of(id) : encoder.encode(id === BOS ? "<s>" : "</s>")),
   isSpecial: (id) => id >= 256,
   chatFormat: {

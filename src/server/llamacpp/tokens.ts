@@ -37,7 +37,7 @@ export function addTokens(app: App, root: ServerRoot): void {
   describe("/tokenize", "Text to tokens", tokenizeRequestSchema, tokenizeResponseSchema)
   app.post("/tokenize", async (c) => {
     const body = await readBody(c, tokenizeRequestSchema)
-    const { tokenizer } = await useModel(root, c, body.model)
+    const { tokenizer } = await useModel(root, c, body.model, { anyKind: true })
     const ids = idsOf(tokenizer, body.content, "content", {
       addSpecial: body.add_special === true,
       parseSpecial: body.parse_special !== false,
@@ -49,7 +49,7 @@ export function addTokens(app: App, root: ServerRoot): void {
   describe("/detokenize", "Tokens to text", detokenizeRequestSchema, detokenizeResponseSchema)
   app.post("/detokenize", async (c) => {
     const { tokens, model } = await readBody(c, detokenizeRequestSchema)
-    const { tokenizer } = await useModel(root, c, model)
+    const { tokenizer } = await useModel(root, c, model, { anyKind: true })
     checkIds(tokenizer, tokens, "tokens")
     return c.json({ content: textOfIds(tokenizer, tokens) })
   })
@@ -79,7 +79,7 @@ export function addTokens(app: App, root: ServerRoot): void {
     responses: { 200: jsonContent(propsSchema, "They are") },
   })
   app.get("/props", async (c) => {
-    const context = await useModel(root, c, c.req.query("model"))
+    const context = await useModel(root, c, c.req.query("model"), { anyKind: true })
     const { defaults } = context.config
     const { info } = context.client
     return c.json({

@@ -111,7 +111,7 @@ export async function loadOrUnload(
 ): Promise<Response> {
   const unload = keepAliveMs(request.keep_alive) === 0
   if (unload) await root.models.unload(root.models.find(request.model))
-  else await useModel(root, c, request.model, { keepAlive: request.keep_alive })
+  else await useModel(root, c, request.model, { keepAlive: request.keep_alive, anyKind: true })
   const done_reason = unload ? "unload" : "load"
   return Response.json({ ...head(request), ...field(NOTHING), done: true, done_reason })
 }

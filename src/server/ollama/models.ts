@@ -2,6 +2,7 @@ import { z } from "@hono/zod-openapi"
 
 import { RequestError } from "../../errors.ts"
 import { type App, document, jsonContent, type ServerRoot } from "../context.ts"
+import { capabilitiesOf } from "../models/capabilities.ts"
 import type { KnownModel, ModelSettings } from "../models/library.ts"
 import { withParameters } from "../models/parameters.ts"
 import { readBody } from "../request.ts"
@@ -147,18 +148,9 @@ function shown({ models, config }: ServerRoot, found: KnownModel): Record<string
           }),
       ...model.info,
     },
-    capabilities: capabilities(template),
+    capabilities: capabilitiesOf(model, info),
     modified_at: modifiedAt(model),
   }
-}
-
-/** Tools are rendered, and thinking is asked for, where the template knows of them. */
-function capabilities(template: string): string[] {
-  return [
-    "completion",
-    ...(/\btools\b/.test(template) ? ["tools"] : []),
-    ...(/enable_thinking|reasoning_effort|<think>/.test(template) ? ["thinking"] : []),
-  ]
 }
 
 /** A created model's own, else what the server takes where a request says nothing. */

@@ -126,6 +126,34 @@ export const generateRequestSchema = z
 
 export type GenerateRequest = z.infer<typeof generateRequestSchema>
 
+const { model, keep_alive } = common
+
+export const embedRequestSchema = z
+  .strictObject({
+    model,
+    input: z
+      .union([z.string(), z.array(z.string())])
+      .nullish()
+      .openapi({ description: "Empty: loads the model" }),
+    truncate: z
+      .boolean()
+      .nullish()
+      .openapi({ description: "Default true: texts are cut to the context; false refuses them" }),
+    dimensions: z.int().min(1).nullish(),
+    options: optionsSchema.nullish(),
+    keep_alive,
+  })
+  .openapi("OllamaEmbedRequest")
+
+export const embeddingsRequestSchema = z
+  .strictObject({
+    model,
+    prompt: z.string().nullish().openapi({ description: "Empty: loads the model" }),
+    options: optionsSchema.nullish(),
+    keep_alive,
+  })
+  .openapi("OllamaEmbeddingsRequest")
+
 export const showRequestSchema = z
   .strictObject({
     model: z.string().nullish(),

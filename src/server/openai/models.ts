@@ -1,6 +1,7 @@
 import { z } from "@hono/zod-openapi"
 
 import { type App, document, jsonContent, type ServerRoot } from "../context.ts"
+import { capabilitiesOf } from "../models/capabilities.ts"
 import type { KnownModel } from "../models/library.ts"
 import { errorSchema, modelListSchema, modelSchema } from "./schema.ts"
 
@@ -59,6 +60,7 @@ function modelObject({ models }: ServerRoot, model: KnownModel): z.infer<typeof 
             n_ctx_train: info.trainedContextLength,
             n_params: info.parameters,
           }),
+      capabilities: capabilitiesOf(model, info),
       size: model.sizeBytes,
       architecture: info?.architecture ?? details.family,
       quantization: details.quantization,
