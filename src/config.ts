@@ -48,6 +48,12 @@ export interface EngineConfig {
   readonly expertsPerToken: number
   /** Tokens of a stream that come faster than this go to its reader together (the first and the last at once). */
   readonly streamIntervalMs: number
+  /** How tokens are guessed ahead, for steps that check several at once. */
+  readonly spec: "off" | "ngram"
+  /** Tokens that must have come before, in this order, for a guess by n-gram. */
+  readonly specLookup: number
+  /** Tokens of one guess. */
+  readonly specDraft: number
   /** Fused operators; false selects the plain modules (the oracle). */
   readonly fuse: boolean
   /** Rearrange weights into the kernels' own layout at load. */
@@ -113,6 +119,12 @@ export const CONFIG_OPTIONS: readonly ConfigOption[] = [
     help: "experts each token goes to, fewer than the model's own number (faster, less exact); 0 = the model's" },
   { key: "streamIntervalMs", flag: "stream-interval", aliases: [], type: "integer", min: 0, max: 1000, default: 15,
     help: "ms; tokens that come faster go to the client together, first and last at once; 0 = each by itself" },
+  { key: "spec", flag: "spec", aliases: [], type: "enum", values: ["off", "ngram"], default: "off",
+    help: "speculative decoding; ngram: guess what followed the last tokens before, and check it in one step" },
+  { key: "specLookup", flag: "spec-lookup", aliases: [], type: "integer", min: 2, max: 16, default: 3,
+    help: "tokens that an n-gram guess looks up" },
+  { key: "specDraft", flag: "spec-draft", aliases: ["draft-max"], type: "integer", min: 1, max: 7, default: 7,
+    help: "tokens of one guess at most" },
   { key: "fuse", flag: "fuse", aliases: [], type: "boolean", default: true,
     help: "fused operators; --no-fuse runs the plain modules" },
   { key: "repack", flag: "repack", aliases: [], type: "boolean", default: true,

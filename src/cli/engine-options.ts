@@ -19,6 +19,9 @@ export const COMPUTE_KEYS: readonly EngineKey[] = [
   "pageSize",
   "maxBatchTokens",
   "expertsPerToken",
+  "spec",
+  "specLookup",
+  "specDraft",
   "fuse",
   "repack",
 ]

@@ -10,8 +10,9 @@ import type {
 import type { SequenceGrammar } from "./grammar.ts"
 import { checkParams, checkTokens } from "./params.ts"
 import { checkPoolParams, Pooler, type PoolingLimits } from "./pooling.ts"
-import { type Batch, type Scheduler, wantsToken } from "./scheduler.ts"
+import { type Batch, draftOf, type Scheduler, wantsToken } from "./scheduler.ts"
 import { type RopeKey, Sequence } from "./sequence.ts"
+import type { Speculation } from "./speculation.ts"
 
 export interface TokenLogprobs {
   readonly logprob: number
@@ -23,6 +24,13 @@ export interface StepOutput {
   /** The next token of sequences for which wantsToken() held; other entries are void. */
   readonly tokens: Int32Array
   readonly logprobs: readonly (TokenLogprobs | undefined)[]
+  /** Tokens after that one, where guesses were right; undefined when no sequence had any. */
+  readonly more?: readonly (readonly FurtherToken[])[]
+}
+
+export interface FurtherToken {
+  readonly token: number
+  readonly logprobs: TokenLogprobs | undefined
 }
 
 /** Computes a step: the model and the sampler, or a test's replacement for both. */
@@ -62,6 +70,7 @@ export class EngineCore {
   readonly #ropeKey: RopeKey | undefined
   readonly #cache: CacheFacts
   readonly #pooling: PoolingLimits | undefined
+  readonly #speculation: Speculation | undefined
   /** Events that wait for the next step(): ends of sequences that ended between steps. */
   #pending: TokenEvent[] = []
   #promptTokens = 0
@@ -80,7 +89,9 @@ export class EngineCore {
       ropeKey?: RopeKey | undefined
       pooling?: PoolingLimits
     } & CacheFacts,
+    speculation?: Speculation,
   ) {
+    this.#speculation = speculation
     this.#runner = runner
     this.#scheduler = scheduler
     this.#blocks = blocks
@@ -123,13 +134,14 @@ export class EngineCore {
   }
 
   /**
-   * Computes one step and returns what came of it, at most one event per sequence. When the step fails, the sequences
+   * Computes one step and returns what came of it: an event per token, the last of a sequence with its end. When the step fails, the sequences
    * that took part in it end with an error; the others go on.
    */
   step(): TokenEvent[] {
     const events = this.#pending
     this.#pending = []
     const start = performance.now()
+    this.#speculation?.propose(this.#scheduler.running, this.#scheduler.maxLength)
     const batch = this.#scheduler.schedule()
     if (batch.seqs.length === 0) {
       if (this.#scheduler.isRestoring) this.#blocks.tiers?.wait(DISK_WAIT_MS)
@@ -163,6 +175,7 @@ export class EngineCore {
   stats(): EngineStats {
     const { pageSize, prefixCache, tiers } = this.#blocks
     const below = tiers?.stats()
+    const speculation = this.#speculation?.stats()
     const onDevice = prefixCache?.blocks().reduce((n, { page }) => n + (page >= 0 ? 1 : 0), 0) ?? 0
     return {
       waiting: this.#scheduler.numWaiting,
@@ -187,6 +200,8 @@ export class EngineCore {
       preemptionsTotal: this.#scheduler.numPreemptions,
       prefillSecondsTotal: this.#prefillSeconds,
       decodeSecondsTotal: this.#decodeSeconds,
+      draftedTokensTotal: speculation?.draftedTokensTotal ?? 0,
+      acceptedTokensTotal: speculation?.acceptedTokensTotal ?? 0,
       residentBytes: process.memoryUsage.rss(),
     }
   }
@@ -196,15 +211,28 @@ export class EngineCore {
     const ended = performance.now()
     // before commit, which moves numComputed
     const wanted = seqs.map(wantsToken)
+    for (const [i, seq] of seqs.entries()) {
+      const drafted = draftOf(seq)
+      if (drafted === 0) continue
+      seq.numAccepted = output.more?.[i]?.length ?? 0
+      this.#speculation?.observe(seq, drafted, seq.numAccepted)
+    }
     this.#scheduler.commit(batch)
     for (let i = 0; i < seqs.length; i++) {
-      const seq = seqs[i] as Sequence
       if (!wanted[i]) continue
-      events.push(
-        seq.pooler === undefined
-          ? this.#accept(seq, i, output, ended)
-          : this.#finishPooled(seq, seq.pooler, ended),
-      )
+      const seq = seqs[i] as Sequence
+      if (seq.pooler !== undefined) {
+        events.push(this.#finishPooled(seq, seq.pooler, ended))
+        continue
+      }
+      let event = this.#accept(seq, output.tokens[i] as number, output.logprobs[i], ended)
+      events.push(event)
+      for (const { token, logprobs } of output.more?.[i] ?? []) {
+        // the last guesses may go on after the end
+        if (event.finish !== undefined) break
+        event = this.#accept(seq, token, logprobs, ended)
+        events.push(event)
+      }
     }
   }
 
@@ -215,9 +243,12 @@ export class EngineCore {
     return { id, token: -1, finish: "stop", pooled: pooler.result(), first }
   }
 
-  #accept(seq: Sequence, index: number, output: StepOutput, now: number): TokenEvent {
-    const token = output.tokens[index] as number
-    const logprobs = output.logprobs[index]
+  #accept(
+    seq: Sequence,
+    token: number,
+    logprobs: TokenLogprobs | undefined,
+    now: number,
+  ): TokenEvent {
     seq.append(token)
     this.#generatedTokens++
     const finish = this.#finishReason(seq, token)
@@ -227,6 +258,9 @@ export class EngineCore {
       token,
       ...(logprobs === undefined ? {} : { logprob: logprobs.logprob, topLogprobs: logprobs.top }),
       ...(finish === undefined ? {} : { finish }),
+      ...(finish === undefined || seq.drafted === 0
+        ? {}
+        : { drafted: seq.drafted, accepted: seq.accepted }),
       ...(seq.numGenerated > 1 ? {} : { first: this.#firstOf(seq, now) }),
     }
   }

@@ -40,6 +40,7 @@ import { Repacking } from "./repack.ts"
 import { ropeKeyOf } from "./rope-key.ts"
 import { maxRunning, Scheduler } from "./scheduler.ts"
 import { Sequence } from "./sequence.ts"
+import { MAX_DRAFT_ROWS, NgramDrafter, Speculation } from "./speculation.ts"
 
 export interface EngineHooks {
   readonly onProgress?: (stage: string, done: number, total: number) => void
@@ -139,14 +140,17 @@ export class Engine implements Disposable {
     if (opened !== undefined) resources.defer(() => opened.close())
     const tiers = opened?.tiers
     const blocks = new BlockManager({ pages, pageSize, prefixCache, states, tiers })
-    const runner = resources.use(new ModelRunner(backend, built.model, pool, limits, statePool))
+    const speculation = speculationFor(config, states !== undefined, hooks)
+    const maxDraftTokens = speculation === undefined ? 0 : MAX_DRAFT_ROWS
+    const sizes = { ...limits, maxDraftTokens }
+    const runner = resources.use(new ModelRunner(backend, built.model, pool, sizes, statePool))
     hooks.onProgress?.("warm-up", 0, 1)
     warmUp(runner, blocks, built.config)
     hooks.onProgress?.("warm-up", 1, 1)
 
     const vocabSize = built.config.vocab_size
     const ropeKey = ropeKeyOf(built.config)
-    const core = new EngineCore(runner, new Scheduler(limits, blocks), blocks, {
+    const facts = {
       vocabSize,
       ropeKey,
       pageBytes: pool.pieceBytes,
@@ -159,7 +163,9 @@ export class Engine implements Disposable {
         generates: canGenerate(built.config),
         isEncoder: wholePrompts,
       },
-    })
+    }
+    const scheduler = new Scheduler(limits, blocks)
+    const core = new EngineCore(runner, scheduler, blocks, facts, speculation)
     const loadMs = performance.now() - start
     const cacheRamBytes = opened?.hostLimitBytes ?? 0
     const info = { ...describe(config, built, memory, backend), cacheRamBytes, loadMs }
@@ -255,6 +261,21 @@ function poolingInfo(model: ModelConfig): PoolingInfo | undefined {
   return { pooling, dimensions, hasClassifier, generates: canGenerate(model) }
 }
 
+/** Undefined, with a line in the log where it was asked for and cannot be. */
+function speculationFor(
+  config: EngineConfig,
+  hasStates: boolean,
+  hooks: EngineHooks,
+): Speculation | undefined {
+  if (config.spec === "off") return undefined
+  if (hasStates) {
+    const why = "this model keeps a state per sequence, which cannot be taken back"
+    hooks.onLog?.("warning", `--spec ${config.spec} is off: ${why}`)
+    return undefined
+  }
+  return new Speculation(new NgramDrafter(config.specLookup, config.specDraft))
+}
+
 function planFor(config: EngineConfig, built: BuiltModel, dtype: DTypeInfo): MemoryPlan {
   return planMemory({
     contextLength: config.contextLength,
@@ -290,7 +311,8 @@ function workspaceBytes(config: EngineConfig, model: ModelConfig): number {
   const experts = model.num_experts_per_tok + model.n_shared_experts
   const sparse = 3 * experts * model.moe_intermediate_size
   const perToken = 8 * model.hidden_size + attentionFloats(model) + Math.max(dense, sparse)
-  const logits = config.maxBatchSize * model.vocab_size
+  const drafts = config.spec === "off" ? 0 : MAX_DRAFT_ROWS
+  const logits = (config.maxBatchSize + drafts) * model.vocab_size
   return 4 * (2 * config.maxBatchTokens * perToken + 2 * logits) + 2 * expandedBytes(model)
 }
 

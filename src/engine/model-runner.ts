@@ -7,11 +7,11 @@ import type { BatchStates, ForwardBatch } from "../nn/forward-batch.ts"
 import { embedding } from "../ops/index.ts"
 import type { Tensor } from "../tensor/tensor.ts"
 import type { PoolParams } from "../worker/protocol.ts"
-import type { StepOutput, StepRunner } from "./core.ts"
+import type { FurtherToken, StepOutput, StepRunner, TokenLogprobs } from "./core.ts"
 import { FixedInts } from "./fixed-ints.ts"
 import { scoreOf } from "./pooling.ts"
 import { Sampler } from "./sampler.ts"
-import { type Batch, wantsToken } from "./scheduler.ts"
+import { type Batch, draftOf, wantsToken } from "./scheduler.ts"
 import type { Sequence } from "./sequence.ts"
 
 /** A model that computes: logits [R, vocab] F32 of the batch's logitsRows. */
@@ -34,6 +34,8 @@ export interface RunnerLimits {
   readonly maxBatchSize: number
   readonly maxBatchTokens: number
   readonly contextLength: number
+  /** Guessed tokens that a step may check; 0 where absent. */
+  readonly maxDraftTokens?: number
 }
 
 /** Of one sequence in a step: its state is kept at two lengths at most before the end. */
@@ -78,29 +80,30 @@ export class ModelRunner implements StepRunner {
     states?: StatePool,
   ) {
     const { maxBatchSize, maxBatchTokens, contextLength } = limits
+    const maxRows = maxBatchSize + (limits.maxDraftTokens ?? 0)
     this.#backend = backend
     this.#model = model
     this.#pool = pool
-    this.#sampler = new Sampler(backend, maxBatchSize)
+    this.#sampler = new Sampler(backend, maxRows)
     this.#maxPages = Math.ceil(contextLength / pool.pageSize)
     this.#inputIds = new FixedInts(backend, maxBatchTokens)
     this.#positions = new FixedInts(backend, maxBatchTokens)
     this.#slotMapping = new FixedInts(backend, maxBatchTokens)
-    this.#blockTables = new FixedInts(backend, maxBatchSize * this.#maxPages)
-    this.#queryStart = new FixedInts(backend, maxBatchSize + 1)
-    this.#seqLens = new FixedInts(backend, maxBatchSize)
-    this.#logitsRows = new FixedInts(backend, Math.max(maxBatchSize, maxBatchTokens))
+    this.#blockTables = new FixedInts(backend, maxRows * this.#maxPages)
+    this.#queryStart = new FixedInts(backend, maxRows + 1)
+    this.#seqLens = new FixedInts(backend, maxRows)
+    this.#logitsRows = new FixedInts(backend, Math.max(maxRows, maxBatchTokens))
     this.#tokenTypes = new FixedInts(backend, maxBatchTokens)
-    this.#generatedRows = new FixedInts(backend, maxBatchSize)
+    this.#generatedRows = new FixedInts(backend, maxRows)
     this.#states = states
     const maxSegments = states === undefined ? 0 : maxBatchSize * MAX_SEGMENTS
     this.#segmentStart = new FixedInts(backend, maxSegments + 1)
     this.#segmentSource = new FixedInts(backend, Math.max(maxSegments, 1))
     this.#segmentTarget = new FixedInts(backend, Math.max(maxSegments, 1))
     this.#ropeLengths = new Int32Array(maxBatchTokens)
-    this.#rowSeq = new Array<Sequence | undefined>(maxBatchSize).fill(undefined)
-    this.#rowEpoch = new Int32Array(maxBatchSize)
-    this.#rowPages = new Int32Array(maxBatchSize)
+    this.#rowSeq = new Array<Sequence | undefined>(maxRows).fill(undefined)
+    this.#rowEpoch = new Int32Array(maxRows)
+    this.#rowPages = new Int32Array(maxRows)
     this.#tokens = new Int32Array(maxBatchSize)
   }
 
@@ -126,18 +129,23 @@ export class ModelRunner implements StepRunner {
     const queryStart = this.#queryStart.values
     let token = 0
     let rows = 0
+    let s = 0
     let decode = true
     let prefill = true
     let hasTypes = false
-    for (let s = 0; s < seqs.length; s++) {
-      const seq = seqs[s] as Sequence
+    for (const seq of seqs) {
       const { pages, numComputed, numScheduled, tokens } = seq
-      queryStart[s] = token
-      this.#seqLens.values[s] = numComputed + numScheduled
-      this.#writePages(s, seq)
-      if (numScheduled === 1) prefill = false
+      const drafted = draftOf(seq)
+      if (numScheduled === 1 || drafted > 0) prefill = false
       else decode = false
       for (let p = numComputed; p < numComputed + numScheduled; p++) {
+        // A guess is computed as the next token of a sequence of its own with the same pages, which is how it would be
+        // computed later: so not a bit of its logits differs.
+        if (p === numComputed || drafted > 0) {
+          queryStart[s] = token
+          this.#seqLens.values[s] = drafted > 0 ? p + 1 : numComputed + numScheduled
+          this.#writePages(s++, seq)
+        }
         ids[token] = tokens[p] as number
         positions[token] = p
         slots[token] = (pages[Math.floor(p / pageSize)] as number) * pageSize + (p % pageSize)
@@ -149,21 +157,24 @@ export class ModelRunner implements StepRunner {
         const [from, to] = seq.pooler.wanted(numComputed, end, seq.length)
         for (let p = from; p < to; p++) this.#logitsRows.values[rows++] = token - end + p
         hasTypes = true
-      } else if (wantsToken(seq)) this.#logitsRows.values[rows++] = token - 1
+      } else if (wantsToken(seq)) {
+        for (let back = drafted; back >= 0; back--)
+          this.#logitsRows.values[rows++] = token - 1 - back
+      }
     }
-    queryStart[seqs.length] = token
+    queryStart[s] = token
     // models and kernels know no empty tensors: a step that wants no logits computes one row for nobody
     if (rows === 0) this.#logitsRows.values[rows++] = token - 1
     return {
       phase: decode ? "decode" : prefill ? "prefill" : "mixed",
       numTokens,
-      numSeqs: seqs.length,
+      numSeqs: s,
       inputIds: this.#inputIds.view([numTokens]),
       positions: this.#positions.view([numTokens]),
       slotMapping: this.#slotMapping.view([numTokens]),
-      blockTables: this.#blockTables.view([seqs.length, this.#maxPages]),
-      queryStart: this.#queryStart.view([seqs.length + 1]),
-      seqLens: this.#seqLens.view([seqs.length]),
+      blockTables: this.#blockTables.view([s, this.#maxPages]),
+      queryStart: this.#queryStart.view([s + 1]),
+      seqLens: this.#seqLens.view([s]),
       logitsRows: this.#logitsRows.view([rows]),
       ...(hasTypes ? { tokenTypes: this.#writeTypes(batch) } : {}),
       ropeLengths: this.#ropeLengths.subarray(0, numTokens),
@@ -199,7 +210,9 @@ export class ModelRunner implements StepRunner {
     for (const seq of batch.seqs) {
       const { pooler, numComputed, numScheduled, length } = seq
       if (pooler === undefined) {
-        if (wantsToken(seq)) this.#generatedRows.values[generated++] = row++
+        if (!wantsToken(seq)) continue
+        for (let left = draftOf(seq); left >= 0; left--)
+          this.#generatedRows.values[generated++] = row++
         continue
       }
       if (numComputed === 0) pooler.restart()
@@ -284,6 +297,7 @@ export class ModelRunner implements StepRunner {
     rows.length = 0
     for (const seq of batch.seqs) if (seq.pooler === undefined && wantsToken(seq)) rows.push(seq)
     if (rows.length === 0) return { tokens: this.#tokens, logprobs: [] }
+    if (rows.some((seq) => draftOf(seq) > 0)) return this.#check(batch, logits)
     const drawn = this.#sampler.sample(logits, rows)
     if (rows.length === batch.seqs.length) return drawn
     const logprobs = new Array<StepOutput["logprobs"][number]>(batch.seqs.length).fill(undefined)
@@ -295,6 +309,35 @@ export class ModelRunner implements StepRunner {
       logprobs[i] = drawn.logprobs[row++]
     }
     return { tokens: this.#tokens, logprobs }
+  }
+
+  /** Draws each sequence's tokens as far as its guesses are what is drawn, and one more. */
+  #check(batch: Batch, logits: Tensor): StepOutput {
+    const { seqs } = batch
+    const logprobs = new Array<TokenLogprobs | undefined>(seqs.length).fill(undefined)
+    const more: FurtherToken[][] = []
+    const best = this.#sampler.bestOf(logits, this.#rows)
+    let row = 0
+    for (const [i, seq] of seqs.entries()) {
+      const further: FurtherToken[] = []
+      more.push(further)
+      if (seq.pooler !== undefined || !wantsToken(seq)) continue
+      const drafted = draftOf(seq)
+      for (let ahead = 0; ahead <= drafted; ahead++) {
+        const drawn =
+          best === undefined
+            ? this.#sampler.sampleAhead(logits.narrow(0, row + ahead, 1), seq, ahead)
+            : { token: best[row + ahead] as number, logprobs: undefined }
+        if (ahead > 0) further.push(drawn)
+        else {
+          this.#tokens[i] = drawn.token
+          logprobs[i] = drawn.logprobs
+        }
+        if (drawn.token !== seq.tokens[seq.length + ahead]) break
+      }
+      row += drafted + 1
+    }
+    return { tokens: this.#tokens, logprobs, more }
   }
 
   [Symbol.dispose](): void {

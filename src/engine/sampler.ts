@@ -11,7 +11,7 @@ import {
 } from "../ops/index.ts"
 import { F32 } from "../tensor/dtype.ts"
 import type { Tensor } from "../tensor/tensor.ts"
-import type { StepOutput, TokenLogprobs } from "./core.ts"
+import type { FurtherToken, StepOutput, TokenLogprobs } from "./core.ts"
 import { FixedInts } from "./fixed-ints.ts"
 import { uniform } from "./random.ts"
 import type { Sequence } from "./sequence.ts"
@@ -33,11 +33,11 @@ export class Sampler {
   }
 
   /** logits [rows, vocab] F32, one row per sequence. The result is valid until the next call. */
-  sample(logits: Tensor, seqs: readonly Sequence[]): StepOutput {
+  sample(logits: Tensor, seqs: readonly Sequence[], ahead = 0): StepOutput {
     const known = seqs.some((seq) => seq.grammar !== undefined) ? this.#mask(logits, seqs) : []
     const tokens = this.#tokens.view([seqs.length])
     if (seqs.every(isGreedy)) argmax(logits, tokens)
-    else this.#draw(logits, seqs, tokens)
+    else this.#draw(logits, seqs, tokens, ahead)
     const wantsLogprobs = seqs.some((seq) => seq.params.logprobs !== undefined)
     return {
       tokens: this.#tokens.values,
@@ -47,6 +47,21 @@ export class Sampler {
           )
         : [],
     }
+  }
+
+  /** The token after `ahead` others that were drawn in this step. logits [1, vocab] F32. */
+  sampleAhead(logits: Tensor, seq: Sequence, ahead: number): FurtherToken {
+    const { tokens, logprobs: all } = this.sample(logits, [seq], ahead)
+    return { token: tokens[0] as number, logprobs: all[0] }
+  }
+
+  /** The greatest logit of each row, when that is all that these sequences need. */
+  bestOf(logits: Tensor, seqs: readonly Sequence[]): Int32Array | undefined {
+    const isPlain = ({ grammar, params }: Sequence): boolean =>
+      grammar === undefined && params.logprobs === undefined
+    if (!seqs.every((seq) => isGreedy(seq) && isPlain(seq))) return undefined
+    argmax(logits, this.#tokens.view([logits.dim(0)]))
+    return this.#tokens.values
   }
 
   /** Forbids what grammars do not allow; the result has the logits as they were of rows whose log-probabilities are asked. */
@@ -67,7 +82,7 @@ export class Sampler {
     })
   }
 
-  #draw(logits: Tensor, seqs: readonly Sequence[], tokens: Tensor): void {
+  #draw(logits: Tensor, seqs: readonly Sequence[], tokens: Tensor, ahead: number): void {
     const states = this.#states
     const draws = this.#draws
     states.length = 0
@@ -75,9 +90,10 @@ export class Sampler {
     for (let row = 0; row < seqs.length; row++) {
       const seq = seqs[row] as Sequence
       states.push(this.#stateOf(seq))
-      draws.push(drawOf(seq))
+      draws.push(drawOf(seq, ahead))
     }
     this.#batch.sample(logits, states, draws, tokens)
+    for (const [row, state] of states.entries()) state.push(this.#tokens.values[row] as number)
   }
 
   #stateOf(seq: Sequence): SamplingState {
@@ -106,10 +122,11 @@ function isGreedy({ params }: Sequence): boolean {
   )
 }
 
-function drawOf({ seed, numGenerated, params }: Sequence): Draw {
+function drawOf({ seed, numGenerated, params }: Sequence, ahead: number): Draw {
+  const n = numGenerated + ahead
   return {
-    uniform: uniform(seed, numGenerated),
-    xtc: params.xtcProbability ? uniform(seed, numGenerated, 1) : 0,
+    uniform: uniform(seed, n),
+    xtc: params.xtcProbability ? uniform(seed, n, 1) : 0,
   }
 }
 

@@ -23,7 +23,12 @@ export interface Batch {
 
 /** Whether the step computes the last known token, so that its logits give the next one. */
 export function wantsToken(seq: Sequence): boolean {
-  return seq.numComputed + seq.numScheduled === seq.length
+  return seq.numComputed + seq.numScheduled >= seq.length
+}
+
+/** Guessed tokens that the step computes after the last known one. */
+export function draftOf(seq: Sequence): number {
+  return Math.max(0, seq.numComputed + seq.numScheduled - seq.length)
 }
 
 /** Tokens of a known prefix that a step copies back to the device while other sequences run: some milliseconds. */
@@ -83,6 +88,11 @@ export class Scheduler {
     return this.#blocks.restore?.isActive === true
   }
 
+  /** Sequences that have started, oldest first. */
+  get running(): readonly Sequence[] {
+    return this.#running
+  }
+
   get(id: number): Sequence | undefined {
     return this.#byId.get(id)
   }
@@ -119,6 +129,8 @@ export class Scheduler {
       const seq = this.#running[i] as Sequence
       if (seq.numRemaining === 1 && this.#reserve(seq)) this.#take(seq, 1)
     }
+    for (let i = 0; i < this.#batch.seqs.length; i++)
+      this.#takeDraft(this.#batch.seqs[i] as Sequence)
     for (let i = 0; i < this.#running.length; i++) {
       const seq = this.#running[i] as Sequence
       if (seq.numRemaining > 1) this.#take(seq, seq.numRemaining)
@@ -130,8 +142,11 @@ export class Scheduler {
   /** The step succeeded: its tokens are in the cache, and full pages can be shared. */
   commit(batch: Batch): void {
     for (const seq of batch.seqs) {
-      seq.numComputed += seq.numScheduled
+      // keys and values of wrong guesses stay where they are until the right tokens' take their place
+      seq.numComputed += seq.numScheduled - (draftOf(seq) - seq.numAccepted)
       seq.numScheduled = 0
+      seq.numAccepted = 0
+      seq.numDraft = 0
       const { states } = this.#blocks
       if (states !== undefined) this.#readOwnState(seq, states)
       this.#publish(seq)
@@ -174,6 +189,21 @@ export class Scheduler {
       const slot = states.take()
       if (slot !== undefined) seq.stateSplits.push({ at, slot })
     }
+  }
+
+  /** Guesses join where tokens and pages are left over: nobody gives way to them. */
+  #takeDraft(seq: Sequence): void {
+    const { pageSize } = this.#blocks
+    let count = Math.min(seq.numDraft, this.#options.maxBatchTokens - this.#batch.numTokens)
+    if (count <= 0) return
+    while (
+      seq.pages.length * pageSize < seq.length + count &&
+      this.#blocks.numFree > this.#running.length
+    )
+      seq.pages.push(this.#blocks.allocate())
+    count = Math.min(count, seq.pages.length * pageSize - seq.length)
+    seq.numScheduled += count
+    this.#batch.numTokens += count
   }
 
   /** Starts waiting sequences while pages, places and tokens of the step last. */
@@ -326,6 +356,7 @@ export class Scheduler {
     this.#releaseState(seq)
     seq.numComputed = 0
     seq.numScheduled = 0
+    seq.numDraft = 0
     seq.numPublished = 0
     seq.lastBlock = undefined
   }

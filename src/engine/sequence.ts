@@ -39,6 +39,13 @@ export class Sequence {
   readonly stateSplits: { readonly at: number; readonly slot: number }[] = []
   /** The last block with a snapshot that generation left behind. */
   snapshotBlock: CachedBlock | undefined
+  /** Tokens behind the known ones that were guessed: the next step checks them. */
+  numDraft = 0
+  /** Of those that the step computes, how many were right. */
+  numAccepted = 0
+  /** Guessed tokens so far, and those of them that were right. */
+  drafted = 0
+  accepted = 0
   /** Of the prompt, tokens found in the prefix cache when the sequence last began. */
   numCached = 0
   /** What the sampler keeps of it; disposed of when the sequence ends. */
@@ -108,16 +115,25 @@ export class Sequence {
     return position < this.promptLength ? this.promptLength : position + 1
   }
 
+  /** The next token. The sampler, which drew it, knows of it. */
   append(token: number): void {
-    if (this.length === this.#tokens.length) {
+    this.#put(this.length++, token)
+    this.grammar?.accept(token)
+  }
+
+  /** A guess of the token after those that are known or guessed. */
+  guess(token: number): void {
+    this.#put(this.length + this.numDraft++, token)
+  }
+
+  #put(at: number, token: number): void {
+    if (at === this.#tokens.length) {
       this.#tokens = grown(this.#tokens)
       if (this.#ropeKeys !== undefined) this.#ropeKeys = grown(this.#ropeKeys)
     }
     if (this.#ropeKeys !== undefined && this.#ropeKey !== undefined)
-      this.#ropeKeys[this.length] = this.#ropeKey(this.ropeLength(this.length))
-    this.#tokens[this.length++] = token
-    this.sampling?.push(token)
-    this.grammar?.accept(token)
+      this.#ropeKeys[at] = this.#ropeKey(this.ropeLength(at))
+    this.#tokens[at] = token
   }
 }
 

@@ -46,6 +46,8 @@ export interface ChoiceTimings {
   readonly ttftMs: number
   /** From the first token to the last. */
   readonly decodeMs: number
+  /** Tokens guessed by speculative decoding, and those that were right; undefined where there were none. */
+  readonly draft?: { readonly drafted: number; readonly accepted: number } | undefined
 }
 
 export type GenerationEvent =
@@ -189,6 +191,7 @@ async function* runChoice(
   let lastMs = 0
   let completionTokens = 0
   let finishReason: "stop" | "length" | undefined
+  let draft: ChoiceTimings["draft"]
 
   for await (const events of deps.client.generate(ids, params, signal)) {
     const beforeMs = lastMs
@@ -205,6 +208,8 @@ async function* runChoice(
         deps.metrics.firstToken(first, (firstMs - request.arrivedMs) / 1000)
       }
       if (event.finish !== undefined) finishReason = event.finish
+      if (event.drafted !== undefined)
+        draft = { drafted: event.drafted, accepted: event.accepted ?? 0 }
       // The token that ends a sequence is not part of its text.
       if (event.finish === "stop") continue
       const delta = text.push(event.token, wantLogprobs ? logprobOf(event) : undefined)
@@ -234,6 +239,7 @@ async function* runChoice(
     prefillMs: first?.prefillMs ?? firstMs - request.arrivedMs,
     ttftMs: firstMs - request.arrivedMs,
     decodeMs,
+    draft,
   }
   deps.metrics.finished({
     reason,

@@ -80,6 +80,16 @@ const ENGINE_COUNTERS: readonly Levels[] = [
     "blocks on disk that were damaged or gone when they were read",
     (s) => s.cacheDiskFailuresTotal,
   ],
+  [
+    "vllm:spec_decode_num_draft_tokens_total",
+    "tokens guessed by speculative decoding",
+    (s) => s.draftedTokensTotal,
+  ],
+  [
+    "vllm:spec_decode_num_accepted_tokens_total",
+    "guessed tokens that were right",
+    (s) => s.acceptedTokensTotal,
+  ],
 ]
 
 /** What one model's sequences tell. */

@@ -137,6 +137,9 @@ export interface TokenEvent {
   readonly isRefused?: boolean
   /** Of a text that was to be pooled, with its only event. */
   readonly pooled?: Float32Array
+  /** On the last event of a sequence that had any: tokens guessed by speculative decoding, and those that were right. */
+  readonly drafted?: number
+  readonly accepted?: number
   /** On the first event of a sequence. */
   readonly first?: {
     readonly promptTokens: number
@@ -201,6 +204,9 @@ export interface EngineStats {
   readonly prefillSecondsTotal: number
   readonly decodeSecondsTotal: number
   readonly residentBytes: number
+  /** Tokens guessed by speculative decoding, and those of them that were right. */
+  readonly draftedTokensTotal: number
+  readonly acceptedTokensTotal: number
 }
 
 /** A module that has weights, and where they are. */

@@ -237,6 +237,8 @@ export class FakeClient implements EngineClient {
       preemptionsTotal: 0,
       prefillSecondsTotal: 0.25,
       decodeSecondsTotal: 0.5,
+      draftedTokensTotal: 0,
+      acceptedTokensTotal: 0,
       residentBytes: 123_456_789,
     }
   }

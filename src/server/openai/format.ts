@@ -23,6 +23,9 @@ export interface Timings {
   readonly predicted_per_second: number
   readonly queue_ms: number
   readonly ttft_ms: number
+  /** With speculative decoding: tokens guessed, and those that were right. */
+  readonly draft_n?: number
+  readonly draft_n_accepted?: number
 }
 
 /** One finished choice and the prompt it belongs to. */
@@ -67,6 +70,9 @@ export function timingsOf(choices: readonly FinishedChoice[]): Timings {
     (n, { usage }) => n + Math.max(0, usage.completionTokens - 1),
     0,
   )
+  const drafts = choices.flatMap(({ timings }) => timings.draft ?? [])
+  const total = (pick: (draft: { drafted: number; accepted: number }) => number): number =>
+    drafts.reduce((sum, draft) => sum + pick(draft), 0)
   return {
     cache_n: prompt_tokens_details.cached_tokens,
     prompt_n: computed,
@@ -77,6 +83,9 @@ export function timingsOf(choices: readonly FinishedChoice[]): Timings {
     predicted_per_second: perSecond(afterFirst, predictedMs),
     queue_ms: longest((t) => t.queueMs),
     ttft_ms: longest((t) => t.ttftMs),
+    ...(drafts.length === 0
+      ? {}
+      : { draft_n: total((d) => d.drafted), draft_n_accepted: total((d) => d.accepted) }),
   }
 }
 

@@ -230,6 +230,8 @@ const timings = z
     predicted_per_second: z.number(),
     queue_ms: z.number(),
     ttft_ms: z.number(),
+    draft_n: z.int().optional(),
+    draft_n_accepted: z.int().optional(),
   })
   .openapi("Timings")
 
