@@ -43,9 +43,10 @@ class Positions {
 
 /** The least tokens that a match needs; fewer say little. */
 const SHORTEST = 2
-/** Steps without a guess after one that was all wrong, doubled by each further one. */
+/** After guesses that were all wrong there are steps without any, twice as many with each further one. */
 const LONGEST_PAUSE = 64
-const FIRST_DRAFT = 4
+/** Products take tokens in fours: a step with as many guesses costs a quarter more, one with 7 four quarters. */
+const FIRST_DRAFT = 3
 
 /**
  * Prompt lookup ("Prompt lookup decoding", Saxena 2023; "n-gram" speculation in other engines): what followed the last
@@ -87,13 +88,12 @@ export class NgramDraft {
   }
 
   observe(drafted: number, accepted: number): void {
-    if (accepted === drafted) this.#length = Math.min(this.#most, this.#length * 2)
-    else this.#length = Math.max(SHORTEST, Math.min(this.#most, accepted + 2))
+    this.#length = accepted === drafted ? this.#most : FIRST_DRAFT
     if (accepted > 0) {
       this.#misses = 0
       return
     }
     this.#misses++
-    this.#pause = Math.min(LONGEST_PAUSE, 2 ** this.#misses)
+    this.#pause = Math.min(LONGEST_PAUSE, 2 ** (this.#misses - 1))
   }
 }
