@@ -5,6 +5,7 @@ export const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
   serve: async () => (await import("./serve.ts")).serve,
   chat: async () => (await import("./chat.ts")).chat,
   run: async () => (await import("./run.ts")).run,
+  embed: async () => (await import("./embed.ts")).embed,
   bench: async () => (await import("./bench.ts")).bench,
   pull: async () => (await import("./pull.ts")).pull,
   list: async () => (await import("./list.ts")).list,

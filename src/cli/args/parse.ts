@@ -191,7 +191,7 @@ function checkPositionals(command: Command, args: readonly string[]): void {
   const usage = `\`kt ${command.name} --help\` shows how it is used`
   if (missing !== undefined)
     throw new UsageError(`${missing.name} is missing: ${missing.help}`, { hint: usage })
-  const extra = args[positionals.length]
+  const extra = positionals.at(-1)?.many === true ? undefined : args[positionals.length]
   if (extra !== undefined) throw new UsageError(`unexpected argument "${extra}"`, { hint: usage })
 }
 

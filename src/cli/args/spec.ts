@@ -47,6 +47,8 @@ export interface Positional {
   readonly name: string
   readonly help: string
   readonly required?: boolean
+  /** As many as are given; only the last may be. */
+  readonly many?: boolean
 }
 
 export interface Example {
