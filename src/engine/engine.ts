@@ -112,6 +112,12 @@ export class Engine implements Disposable {
         onNote: (note) => hooks.onLog?.("info", note),
       }),
     )
+    const { classifier, encoder } = built.config
+    if (classifier !== undefined && encoder?.classifier_dense === false)
+      hooks.onLog?.(
+        "warning",
+        "the file lacks the dense layer before the classifier: scores are not the original model's",
+      )
     if (repacking?.note !== undefined) hooks.onLog?.("warning", repacking.note)
     const { pages } = memory
     const { pageSize, maxBatchSize, maxBatchTokens, prefixCache } = config
