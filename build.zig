@@ -1,11 +1,13 @@
 //! Wires the kernel libraries; kernels/build/*.zig does the work.
 //!   zig build            libkt_cpu for this machine's platform into zig-out/lib
+//!   zig build -Dcuda     libkt_cuda too, with nvcc 13 and g++; `zig build cuda` makes it alone
 //!   zig build abi        regenerates src/native/abi.generated.ts from kernels/include/kt.h
 //!   zig build abi-text   writes the same below the prefix, so that tests can compare the two
 //!   zig build test       Zig unit tests (pool, cpuid, status, slab)
 //!   zig build test-aarch64   op tests of every 64-bit ARM level through the C ABI, under qemu-aarch64
 const std = @import("std");
 const cpu = @import("kernels/build/cpu.zig");
+const gpu = @import("kernels/build/gpu.zig");
 
 pub fn build(b: *std.Build) void {
     const target = b.standardTargetOptions(.{});
@@ -15,6 +17,12 @@ pub fn build(b: *std.Build) void {
 
     const library = cpu.addLibrary(b, target.result.os.tag, target.result.cpu.arch, optimize);
     b.installArtifact(library);
+
+    const archs = b.option([]const u8, "cuda-archs", "compute capabilities that libkt_cuda is compiled for; default: 80,90a") orelse "80,90a";
+    const cuda = b.step("cuda", "compile libkt_cuda alone into zig-out/lib");
+    const cuda_library = gpu.addLibrary(b, optimize, archs);
+    cuda.dependOn(cuda_library);
+    if (b.option(bool, "cuda", "compile libkt_cuda too") orelse false) b.getInstallStep().dependOn(cuda_library);
 
     const generate = b.step("abi", "write src/native/abi.generated.ts from kt.h");
     const text = cpu.abiText(b);

@@ -13,6 +13,8 @@ export interface EngineConfig {
   readonly rules: string | undefined
   /** TypeScript files that register operators of the user's own. */
   readonly operators: readonly string[]
+  /** "cpu", or a device of another backend (`cuda`, `cuda:1`) that computes the whole model; undefined: what the rules say. */
+  readonly device: string | undefined
   /** Compute threads, the engine's own included; 0 = physical cores the process may use. */
   readonly threads: number
   /**
@@ -85,6 +87,8 @@ export const CONFIG_OPTIONS: readonly ConfigOption[] = [
     help: "YAML rule file that places and replaces modules" },
   { key: "operators", flag: "operators", aliases: [], type: "list", default: [],
     help: "TypeScript file that registers operators of your own (repeatable)" },
+  { key: "device", flag: "device", aliases: [], type: "string", default: undefined, env: "KT_DEVICE",
+    help: "cpu, cuda or cuda:N: computes the whole model; by default what the rules say, else the CPU" },
   { key: "threads", flag: "threads", aliases: ["cpu_infer"], type: "integer", min: 0, max: 1024, default: 0, env: "KT_THREADS",
     help: "compute threads; 0 = physical cores" },
   { key: "numa", flag: "numa", aliases: [], type: "enum", values: ["auto", "off", "1", "2", "3", "4", "5", "6", "7", "8"], default: "auto",

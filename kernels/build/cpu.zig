@@ -95,13 +95,32 @@ fn cpuModule(b: *std.Build, os: std.Target.Os.Tag, arch: std.Target.Cpu.Arch, li
     module.addIncludePath(b.path("kernels/include"));
     module.addIncludePath(b.path("kernels/cpu/isa"));
     module.addCSourceFile(.{ .file = b.path("kernels/cpu/isa/codebook.c"), .flags = &c_flags });
+    addCore(b, module);
+    const options = b.addOptions();
+    options.addOption(bool, "emulate_amx", emulate_amx);
+    module.addOptions("build_options", options);
+    return module;
+}
+
+fn addCore(b: *std.Build, module: *std.Build.Module) void {
     const core = b.createModule(.{ .root_source_file = b.path("kernels/core/core.zig"), .link_libc = true });
     core.addIncludePath(b.path("kernels/include"));
     core.addImport("abi_table", abiTable(b));
     module.addImport("core", core);
-    const options = b.addOptions();
-    options.addOption(bool, "emulate_amx", emulate_amx);
-    module.addOptions("build_options", options);
+}
+
+/// For another library of this machine's platform: its Zig root with the core that all libraries share.
+pub fn coreModule(b: *std.Build, root: []const u8, optimize: std.builtin.OptimizeMode) *std.Build.Module {
+    const host = b.graph.host.result;
+    const module = b.createModule(.{
+        .root_source_file = b.path(root),
+        .target = targetOf(b, host.os.tag, host.cpu.arch, .glibc, isasOf(host.cpu.arch)[0]),
+        .optimize = optimize,
+        .link_libc = true,
+        .pic = true,
+        .strip = optimize != .Debug,
+    });
+    addCore(b, module);
     return module;
 }
 

@@ -12,7 +12,8 @@ pub const Pinning = struct {
     pin: *const fn (data: *anyopaque, bytes: usize) status.Status,
     unpin: *const fn (data: *anyopaque) void,
 };
-pub var pinning: ?Pinning = null;
+const root = @import("root");
+const pinning: ?Pinning = if (@hasDecl(root, "pinning")) root.pinning else null;
 
 fn slabAlignment(bytes: i64) usize {
     return if (bytes >= huge_page) huge_page else alignment;

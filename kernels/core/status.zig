@@ -27,6 +27,15 @@ pub fn outOfMemory(bytes: i64) Status {
     return fail(c.KT_ERR_OUT_OF_MEMORY, "cannot allocate {d} bytes", .{bytes});
 }
 
+/// For code of other languages within a library.
+fn failWith(code: Status, text: [*:0]const u8) callconv(.c) Status {
+    return fail(code, "{s}", .{std.mem.span(text)});
+}
+
+comptime {
+    @export(&failWith, .{ .name = "kt_core_fail", .visibility = .hidden });
+}
+
 export fn kt_abi_version() u32 {
     return (c.KT_ABI_MAJOR << 16) | c.KT_ABI_MINOR;
 }

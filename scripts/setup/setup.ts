@@ -2,6 +2,7 @@ import { readFileSync } from "node:fs"
 import { join, resolve } from "node:path"
 
 import { KtError } from "../../src/errors.ts"
+import { ensureCudaKernels, ensureCudaToolkit, wantsCuda } from "./cuda.ts"
 import { ensureDependencies } from "./dependencies.ts"
 import { ensureKernels, kernelsAreBuilt } from "./kernels.ts"
 import { ensureModel } from "./model.ts"
@@ -41,6 +42,12 @@ export async function setUp(options: SetupOptions): Promise<void> {
   if (kernels) {
     await runStep("kernels", (report) =>
       ensureKernels(ROOT, async () => zig ?? (await ensureZig(ROOT, report)).path, report),
+    )
+  }
+  if (kernels && wantsCuda()) {
+    await runStep("CUDA's compiler", (report) => ensureCudaToolkit(ROOT, report))
+    await runStep("CUDA kernels", async (report) =>
+      ensureCudaKernels(ROOT, zig ?? (await ensureZig(ROOT, report)).path, report),
     )
   }
   if (options.model) await runStep("model", (report) => ensureModel(report))

@@ -1,6 +1,6 @@
 import { kvLayers } from "../engine/kv-layers.ts"
 import { isLinearLayer, layerWindow, type ModelConfig } from "../models/config.ts"
-import { Backend, queryCpu } from "../native/backend.ts"
+import { Backend, openDevice, queryCpu } from "../native/backend.ts"
 import { measure, type Measurement } from "../ops/index.ts"
 import type { DTypeInfo } from "../tensor/dtype.ts"
 import type { WeightSource } from "../weights/source.ts"
@@ -23,6 +23,8 @@ export interface LimitOptions {
   readonly seconds: number
   readonly kinds: readonly Arithmetic[]
   readonly isa?: string
+  /** A device other than the CPU: its own memory is read, its own units compute. */
+  readonly device?: string
   /** Bytes that are read again and again: what fits into a cache is read faster. */
   readonly workingSet?: number
 }
@@ -34,6 +36,8 @@ export function memorySet(l3Bytes: number): number {
 
 export function measureLimits(options: LimitOptions): Limits {
   const { threads, seconds, kinds, isa, workingSet } = options
+  if (options.device !== undefined && options.device !== "cpu")
+    return deviceLimits(options.device, seconds)
   const { l3Bytes } = queryCpu()
   using backend = new Backend({ threads, pinThreads: true, ...(isa === undefined ? {} : { isa }) })
   const fits = workingSet !== undefined && workingSet < l3Bytes
@@ -43,6 +47,27 @@ export function measureLimits(options: LimitOptions): Limits {
   const rates: Partial<Record<Arithmetic, number>> = {}
   for (const kind of kinds) rates[kind] = measure(backend, kind, { seconds })
   return { threads: backend.threads, isa: backend.isa, readBytes, rates }
+}
+
+/** Read from more than a device's second-level cache holds. */
+const DEVICE_BYTES = 2 ** 31
+
+/** A device's tensor cores compute products of all types; F32 weights go by its float units. */
+function deviceLimits(device: string, seconds: number): Limits {
+  const { library, index } = openDevice(device)
+  using backend = new Backend({ device: index }, library)
+  const tensor = measure(backend, "bf16Dot", { seconds })
+  return {
+    threads: backend.threads,
+    isa: device,
+    readBytes: measure(backend, "read", { seconds, bytes: DEVICE_BYTES }),
+    rates: {
+      bf16Dot: tensor,
+      intDot: tensor,
+      int4Dot: tensor,
+      fma: measure(backend, "fma", { seconds }),
+    },
+  }
 }
 
 /** The best of several measurements: a machine that others use too is slow at times, never fast. */

@@ -241,9 +241,10 @@ export async function workOf(options: EngineConfig): Promise<ModelWork> {
 }
 
 /** The machine's limits for the work of a model, which a cache may hold whole. */
-export function limitsOf({ threads }: EngineConfig, work: ModelWork): Limits {
+export function limitsOf({ threads, device }: EngineConfig, work: ModelWork): Limits {
   return measureLimits({
     threads,
+    ...(device === undefined ? {} : { device }),
     seconds: LIMIT_SECONDS,
     kinds: kindsOf(work),
     workingSet: work.bytes + work.expertBytes,

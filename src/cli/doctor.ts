@@ -3,8 +3,16 @@ import { release } from "node:os"
 import { dirname } from "node:path"
 
 import { version } from "../../package.json" with { type: "json" }
-import { ARCH_ISAS, Backend, type CpuInfo, queryCpu } from "../native/backend.ts"
-import { libraryCandidates, probeLibrary } from "../native/library.ts"
+import { NativeError } from "../errors.ts"
+import {
+  ARCH_ISAS,
+  Backend,
+  type CpuInfo,
+  type DeviceInfo,
+  queryCpu,
+  queryDevices,
+} from "../native/backend.ts"
+import { backendNames, libraryCandidates, probeLibrary } from "../native/library.ts"
 import { JSON_FLAG } from "./args/common.ts"
 import { defineCommand } from "./args/spec.ts"
 import { defaultModelPath, modelsFolder } from "./home.ts"
@@ -170,12 +178,9 @@ function memory(): Finding[] {
 }
 
 function gpus(): Finding[] {
-  const found = nvidiaGpus()
-  const amd = existsSync("/dev/kfd")
-  if (amd)
-    found.push(
-      finding("GPUs", "AMD", "/dev/kfd is there", "missing", "this build computes on the CPU only"),
-    )
+  const found = devices()
+  if (existsSync("/dev/kfd"))
+    found.push(finding("GPUs", "AMD", "/dev/kfd is there", "missing", "no backend for it is built"))
   if (found.length === 0)
     found.push(
       finding(
@@ -189,40 +194,47 @@ function gpus(): Finding[] {
   return found
 }
 
-function nvidiaGpus(): Finding[] {
-  const program = Bun.which("nvidia-smi")
-  if (program !== null) {
-    const query = ["--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
-    const run = Bun.spawnSync([program, ...query], { timeout: 10_000 })
-    const lines = run.stdout
-      .toString()
-      .trim()
-      .split("\n")
-      .filter((line) => line !== "")
-    if (run.exitCode === 0)
-      return lines.map((line, i) =>
-        finding("GPUs", `NVIDIA ${i}`, line, "missing", "this build computes on the CPU only"),
+/** Devices of the backends that are built; without one for NVIDIA, what the system says of such cards. */
+function devices(): Finding[] {
+  const found: Finding[] = []
+  for (const backend of backendNames()) {
+    const probe = probeLibrary(backend)
+    if (backend === "cpu" || !probe.available) continue
+    try {
+      for (const device of queryDevices(probe.library)) found.push(deviceFinding(device))
+    } catch (error) {
+      if (!(error instanceof NativeError)) throw error
+      found.push(
+        finding(
+          "GPUs",
+          backend,
+          error.message,
+          "missing",
+          "nothing to do on a machine without one",
+        ),
       )
-    return [
-      finding(
-        "GPUs",
-        "NVIDIA",
-        `nvidia-smi ended with status ${run.exitCode}`,
-        "problem",
-        "the driver does not answer: see `nvidia-smi`",
-      ),
-    ]
+    }
   }
-  const cards = listFolder("/proc/driver/nvidia/gpus")
-  if (cards.length === 0) return []
+  return found.length > 0 ? found : nvidiaCards()
+}
+
+function deviceFinding(device: DeviceInfo): Finding {
+  const { model, memoryBytes, memoryFreeBytes, capability, driver, linkBytesPerSecond } = device
+  const parts = [
+    `${model}, ${formatBytes(memoryBytes)}, ${formatBytes(memoryFreeBytes)} free`,
+    ...(capability === "" ? [] : [`compute capability ${capability}`]),
+    ...(driver === "" ? [] : [`driver for CUDA ${driver}`]),
+    ...(linkBytesPerSecond === 0 ? [] : [`PCIe ${formatBytes(linkBytesPerSecond)}/s`]),
+  ]
+  return finding("GPUs", device.name, parts.join(", "))
+}
+
+function nvidiaCards(): Finding[] {
+  const cards = listFolder("/proc/driver/nvidia/gpus").length
+  if (cards === 0 && Bun.which("nvidia-smi") === null) return []
+  const advice = "build the backend: `KT_CUDA=1 bun run setup`"
   return [
-    finding(
-      "GPUs",
-      "NVIDIA",
-      `${cards.length} cards, but no nvidia-smi`,
-      "missing",
-      "install the driver's programs",
-    ),
+    finding("GPUs", "NVIDIA", cards > 0 ? `${cards} cards` : "driver found", "missing", advice),
   ]
 }
 
@@ -230,7 +242,7 @@ function nvidiaGpus(): Finding[] {
 const BACKENDS = ["cpu", "cuda", "hip", "sycl"] as const
 
 function libraries(): Finding[] {
-  return BACKENDS.map((backend) => {
+  return [...new Set([...BACKENDS, ...backendNames()])].map((backend) => {
     const probe = probeLibrary(backend)
     if (probe.available) return finding("Libraries", backend, probe.library.path)
     const state = backend === "cpu" ? "problem" : "missing"

@@ -12,6 +12,7 @@ export const COMPUTE_KEYS: readonly EngineKey[] = [
   "modelPath",
   "rules",
   "operators",
+  "device",
   "threads",
   "numa",
   "precision",

@@ -1,4 +1,5 @@
 import type { EngineConfig } from "../config.ts"
+import { freeBytes, openBackends } from "../engine/backends.ts"
 import { buildModel, type BuiltModel } from "../engine/build.ts"
 import { kvLayers, kvType, stateLayers } from "../engine/kv-layers.ts"
 import { ConfigError, MemoryError } from "../errors.ts"
@@ -6,7 +7,7 @@ import { kvBytesPerPage, KVPool } from "../kvcache/pool.ts"
 import { stateBytesPerSlot, StatePool } from "../kvcache/state-pool.ts"
 import { maxContextLength, type ModelConfig } from "../models/config.ts"
 import { asCausalLM, type CausalLM } from "../models/registry.ts"
-import { Backend, queryCpu } from "../native/backend.ts"
+import type { Backend } from "../native/backend.ts"
 import type { ForwardBatch } from "../nn/forward-batch.ts"
 import { packWeight } from "../ops/index.ts"
 import { Tensor } from "../tensor/tensor.ts"
@@ -67,10 +68,14 @@ export class Evaluator implements Disposable {
     const linear = stateLayers(config)
     const pages = Math.ceil(length / pageSize)
     const cacheBytes = pages * kvBytesPerPage(layers, pageSize, dtype) + stateBytesPerSlot(linear)
-    checkMemory(built.weights.totalBytes, cacheBytes)
-    const backend = resources.use(new Backend({ threads, precision }))
-    const pack = options.repack && precision === "fast" ? { pack: packWeight } : {}
-    resources.use(loadWeights(built.model, built.weights, { backend, ...pack, onNote: onWarning }))
+    checkMemory(built.weights.totalBytes, cacheBytes, freeBytes(built.device))
+    const { host, backend } = openBackends(built.device, { threads, precision }, resources)
+    // float activations take no other layout on the CPU
+    const isPacked = options.repack && (precision === "fast" || !backend.isHost)
+    const pack = isPacked ? { pack: packWeight } : {}
+    resources.use(
+      loadWeights(built.model, built.weights, { backend, host, ...pack, onNote: onWarning }),
+    )
     const pool = resources.use(new KVPool(backend, layers, { pages, pageSize, dtype }))
     const states = resources.use(new StatePool(backend, linear, 1))
     return new Evaluator(built, backend, pool, states, options.maxBatchTokens, resources.move())
@@ -151,8 +156,7 @@ export class Evaluator implements Disposable {
   }
 }
 
-function checkMemory(weightBytes: number, cacheBytes: number): void {
-  const free = queryCpu().memoryFreeBytes
+function checkMemory(weightBytes: number, cacheBytes: number, free: number): void {
   if (weightBytes + cacheBytes <= free) return
   throw new MemoryError(
     `not enough memory: ${formatBytes(weightBytes)} of weights and ${formatBytes(cacheBytes)} of caches are needed, ${formatBytes(free)} are free`,

@@ -6,7 +6,7 @@ import { stateBytesPerSlot, StatePool } from "../kvcache/state-pool.ts"
 import { StateSlots } from "../kvcache/state-slots.ts"
 import { canGenerate, maxContextLength, type ModelConfig } from "../models/config.ts"
 import type { AnyModel } from "../models/registry.ts"
-import { Backend, queryCpu } from "../native/backend.ts"
+import type { Backend } from "../native/backend.ts"
 import type { DTypeInfo } from "../tensor/dtype.ts"
 import { loadWeights } from "../weights/load.ts"
 import type { WeightSource } from "../weights/source.ts"
@@ -19,6 +19,7 @@ import type {
   PoolParams,
   TokenEvent,
 } from "../worker/protocol.ts"
+import { freeBytes, openBackends, packForDevice } from "./backends.ts"
 import { buildModel, type BuiltModel } from "./build.ts"
 import { openTiers } from "./cache-tiers.ts"
 import { EngineCore } from "./core.ts"
@@ -94,20 +95,18 @@ export class Engine implements Disposable {
     const memory = planFor(config, built, dtype)
     hooks.onProgress?.("model", 1, 1)
 
-    const backend = resources.use(
-      new Backend({
-        threads: config.threads,
-        nodes: numaNodes(config.numa),
-        precision: config.precision,
-      }),
-    )
+    const { threads, numa, precision } = config
+    const options = { threads, nodes: numaNodes(numa), precision }
+    const { host, backend } = openBackends(built.device, options, resources)
     if (backend.isa === "scalar" && process.arch === "x64")
       hooks.onLog?.("warning", "the scalar kernels run: KT_CPU_ISA says so or the CPU lacks AVX2")
-    const repacking = repackingFor(config, memory, hooks)
+    const repacking = backend.isHost ? repackingFor(config, memory, hooks) : undefined
+    const pack = backend.isHost ? repacking?.pack : config.repack ? packForDevice : undefined
     resources.use(
       loadWeights(built.model, built.weights, {
         backend,
-        ...(repacking === undefined ? {} : { pack: repacking.pack }),
+        host,
+        ...(pack === undefined ? {} : { pack }),
         onProgress: (done, total) => hooks.onProgress?.("weights", done, total),
         onNote: (note) => hooks.onLog?.("info", note),
       }),
@@ -295,7 +294,7 @@ function planFor(config: EngineConfig, built: BuiltModel, dtype: DTypeInfo): Mem
     // repacked weights replace mapped pages, which the system takes back
     weightBytes: built.weights.totalBytes,
     workspaceBytes: workspaceBytes(config, built.config),
-    freeBytes: Math.min(queryCpu().memoryFreeBytes, config.memoryBytes || Number.POSITIVE_INFINITY),
+    freeBytes: Math.min(freeBytes(built.device), config.memoryBytes || Number.POSITIVE_INFINITY),
   })
 }
 
@@ -377,7 +376,7 @@ function describe(
     threads: backend.threads,
     numaNodes: backend.nodes,
     isa: backend.isa,
-    device: "cpu",
+    device: built.device,
     precision: config.precision,
     ...(pooling === undefined ? {} : { pooling }),
   }

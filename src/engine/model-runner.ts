@@ -115,6 +115,8 @@ export class ModelRunner implements StepRunner {
       if (this.#model.forward === undefined) throw new KtError("the model generates nothing")
       return this.#sample(batch, this.#model.forward(input))
     } finally {
+      // what a device still reads must not be written by the next step
+      this.#backend.synchronize()
       this.#backend.resetStep()
     }
   }

@@ -10,7 +10,7 @@ import {
   SamplingState,
 } from "../ops/index.ts"
 import { F32 } from "../tensor/dtype.ts"
-import type { Tensor } from "../tensor/tensor.ts"
+import { Tensor } from "../tensor/tensor.ts"
 import type { FurtherToken, StepOutput, TokenLogprobs } from "./core.ts"
 import { FixedInts } from "./fixed-ints.ts"
 import { uniform } from "./random.ts"
@@ -23,8 +23,6 @@ export class Sampler {
   readonly #tokens: FixedInts
   readonly #draws: Draw[] = []
   readonly #states: SamplingState[] = []
-  /** The mask of one row. */
-  #bits: FixedInts | undefined
 
   constructor(backend: Backend, maxRows: number) {
     this.#backend = backend
@@ -35,10 +33,11 @@ export class Sampler {
   /** logits [rows, vocab] F32, one row per sequence. The result is valid until the next call. */
   sample(logits: Tensor, seqs: readonly Sequence[], ahead = 0): StepOutput {
     const known = seqs.some((seq) => seq.grammar !== undefined) ? this.#mask(logits, seqs) : []
-    const tokens = this.#tokens.view([seqs.length])
+    const tokens = this.#tokens.target([seqs.length])
     if (seqs.every(isGreedy)) argmax(logits, tokens)
     else this.#draw(logits, seqs, tokens, ahead)
     const wantsLogprobs = seqs.some((seq) => seq.params.logprobs !== undefined)
+    this.#backend.synchronize()
     return {
       tokens: this.#tokens.values,
       logprobs: wantsLogprobs
@@ -67,17 +66,12 @@ export class Sampler {
   /** Forbids what grammars do not allow; the result has the logits as they were of rows whose log-probabilities are asked. */
   #mask(logits: Tensor, seqs: readonly Sequence[]): (Tensor | undefined)[] {
     const words = Math.ceil(logits.dim(1) / 32)
-    if (this.#bits === undefined || this.#bits.values.length < words) {
-      this.#bits?.[Symbol.dispose]()
-      this.#bits = new FixedInts(this.#backend, words)
-    }
-    const bits = this.#bits
     return seqs.map((seq, row) => {
       if (seq.grammar === undefined) return undefined
       const own = logits.narrow(0, row, 1)
       const before = seq.params.logprobs === undefined ? undefined : cast(own, F32)
-      bits.values.set(seq.grammar.mask.subarray(0, words))
-      maskLogits(own, bits.view([1, words]))
+      const bits = Tensor.from(this.#backend, seq.grammar.mask.subarray(0, words), [1, words])
+      maskLogits(own, bits)
       return before
     })
   }
@@ -108,7 +102,6 @@ export class Sampler {
   [Symbol.dispose](): void {
     this.#batch[Symbol.dispose]()
     this.#tokens[Symbol.dispose]()
-    this.#bits?.[Symbol.dispose]()
   }
 }
 

@@ -57,7 +57,7 @@ export interface PlanOptions {
 }
 
 const CPU_ONLY: DeviceProbe = (device) =>
-  device.startsWith("cpu") ? undefined : `this build computes on the CPU only`
+  device.startsWith("cpu") ? undefined : "the CPU stands in"
 
 /**
  * Decides for every module of the tree which rule applies: pre-order, the first matching rule wins, nothing is changed.

@@ -1,7 +1,7 @@
-import { KtError, NativeError } from "../errors.ts"
+import { DeviceError, KtError, NativeError } from "../errors.ts"
 import * as abi from "./abi.generated.ts"
-import { type Address, type Library, requireLibrary } from "./library.ts"
-import { Arena, outSlot, Slab } from "./memory.ts"
+import { type Address, type Library, probeLibrary, requireLibrary } from "./library.ts"
+import { Arena, DeviceBuffer, type Memory, outSlot, Slab } from "./memory.ts"
 
 export type Precision = "fast" | "f32"
 
@@ -15,6 +15,8 @@ export interface BackendOptions {
   readonly spinUs?: number
   /** NUMA nodes to divide work and packed weights among: 0 = the machine's, 1 = none told apart. */
   readonly nodes?: number
+  /** Index among the library's devices. */
+  readonly device?: number
 }
 
 /** Level names by KT_ISA_* number. */
@@ -39,6 +41,8 @@ export const ARCH_ISAS: readonly (typeof ISA_NAMES)[number][] =
 const STEP_BYTES = 4 << 20
 /** Address space taken at a time for rearranged weights; only what is written becomes resident. */
 const WEIGHT_BYTES = 64 << 20
+/** From here on memory is asked for in huge pages. */
+const HUGE_BYTES = 2 << 20
 const DESCRIPTOR_BYTES = abi.layouts.kt_tensor.size
 const STEP_DESCRIPTORS = 16_384
 const PERSISTENT_DESCRIPTORS = 4_096
@@ -89,7 +93,10 @@ class DescriptorPool {
 /** One library, one context: what ops run on. Used by one thread. */
 export class Backend {
   readonly name: string
+  /** What descriptors carry: 0 is the CPU, else the device's index and one. */
   readonly device: number
+  /** Tensors lie where the host reads and writes them, and ops are done when they return. */
+  readonly isHost: boolean
   readonly library: Library
   readonly threads: number
   readonly nodes: number
@@ -105,7 +112,8 @@ export class Backend {
   constructor(options: BackendOptions = {}, library: Library = requireLibrary("cpu")) {
     this.library = library
     this.name = library.kt_backend_name()
-    this.device = 0
+    this.isHost = this.name === "cpu"
+    this.device = this.isHost ? 0 : (options.device ?? 0) + 1
     this.#precision = options.precision ?? "fast"
     const isa =
       options.isa === undefined ? 0 : (ISA_NAMES as readonly string[]).indexOf(options.isa)
@@ -124,6 +132,7 @@ export class Backend {
     request[fields.pin_threads / 4] = options.pinThreads ? 1 : 0
     request[fields.spin_us / 4] = options.spinUs ?? 0
     request[fields.numa_nodes / 4] = options.nodes ?? 0
+    request[fields.device / 4] = options.device ?? 0
     const out = outSlot()
     this.#ctx = 0
     this.check(library.kt_ctx_create(request, out), "kt_ctx_create")
@@ -132,8 +141,9 @@ export class Backend {
     this.check(library.kt_ctx_query(this.#ctx, info), "kt_ctx_query")
     this.threads = info[abi.layouts.kt_ctx_info.fields.num_threads / 4] as number
     this.nodes = info[abi.layouts.kt_ctx_info.fields.num_nodes / 4] as number
-    this.isa = ISA_NAMES[info[abi.layouts.kt_ctx_info.fields.isa / 4] as number] as string
-    this.arena = new Arena(library, STEP_BYTES)
+    const level = info[abi.layouts.kt_ctx_info.fields.isa / 4] as number
+    this.isa = this.isHost ? (ISA_NAMES[level] as string) : this.name
+    this.arena = new Arena((bytes) => this.allocate(bytes), STEP_BYTES, this.isHost ? 64 : 256)
     this.stepDescriptors = new DescriptorPool(library, STEP_DESCRIPTORS)
     this.descriptors = new DescriptorPool(library, PERSISTENT_DESCRIPTORS)
     this.#params = new Slab(library, 4096)
@@ -145,8 +155,32 @@ export class Backend {
 
   /** Memory of rearranged weights: side by side in 2 MiB pages, freed with the backend. */
   get weights(): Arena {
-    this.#weights ??= new Arena(this.library, WEIGHT_BYTES)
+    this.#weights ??= new Arena(
+      (bytes) => this.allocate(bytes),
+      WEIGHT_BYTES,
+      this.isHost ? 64 : 256,
+    )
     return this.#weights
+  }
+
+  /** Zeroed memory for tensors. @throws NativeError that says what was asked for */
+  allocate(bytes: number): Memory {
+    return this.isHost
+      ? new Slab(this.library, bytes, { hugePages: bytes >= HUGE_BYTES })
+      : new DeviceBuffer(this.library, () => this.ctx, bytes)
+  }
+
+  /**
+   * to = from, each an address of this device or of the host, or a view; in order with the ops. What is copied from or to a
+   * view or to memory that is not pinned is done on return.
+   */
+  copy(to: Address | ArrayBufferView, from: Address | ArrayBufferView, bytes: number): void {
+    this.check(this.library.kt_buffer_copy(this.ctx, to, from, bytes), "kt_buffer_copy")
+  }
+
+  /** Waits for all ops; the failure of one that was under way is thrown here. */
+  synchronize(): void {
+    if (!this.isHost) this.check(this.library.kt_ctx_synchronize(this.ctx), "kt_ctx_synchronize")
   }
 
   /** Scratch for one call's option struct: written through `params`, passed as `paramsAddress`. */
@@ -187,12 +221,13 @@ export class Backend {
 
   [Symbol.dispose](): void {
     if (this.#ctx === 0) return
+    // buffers of a device are given back through its context
+    this.arena[Symbol.dispose]()
+    this.#weights?.[Symbol.dispose]()
     this.library.kt_ctx_destroy(this.#ctx)
     this.#ctx = 0
-    this.arena[Symbol.dispose]()
     this.stepDescriptors[Symbol.dispose]()
     this.descriptors[Symbol.dispose]()
-    this.#weights?.[Symbol.dispose]()
     this.#params[Symbol.dispose]()
   }
 }
@@ -231,4 +266,73 @@ export function queryCpu(library: Library = requireLibrary("cpu")): CpuInfo {
     l2Bytes: i64(fields.l2_bytes),
     l3Bytes: i64(fields.l3_bytes),
   }
+}
+
+/** A device of a backend library. */
+export interface DeviceInfo {
+  /** As rules and `--device` name it: `cuda:0`. */
+  readonly name: string
+  readonly model: string
+  readonly memoryBytes: number
+  readonly memoryFreeBytes: number
+  readonly computeUnits: number
+  /** CUDA: compute capability, `9.0`; else empty. */
+  readonly capability: string
+  /** CUDA: the newest version that the driver knows, `13.0`; else empty. */
+  readonly driver: string
+  /** What the link to the host can do in one direction; 0: unknown. */
+  readonly linkBytesPerSecond: number
+}
+
+/** The devices of a library. @throws NativeError that says why there can be none */
+export function queryDevices(library: Library): DeviceInfo[] {
+  const count = new Uint32Array(new ArrayBuffer(4))
+  const check = (status: number, op: string): void => {
+    if (status !== 0) throw new NativeError(op, status, library.kt_last_error())
+  }
+  check(library.kt_device_count(count), "kt_device_count")
+  const { size, fields } = abi.layouts.kt_device_info
+  return Array.from({ length: count[0] as number }, (_, index) => {
+    const view = new DataView(new ArrayBuffer(size))
+    check(library.kt_device_query(index, view), "kt_device_query")
+    const text = new Uint8Array(view.buffer, fields.name)
+    const capability = view.getUint32(fields.capability, true)
+    const driver = view.getUint32(fields.driver_version, true)
+    return {
+      name: `${library.kt_backend_name()}:${index}`,
+      model: new TextDecoder().decode(text.subarray(0, text.indexOf(0))),
+      memoryBytes: Number(view.getBigInt64(fields.memory_bytes, true)),
+      memoryFreeBytes: Number(view.getBigInt64(fields.memory_free_bytes, true)),
+      computeUnits: view.getUint32(fields.compute_units, true),
+      capability: capability === 0 ? "" : `${Math.floor(capability / 10)}.${capability % 10}`,
+      driver:
+        driver === 0 ? "" : `${Math.floor(driver / 1000)}.${Math.floor((driver % 1000) / 10)}`,
+      linkBytesPerSecond: view.getUint32(fields.link_mbytes, true) * 1e6,
+    }
+  })
+}
+
+const DEVICE = /^([a-z]+)(?::(\d+))?$/
+
+/** Why a device that `--device` or a rule names cannot be used; undefined: it can. */
+export function deviceProblem(device: string): string | undefined {
+  const match = DEVICE.exec(device)
+  if (match === null) return `"${device}" is no device: expected cpu, cuda or cuda:N`
+  const [, backend = "", index = "0"] = match
+  const probe = probeLibrary(backend)
+  if (!probe.available) return probe.reason
+  try {
+    const count = queryDevices(probe.library).length
+    return Number(index) < count ? undefined : `there are ${count} ${backend} devices`
+  } catch (error) {
+    return error instanceof NativeError ? error.message : String(error)
+  }
+}
+
+/** Library and index of a device by its name. @throws DeviceError that says why it cannot be used */
+export function openDevice(device: string): { readonly library: Library; readonly index: number } {
+  const problem = deviceProblem(device)
+  if (problem !== undefined) throw new DeviceError(`device ${device}: ${problem}`)
+  const [, backend = "", index = "0"] = DEVICE.exec(device) as RegExpExecArray
+  return { library: requireLibrary(backend), index: Number(index) }
 }

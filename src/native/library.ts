@@ -1,5 +1,5 @@
 import { dlopen } from "bun:ffi"
-import { existsSync } from "node:fs"
+import { existsSync, readdirSync } from "node:fs"
 import { dirname, join } from "node:path"
 
 import { KtError } from "../errors.ts"
@@ -68,6 +68,25 @@ export function libraryCandidates(backend: string): string[] {
     join(dirname(process.execPath), file),
     built,
   ]
+}
+
+/** Backends whose libraries lie in the folders that are searched, by file name; the CPU's is always among them. */
+export function backendNames(): string[] {
+  const name = /^(?:lib)?kt_([a-z][a-z0-9]*)\.(?:so|dylib|dll)$/
+  const names = new Set(["cpu"])
+  for (const folder of new Set(libraryCandidates("none").map((path) => dirname(path)))) {
+    let files: string[] = []
+    try {
+      files = readdirSync(folder)
+    } catch {
+      continue // a folder that is searched need not exist
+    }
+    for (const file of files) {
+      const backend = name.exec(file)?.[1]
+      if (backend !== undefined && file === libraryFileName(backend)) names.add(backend)
+    }
+  }
+  return [...names]
 }
 
 /** Finds, opens and checks a backend's library once per process; never throws. */

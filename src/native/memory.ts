@@ -1,7 +1,7 @@
 import { type Pointer, toArrayBuffer } from "bun:ffi"
 
 import { KtError, NativeError } from "../errors.ts"
-import { KT_SLAB_HUGE_PAGES } from "./abi.generated.ts"
+import { KT_SLAB_HUGE_PAGES, KT_SLAB_PINNED } from "./abi.generated.ts"
 import type { Address, Library } from "./library.ts"
 
 /** One ArrayBuffer holds at most this much; larger memory is addressed, never viewed whole. */
@@ -27,9 +27,16 @@ export class Slab {
   readonly #library: Library
   #alive = true
 
-  constructor(library: Library, bytes: number, options: { hugePages?: boolean } = {}) {
+  /** `pinned`: the library's devices read and write the memory at the same address. */
+  constructor(
+    library: Library,
+    bytes: number,
+    options: { hugePages?: boolean; pinned?: boolean } = {},
+  ) {
     const out = outSlot()
-    const status = library.kt_slab_create(bytes, options.hugePages ? KT_SLAB_HUGE_PAGES : 0, out)
+    const flags =
+      (options.hugePages ? KT_SLAB_HUGE_PAGES : 0) + (options.pinned ? KT_SLAB_PINNED : 0)
+    const status = library.kt_slab_create(bytes, flags, out)
     if (status !== 0) throw new NativeError("kt_slab_create", status, library.kt_last_error())
     this.address = Number(out[0])
     this.bytes = bytes
@@ -51,6 +58,38 @@ export class Slab {
   }
 }
 
+/** Memory that tensors lie in, with one owner. */
+export interface Memory extends Disposable {
+  readonly address: Address
+  readonly bytes: number
+}
+
+/** Zeroed memory of a context's device, which the host does not see. */
+export class DeviceBuffer implements Memory {
+  readonly address: Address
+  readonly bytes: number
+  readonly #library: Library
+  readonly #ctx: () => Address
+  #alive = true
+
+  /** @throws NativeError that says what was asked for and what is free */
+  constructor(library: Library, ctx: () => Address, bytes: number) {
+    const out = outSlot()
+    const status = library.kt_buffer_create(ctx(), bytes, out)
+    if (status !== 0) throw new NativeError("kt_buffer_create", status, library.kt_last_error())
+    this.address = Number(out[0])
+    this.bytes = bytes
+    this.#library = library
+    this.#ctx = ctx
+  }
+
+  [Symbol.dispose](): void {
+    if (!this.#alive) return
+    this.#alive = false
+    this.#library.kt_buffer_destroy(this.#ctx(), this.address, this.bytes)
+  }
+}
+
 /** A point in an arena's step: what is allocated after it can be taken back at once. */
 export interface ArenaMark {
   readonly slab: number
@@ -59,19 +98,19 @@ export interface ArenaMark {
 
 /** Allocations that live until the next reset: bump allocation in one slab that grows between steps, never within one. */
 export class Arena {
-  readonly #library: Library
+  readonly #allocate: (bytes: number) => Memory
   readonly #align: number
-  #slabs: Slab[]
+  #slabs: Memory[]
   #index = 0
-  #current: Slab
+  #current: Memory
   #used = 0
   /** Counts resets, so that a tensor of an earlier step can be told. */
   generation = 0
 
-  constructor(library: Library, bytes: number, align = 64) {
-    this.#library = library
+  constructor(allocate: (bytes: number) => Memory, bytes: number, align = 64) {
+    this.#allocate = allocate
     this.#align = align
-    this.#current = new Slab(library, bytes, { hugePages: bytes >= 2 ** 22 })
+    this.#current = allocate(bytes)
     this.#slabs = [this.#current]
   }
 
@@ -89,9 +128,9 @@ export class Arena {
       this.#index++
       if (this.#index === this.#slabs.length) {
         const held = this.#slabs.reduce((sum, slab) => sum + slab.bytes, 0)
-        this.#slabs.push(new Slab(this.#library, Math.max(bytes, held), { hugePages: true }))
+        this.#slabs.push(this.#allocate(Math.max(bytes, held)))
       }
-      this.#current = this.#slabs[this.#index] as Slab
+      this.#current = this.#slabs[this.#index] as Memory
     } while (this.#current.bytes < bytes)
     this.#used = bytes
     return this.#current.address
@@ -107,7 +146,7 @@ export class Arena {
    */
   release(mark: ArenaMark): void {
     this.#index = mark.slab
-    this.#current = this.#slabs[mark.slab] as Slab
+    this.#current = this.#slabs[mark.slab] as Memory
     this.#used = mark.used
   }
 
@@ -119,9 +158,9 @@ export class Arena {
     if (this.#slabs.length > 1) {
       const total = this.#slabs.reduce((sum, slab) => sum + slab.bytes, 0)
       for (const slab of this.#slabs) slab[Symbol.dispose]()
-      this.#slabs = [new Slab(this.#library, total, { hugePages: true })]
+      this.#slabs = [this.#allocate(total)]
     }
-    this.#current = this.#slabs[0] as Slab
+    this.#current = this.#slabs[0] as Memory
   }
 
   [Symbol.dispose](): void {

@@ -133,7 +133,7 @@ function deviceNotes(kwargs: Kwargs, device: DeviceProbe): string[] {
     const reason = device(value)
     if (reason !== undefined) reasons.set(value, reason)
   }
-  return [...reasons].map(([name, reason]) => `device ${name}: ${reason}; the CPU stands in`)
+  return [...reasons].map(([name, reason]) => `device ${name}: ${reason}`)
 }
 
 function describeIssue(name: string, schema: z.ZodObject, error: z.ZodError): string {

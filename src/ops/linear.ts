@@ -84,7 +84,7 @@ export function packedBytes(w: Tensor): number | null {
 }
 
 /**
- * The weight in the kernels' own row-interleaved layout (a copy that lives as long as the backend), or null where its type has none.
+ * The weight in the kernels' own row-interleaved layout (a copy that lives as long as the backend, on a device as long as it is not disposed of), or null where its type has none.
  * w [out, in] or [experts, out, in]. Packed weights are read with precision "fast" only.
  */
 export function packWeight(w: Tensor): Tensor | null {
@@ -92,8 +92,12 @@ export function packWeight(w: Tensor): Tensor | null {
   if (w.packed) throw new KtError("packWeight: already packed")
   const bytes = packedBytes(w)
   if (bytes === null) return null
-  const data = backend.weights.alloc(bytes)
-  const out = new Tensor(backend, w.dtype, w.shape, data, { packed: true, persistent: true })
+  const out = backend.isHost
+    ? new Tensor(backend, w.dtype, w.shape, backend.weights.alloc(bytes), {
+        packed: true,
+        persistent: true,
+      })
+    : Tensor.allocate(backend, w.dtype, w.shape, { packed: true, bytes })
   backend.check(backend.library.kt_pack_weight(backend.ctx, w.desc, out.desc), "packWeight")
   return out
 }

@@ -141,7 +141,7 @@ export class SamplingState {
     const bias = params.logitBias ?? []
     this.#biasLength = bias.length
     if (bias.length > 0) {
-      this.#bias = new Slab(backend.library, bias.length * 8)
+      this.#bias = new Slab(backend.library, bias.length * 8, { pinned: true })
       new Int32Array(this.#bias.view(0, bias.length * 4)).set(bias.map(([token]) => token))
       new Float32Array(this.#bias.view(bias.length * 4)).set(bias.map(([, value]) => value))
     }
@@ -155,7 +155,9 @@ export class SamplingState {
   }
 
   #reserve(count: number): void {
-    const slab = new Slab(this.#backend.library, Math.max(1024, count * 2) * 4)
+    const slab = new Slab(this.#backend.library, Math.max(1024, count * 2) * 4, {
+      pinned: true,
+    })
     const ids = new Int32Array(slab.view())
     ids.set(this.#ids.subarray(0, this.#length))
     this.#history?.[Symbol.dispose]()
@@ -307,7 +309,7 @@ export class SamplingBatch {
     if (this.#slab !== null && rows <= this.#capacity) return this.#slab
     this.#slab?.[Symbol.dispose]()
     this.#capacity = Math.max(16, rows * 2)
-    const slab = new Slab(this.#backend.library, this.#capacity * ROW.size)
+    const slab = new Slab(this.#backend.library, this.#capacity * ROW.size, { pinned: true })
     const view = slab.view()
     this.#floats = new Float32Array(view)
     this.#words = new Int32Array(view)

@@ -2,7 +2,7 @@ import { KtError } from "../errors.ts"
 import { KT_TENSOR_PACKED, layouts } from "../native/abi.generated.ts"
 import type { Backend } from "../native/backend.ts"
 import type { Address } from "../native/library.ts"
-import { nativeView, Slab } from "../native/memory.ts"
+import { nativeView } from "../native/memory.ts"
 import { BF16, type DTypeInfo, F16, F32, I32, rowBytes } from "./dtype.ts"
 
 const FIELDS = layouts.kt_tensor.fields
@@ -80,9 +80,9 @@ export class Tensor {
     options: { packed?: boolean; bytes?: number } = {},
   ): Tensor {
     const bytes = options.bytes ?? byteLength(dtype, shape)
-    const slab = new Slab(backend.library, Math.max(bytes, 1), { hugePages: true })
-    return new Tensor(backend, dtype, shape, slab.address, {
-      owner: slab,
+    const memory = backend.allocate(Math.max(bytes, 1))
+    return new Tensor(backend, dtype, shape, memory.address, {
+      owner: new Owned(memory),
       persistent: true,
       packed: options.packed ?? false,
     })
@@ -101,12 +101,20 @@ export class Tensor {
       : Tensor.empty(backend, dtype, shape)
     if (out.numel !== values.length)
       throw new KtError(`${values.length} values do not fill shape [${shape.join(", ")}]`)
-    if (values.length > 0) {
-      new Uint8Array(nativeView(out.data, values.byteLength)).set(
-        new Uint8Array(values.buffer, values.byteOffset, values.byteLength),
-      )
-    }
+    out.write(values)
     return out
+  }
+
+  /** Fills a contiguous tensor with the bytes of a view, which may be packed data too. */
+  write(values: ArrayBufferView): void {
+    const { byteLength: bytes } = values
+    if (bytes === 0) return
+    if (!this.backend.isHost) {
+      this.backend.copy(this.data, values, bytes)
+      return
+    }
+    const from = new Uint8Array(values.buffer, values.byteOffset, bytes)
+    new Uint8Array(nativeView(this.data, bytes)).set(from)
   }
 
   get ndim(): number {
@@ -207,12 +215,16 @@ export class Tensor {
     })
   }
 
-  /** Bytes of a contiguous tensor, as a view of native memory. */
+  /** Bytes of a contiguous tensor: a view of the memory where the host sees it, else a copy. */
   bytes(): Uint8Array {
     if (!this.isContiguous || this.packed)
       throw new KtError("bytes() of a strided or packed tensor")
     const length = byteLength(this.dtype, this.shape)
-    return length === 0 ? new Uint8Array(0) : new Uint8Array(nativeView(this.data, length))
+    if (length === 0) return new Uint8Array(0)
+    if (this.backend.isHost) return new Uint8Array(nativeView(this.data, length))
+    const out = new Uint8Array(new ArrayBuffer(length))
+    this.backend.copy(out, this.data, length)
+    return out
   }
 
   /** A copy of a contiguous F32, F16 or BF16 tensor's values. */
@@ -235,7 +247,16 @@ export class Tensor {
 
   /** Frees the memory of a tensor made by allocate(); its views are dead too. */
   [Symbol.dispose](): void {
-    if (this.owner instanceof Slab) this.owner[Symbol.dispose]()
+    if (this.owner instanceof Owned) this.owner.memory[Symbol.dispose]()
+  }
+}
+
+/** Memory of an allocated tensor, told from other owners that views keep reachable. */
+class Owned {
+  readonly memory: Disposable
+
+  constructor(memory: Disposable) {
+    this.memory = memory
   }
 }
 

@@ -31,7 +31,10 @@ import { columnsOf, transposeStack } from "./transposed.ts"
 import { toFloat32, VECTOR_TYPES } from "./vector.ts"
 
 export interface LoadOptions {
+  /** Where the model computes. */
   readonly backend: Backend
+  /** The CPU, where the file is mapped and stacks are made before they go to `backend`; by default `backend` itself. */
+  readonly host?: Backend
   /** Rearranges a weight for the kernels, or null where they read it as it is; undefined: nothing is rearranged. */
   readonly pack?: (weight: Tensor) => Tensor | null
   /** Bytes taken over so far, of all. */
@@ -302,6 +305,9 @@ class Binder implements LoadedWeights {
   readonly #options: LoadOptions
   readonly #owned: Tensor[] = []
   readonly #mapped = new Map<string, Tensor>()
+  /** What lies on the device as the file has it, by the file's name of it. */
+  readonly #uploaded = new Map<string, Tensor>()
+  readonly #host: Backend
 
   constructor(
     weights: GgufFile | SafetensorsFile,
@@ -311,6 +317,7 @@ class Binder implements LoadedWeights {
     this.#weights = weights
     this.#requests = requests
     this.#options = options
+    this.#host = options.host ?? options.backend
   }
 
   bindAll(): void {
@@ -338,7 +345,7 @@ class Binder implements LoadedWeights {
     const total = sizes.reduce((a, b) => a + b, 0)
     if (total === 0) return
     const all = this.#own(Tensor.allocate(this.#options.backend, F32, [total]))
-    const values = new Float32Array(all.bytes().buffer)
+    const values = new Float32Array(total)
     let start = 0
     requests.forEach(({ parameter, entries, transposed, grouped }, i) => {
       const entry = entries[0] as WeightEntry
@@ -356,6 +363,7 @@ class Binder implements LoadedWeights {
       parameter.bind(shape.length === 1 ? vector : vector.unflatten(0, shape))
       start += sizes[i] as number
     })
+    all.write(values)
     this.vectorBytes = total * 4
   }
 
@@ -377,6 +385,12 @@ class Binder implements LoadedWeights {
     const isPlain = transposed === undefined && grouped === undefined && entries.length === 1
     const isCut = rows === undefined || (isBuilt && isPlain)
     const tensor = isCut ? whole : whole.narrow(0, rows.start, rows.count)
+    if (this.#host !== this.#options.backend) {
+      const name = !isStacked && isCut ? entries[0]?.name : undefined
+      const placed = this.#upload(tensor, kind === "table", name)
+      if (isStacked) whole[Symbol.dispose]()
+      return placed
+    }
     const packed = kind === "table" ? null : (this.#options.pack?.(tensor) ?? null)
     if (packed !== null) {
       if (isStacked) whole[Symbol.dispose]()
@@ -392,11 +406,31 @@ class Binder implements LoadedWeights {
     return tensor
   }
 
+  /** A copy of a weight of the host on the device, rearranged where that is asked for. */
+  #upload(weight: Tensor, isTable: boolean, name: string | undefined): Tensor {
+    const known = name === undefined ? undefined : this.#uploaded.get(name)
+    if (known !== undefined && isTable) return known
+    const { backend, pack } = this.#options
+    const bytes = byteLength(weight.dtype, weight.shape)
+    const copy = known ?? Tensor.allocate(backend, weight.dtype, weight.shape)
+    if (known === undefined) backend.copy(copy.data, weight.data, bytes)
+    const packed = isTable ? null : (pack?.(copy) ?? null)
+    if (packed !== null) {
+      if (known === undefined) copy[Symbol.dispose]()
+      this.packedBytes += bytes
+      return this.#own(packed)
+    }
+    if (known !== undefined) return known
+    if (name !== undefined) this.#uploaded.set(name, copy)
+    this.packedBytes += bytes
+    return this.#own(copy)
+  }
+
   /** The tensor where the file is mapped; the mapping stays reachable through it. */
   #mapping(entry: WeightEntry, shape: readonly number[]): Tensor {
     let tensor = this.#mapped.get(entry.name)
     if (tensor === undefined) {
-      tensor = new Tensor(this.#options.backend, entry.dtype, shape, entry.address, {
+      tensor = new Tensor(this.#host, entry.dtype, shape, entry.address, {
         owner: this.#weights,
         persistent: true,
       })
@@ -407,9 +441,8 @@ class Binder implements LoadedWeights {
 
   /** A weight whose values are made of other tensors'. */
   #build(entry: WeightEntry, shape: readonly number[], rows: Parameter["rows"]): Tensor {
-    const { backend } = this.#options
     const kept = rows === undefined ? shape : [rows.count, ...shape.slice(1)]
-    const out = Tensor.allocate(backend, entry.dtype, kept)
+    const out = Tensor.allocate(this.#host, entry.dtype, kept)
     if (rows === undefined) entry.build?.(out.bytes())
     else {
       const row = byteLength(entry.dtype, [1, ...shape.slice(1)])
@@ -430,7 +463,7 @@ class Binder implements LoadedWeights {
         `tensor "${other.name}": is ${other.dtype.name}, expert 0 of its layer is ${dtype.name}`,
       )
     }
-    const stack = Tensor.allocate(this.#options.backend, dtype, shape)
+    const stack = Tensor.allocate(this.#host, dtype, shape)
     entries.forEach((entry, i) => {
       const to = stack.select(i).bytes()
       if (entry.build === undefined) to.set(this.#weights.bytes(entry.name))
@@ -448,7 +481,7 @@ class Binder implements LoadedWeights {
   ): Tensor {
     const [first, scales] = entries as [WeightEntry, WeightEntry | undefined]
     const dtype = scales === undefined ? first.dtype : MXFP4
-    const stack = Tensor.allocate(this.#options.backend, dtype, shape)
+    const stack = Tensor.allocate(this.#host, dtype, shape)
     const bytes = this.#weights.bytes(first.name)
     if (scales === undefined) transposeStack(bytes, stack.bytes(), shape, part)
     else repackMxfp4(bytes, this.#weights.bytes(scales.name), stack.bytes(), shape, part)
@@ -458,7 +491,7 @@ class Binder implements LoadedWeights {
 
   /** [out, in] from the rows of a fused projection. */
   #gather(entry: WeightEntry, shape: readonly number[], part: RowGroups): Tensor {
-    const out = Tensor.allocate(this.#options.backend, entry.dtype, shape)
+    const out = Tensor.allocate(this.#host, entry.dtype, shape)
     gatherRows(this.#weights.bytes(entry.name), out.bytes(), part)
     this.#weights.drop(entry.name)
     return out

@@ -41,6 +41,8 @@ export async function buildModel(
 
 export interface LoadModelOptions extends BuildOptions {
   readonly backend: Backend
+  /** The CPU, where `backend` is a device. */
+  readonly host?: Backend
   /** Rearrange weights for the kernels. Only precision "fast" reads rearranged ones. */
   readonly repack?: boolean
   readonly onProgress?: (done: number, total: number) => void
@@ -55,10 +57,11 @@ export async function loadModel(
   weights: GgufFile | SafetensorsFile,
   options: LoadModelOptions,
 ): Promise<{ model: CausalLM; plan: InjectionPlan; loaded: LoadedWeights }> {
-  const { backend, repack = true, onProgress } = options
+  const { backend, host, repack = true, onProgress } = options
   const { model, plan } = await buildModel(config, options)
   const loaded = loadWeights(model, weights, {
     backend,
+    ...(host === undefined ? {} : { host }),
     ...(repack && backend.precision === "fast" ? { pack: packWeight } : {}),
     ...(onProgress === undefined ? {} : { onProgress }),
   })

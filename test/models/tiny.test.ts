@@ -2,7 +2,7 @@ import { afterAll, describe, expect, test } from "bun:test"
 import { readFileSync } from "node:fs"
 
 import type { HiddenStates } from "../../src/models/llama.ts"
-import { Backend } from "../../src/native/backend.ts"
+import { Backend, deviceProblem, openDevice } from "../../src/native/backend.ts"
 import { relativeError } from "../ops/harness.ts"
 import { golden } from "../setup.ts"
 import { loadModel } from "./build.ts"
@@ -20,6 +20,32 @@ afterAll(() => {
   f32[Symbol.dispose]()
   fast[Symbol.dispose]()
 })
+
+/** Where models run with float activations; a device that is not there is skipped with the reason. */
+interface Place {
+  readonly name: string
+  readonly problem: string | undefined
+  readonly backends: () => { readonly backend: Backend; readonly host?: Backend }
+}
+
+let onDevice: Backend | undefined
+afterAll(() => onDevice?.[Symbol.dispose]())
+
+const PLACES: readonly Place[] = [
+  { name: "", problem: undefined, backends: () => ({ backend: f32 }) },
+  {
+    name: " [cuda:0]",
+    problem: deviceProblem("cuda:0"),
+    backends: () => {
+      const { library, index } = openDevice("cuda:0")
+      onDevice ??= new Backend({ device: index, precision: "f32" }, library)
+      return { backend: onDevice, host: f32 }
+    },
+  },
+]
+
+/** Models with layers that devices have no op for yet. */
+const NOT_ON_DEVICES = /qwen3_?next/
 
 interface Reference {
   readonly prompts: Int32Array[]
@@ -95,7 +121,7 @@ function run(sequences: Sequences, { prompts, greedyIds }: Reference): Run {
 
 async function withModel(
   source: Golden,
-  options: { backend: Backend; fuse: boolean; count: number },
+  options: { backend: Backend; host?: Backend; fuse: boolean; count: number },
   body: (sequences: Sequences, reference: Reference) => void,
 ): Promise<void> {
   const reference = referenceOf(source)
@@ -119,14 +145,24 @@ const SOURCES: readonly (readonly [string, () => Golden])[] = [
   ),
 ]
 
-describe.each(SOURCES)("%s with float activations", (_name, open) => {
+for (const [place, source, open] of PLACES.flatMap((place) =>
+  SOURCES.map(([source, open]) => [place, source, open] as const),
+)) {
+  const title = `${source}${place.name} with float activations`
+  const absent = place.name !== "" && NOT_ON_DEVICES.test(source)
+  const problem = place.problem ?? (absent ? "no gated delta rule there" : undefined)
+  if (problem === undefined) describe(title, () => floatTests(open, place))
+  else describe.skip(`${title}: ${problem}`, () => {})
+}
+
+function floatTests(open: () => Golden, { backends }: Place): void {
   for (const fuse of [false, true]) {
     const form = fuse ? "fused" : "plain"
 
     test(`${form}: logits and greedy ids are the reference's`, async () => {
       const source = open()
       const count = referenceOf(source).prompts.length
-      await withModel(source, { backend: f32, fuse, count }, (sequences, reference) => {
+      await withModel(source, { ...backends(), fuse, count }, (sequences, reference) => {
         const got = run(sequences, reference)
         reference.logits.forEach((want, i) => {
           expect(relativeError(got.logits[i] as Float32Array, want)).toBeLessThan(F32_TOLERANCE)
@@ -142,7 +178,7 @@ describe.each(SOURCES)("%s with float activations", (_name, open) => {
 
     test(`${form}: prefill at once, in chunks and token by token agree`, async () => {
       const source = open()
-      await withModel(source, { backend: f32, fuse, count: 3 }, (sequences, { prompts }) => {
+      await withModel(source, { ...backends(), fuse, count: 3 }, (sequences, { prompts }) => {
         const prompt = prompts[0] as Int32Array
         const [whole] = sequences.step([{ sequence: 0, ids: prompt }]) as [Float32Array]
         for (const [sequence, chunk] of [
@@ -165,7 +201,7 @@ describe.each(SOURCES)("%s with float activations", (_name, open) => {
     const source = open()
     const results: Float32Array[] = []
     for (const fuse of [false, true]) {
-      await withModel(source, { backend: f32, fuse, count: 1 }, (sequences, { prompts }) => {
+      await withModel(source, { ...backends(), fuse, count: 1 }, (sequences, { prompts }) => {
         const ids = prompts[0] as Int32Array
         results.push(...sequences.step([{ sequence: 0, ids }]))
       })
@@ -174,7 +210,7 @@ describe.each(SOURCES)("%s with float activations", (_name, open) => {
     expect(relativeError(fused, plain)).toBeLessThan(ORDER_TOLERANCE)
     source.weights.close()
   })
-})
+}
 
 describe.each(HF_GOLDENS.map((name) => [name] as const))("hf/%s", (name) => {
   test("hidden states of every layer are the reference's", async () => {

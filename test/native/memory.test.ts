@@ -33,7 +33,7 @@ describe("slabs and arenas", () => {
   })
 
   test("an arena grows within a step and is one slab after it", () => {
-    const arena = new Arena(library, 1024)
+    const arena = new Arena((bytes) => new Slab(library, bytes), 1024)
     const first = arena.alloc(1000)
     expect(arena.alloc(5000)).not.toBe(first)
     arena.reset()
@@ -43,7 +43,7 @@ describe("slabs and arenas", () => {
   })
 
   test("what was allocated since a mark is taken back, over slabs too", () => {
-    const arena = new Arena(library, 1024)
+    const arena = new Arena((bytes) => new Slab(library, bytes), 1024)
     arena.alloc(100)
     const mark = arena.mark()
     const first = arena.alloc(64)

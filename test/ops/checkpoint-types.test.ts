@@ -36,7 +36,7 @@ describeBackends("types of quantised safetensors", (backend) => {
       const cols = 256
       const bytes = blocks(dtype, (rows * cols) / dtype.blockSize)
       const w = Tensor.allocate(backend, dtype, [rows, cols])
-      w.bytes().set(bytes)
+      w.write(bytes)
       const want = decodeBlocks(dtype.id, dtype.blockBytes, bytes)
       const out = Tensor.allocate(backend, F32, [rows, cols])
       expect(copy(w, out).toFloat32Array()).toEqual(Float32Array.from(want))

@@ -1,7 +1,6 @@
 import { expect, test } from "bun:test"
 
 import type { Backend } from "../../src/native/backend.ts"
-import { nativeView } from "../../src/native/memory.ts"
 import { cast, copy, dequantize } from "../../src/ops/elementwise.ts"
 import { embedding } from "../../src/ops/embedding.ts"
 import * as dtypes from "../../src/tensor/dtype.ts"
@@ -9,7 +8,7 @@ import { Tensor } from "../../src/tensor/tensor.ts"
 import { readGoldenTensors } from "../fixtures/golden-tensors.ts"
 import { golden } from "../setup.ts"
 import { describeBackends, randomArray } from "./harness.ts"
-import { QUANTIZED as ALL_QUANTIZED } from "./weights.ts"
+import { QUANTIZED as ALL_QUANTIZED, readTypes } from "./weights.ts"
 
 /** Types of files; what only the loader makes (numbers from 1000) has no reference vectors. */
 const QUANTIZED = ALL_QUANTIZED.filter(({ id }) => id < 1000)
@@ -21,7 +20,7 @@ function tensorOfBytes(
   bytes: Uint8Array,
 ): Tensor {
   const tensor = Tensor.empty(backend, dtype, shape)
-  new Uint8Array(nativeView(tensor.data, bytes.length)).set(bytes)
+  tensor.write(bytes)
   return tensor
 }
 
@@ -48,7 +47,7 @@ function goldenOf(name: string) {
 }
 
 describeBackends("copy and embedding", (backend) => {
-  for (const dtype of QUANTIZED) {
+  for (const dtype of readTypes(backend, QUANTIZED)) {
     test(`${dtype.name} dequantises to the reference's bits`, () => {
       const tensors = goldenOf(dtype.name)
       for (const [prefix, rows] of [
@@ -61,7 +60,7 @@ describeBackends("copy and embedding", (backend) => {
     })
   }
 
-  for (const dtype of QUANTIZED.filter(({ name }) => /^IQ[123]/.test(name))) {
+  for (const dtype of readTypes(backend, QUANTIZED).filter(({ name }) => /^IQ[123]/.test(name))) {
     test(`${dtype.name} knows every entry of its code book`, () => {
       const tensors = goldenOf(dtype.name)
       const want = tensors("codes.dot").f64()
@@ -182,7 +181,7 @@ describeBackends("copy and embedding", (backend) => {
   }
 
   test("embedding gathers dequantised rows times the scale", () => {
-    for (const dtype of [...QUANTIZED, dtypes.F16, dtypes.BF16]) {
+    for (const dtype of readTypes(backend, [...QUANTIZED, dtypes.F16, dtypes.BF16])) {
       const tensors = goldenOf(dtype.name)
       const table = tensorOfBytes(backend, dtype, [6, 512], tensors("quant").bytes)
       const want = tensors("dequant").f32()
@@ -213,7 +212,7 @@ describeBackends("copy and embedding", (backend) => {
     )
   })
 
-  test("bad ids, shapes and conversions are refused by name", () => {
+  test.skipIf(!backend.isHost)("bad ids, shapes and conversions are refused by name", () => {
     const table = Tensor.from(backend, randomArray(8, 1), [4, 2])
     for (const id of [4, -1, 2147483647]) {
       expect(() => embedding(table, Tensor.from(backend, Int32Array.of(0, id)))).toThrow(

@@ -1,10 +1,43 @@
 import { afterAll, describe, expect } from "bun:test"
 
-import { ARCH_ISAS, Backend, queryCpu } from "../../src/native/backend.ts"
+import {
+  ARCH_ISAS,
+  Backend,
+  deviceProblem,
+  openDevice,
+  queryCpu,
+} from "../../src/native/backend.ts"
 import { probeLibrary } from "../../src/native/library.ts"
 
-/** Runs a suite once per ISA level of the CPU library that this machine has; the others are reported as skipped. */
-export function describeBackends(name: string, suite: (backend: Backend) => void): void {
+/** Devices besides the CPU that have backends. */
+const DEVICES = ["cuda:0"] as const
+
+/**
+ * Runs a suite once per ISA level of the CPU library that this machine has and once per device of another backend; what is
+ * not there is reported as skipped. `only` is for suites of the CPU's own.
+ */
+export function describeBackends(
+  name: string,
+  suite: (backend: Backend) => void,
+  only?: "cpu",
+): void {
+  describeLevels(name, suite)
+  for (const device of only === "cpu" ? [] : DEVICES) {
+    const problem = deviceProblem(device)
+    if (problem !== undefined) {
+      describe.skip(`${name} [${device}: ${problem}]`, () => {})
+      continue
+    }
+    describe(`${name} [${device}]`, () => {
+      const { library, index } = openDevice(device)
+      const backend = new Backend({ device: index }, library)
+      afterAll(() => backend[Symbol.dispose]())
+      suite(backend)
+    })
+  }
+}
+
+function describeLevels(name: string, suite: (backend: Backend) => void): void {
   const probe = probeLibrary("cpu")
   if (!probe.available) throw new Error(`the CPU library must be built first: ${probe.reason}`)
   const present = new Set(queryCpu(probe.library).isas)
@@ -49,12 +82,24 @@ export function relativeError(got: ArrayLike<number>, want: ArrayLike<number>): 
  * many tokens on they are faster: they round to bf16 instead, so what int8 rounds off is a difference.
  */
 export function int8Tolerance(backend: Backend, tokens: number, exact: number): number {
+  // a device rounds to int8 or to bf16, by type and number of tokens
+  if (!backend.isHost) return Math.max(exact, DEVICE_ROUNDING)
   const tiles = backend.isa === "amx" && tokens >= Number(process.env["KT_AMX_TOKENS"] ?? 8)
   return tiles ? Math.max(exact, INT8_ROUNDING) : exact
 }
 
 /** Half a unit in the last of 8 bits for each activation, and as much again where a row's few values are all near half. */
 const INT8_ROUNDING = 2e-2
+/** Of bf16, where a row's few values nearly cancel. */
+const DEVICE_ROUNDING = 3e-2
+
+/** The one of some definitions that values are nearest to: kernels of devices choose how activations are rounded. */
+export function nearest<T extends ArrayLike<number>>(
+  got: ArrayLike<number>,
+  wants: readonly [T, ...T[]],
+): T {
+  return wants.reduce((a, b) => (relativeError(got, b) < relativeError(got, a) ? b : a))
+}
 
 /** Fails unless the relative RMS error is at most `tolerance` and every value is finite where the reference is. */
 export function expectClose(

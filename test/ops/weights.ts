@@ -91,7 +91,7 @@ export function randomWeight(
   seed: number,
 ): Tensor {
   const w = Tensor.allocate(backend, dtype, shape)
-  const bytes = w.bytes()
+  const bytes = new Uint8Array(byteLength(dtype, shape))
   const noise = randomArray(bytes.length, seed, 1)
   if (dtype.blockSize === 1) {
     const values = randomArray(w.numel, seed)
@@ -99,7 +99,8 @@ export function randomWeight(
       new Float32Array(bytes.buffer, bytes.byteOffset, values.length).set(values)
     else if (dtype === dtypes.F16)
       new Float16Array(bytes.buffer, bytes.byteOffset, values.length).set(values)
-    else copy(Tensor.from(backend, values, shape), w)
+    else return copy(Tensor.from(backend, values, shape), w)
+    w.write(bytes)
     return w
   }
   for (let i = 0; i < bytes.length; i++) bytes[i] = Math.floor((noise[i] as number) * 1e6)
@@ -116,7 +117,33 @@ export function randomWeight(
       bytes.set(raw, block + field)
     }
   }
+  w.write(bytes)
   return w
+}
+
+/** Types that the CPU's kernels read and a device's do not yet. */
+const UNREAD_BY_DEVICES: ReadonlySet<string> = new Set([
+  "Q8_K",
+  "NVFP4",
+  "Q1_0",
+  "Q2_0",
+  "TQ1_0",
+  "TQ2_0",
+  "IQ2_XXS",
+  "IQ2_XS",
+  "IQ2_S",
+  "IQ3_XXS",
+  "IQ3_S",
+  "IQ1_S",
+  "IQ1_M",
+])
+
+/** Those of the types that the backend's kernels read. */
+export function readTypes(
+  backend: Backend,
+  types: readonly dtypes.DTypeInfo[],
+): readonly dtypes.DTypeInfo[] {
+  return backend.isHost ? types : types.filter(({ name }) => !UNREAD_BY_DEVICES.has(name))
 }
 
 /** The values of a weight as f32, row-major. */

@@ -1,0 +1,76 @@
+//! libkt_cuda: kernels/gpu/*.cu compiled by nvcc with g++, linked by Zig with the static CUDA runtime. The driver is looked up
+//! when the library is first asked for devices, so that it loads everywhere.
+const std = @import("std");
+const cpu = @import("cpu.zig");
+
+/// One file an op family; each is compiled by itself, so that they compile side by side.
+const sources = [_][]const u8{
+    "ctx", "elementwise", "embedding", "rms_norm", "rope", "attention", "quantize", "dequantize", "gemv", "gemm", "linear", "moe", "sampling", "measure", "layer_norm", "head_linear",
+};
+const headers = [_][]const u8{ "kernels/gpu/gpu.h", "kernels/gpu/vendor.h", "kernels/gpu/blocks.cuh", "kernels/gpu/products.cuh", "kernels/include/kt.h", "kernels/include/kt_quant.h" };
+
+/// A CUDA toolkit: the system's, or the wheels that `KT_CUDA=1` has the set-up install.
+const Toolkit = struct {
+    nvcc: []const u8,
+    /// Folder of libcudart_static.a.
+    lib: []const u8,
+};
+
+fn exists(path: []const u8) bool {
+    std.fs.cwd().access(path, .{}) catch return false;
+    return true;
+}
+
+fn toolkitAt(b: *std.Build, root: []const u8) ?Toolkit {
+    const nvcc = b.pathJoin(&.{ root, "bin", "nvcc" });
+    if (!exists(nvcc)) return null;
+    for ([_][]const u8{ "lib64", "lib", "targets/x86_64-linux/lib" }) |folder| {
+        const lib = b.pathJoin(&.{ root, folder });
+        if (exists(b.pathJoin(&.{ lib, "libcudart_static.a" }))) return .{ .nvcc = nvcc, .lib = lib };
+    }
+    return null;
+}
+
+fn findToolkit(b: *std.Build) ?Toolkit {
+    if (b.graph.env_map.get("CUDA_HOME")) |root| if (toolkitAt(b, root)) |found| return found;
+    if (b.findProgram(&.{"nvcc"}, &.{})) |nvcc| {
+        const real = std.fs.cwd().realpathAlloc(b.allocator, nvcc) catch nvcc;
+        if (toolkitAt(b, std.fs.path.dirname(std.fs.path.dirname(real) orelse ".") orelse ".")) |found| return found;
+    } else |_| {}
+    return toolkitAt(b, b.pathFromRoot(".toolchain/cuda/nvidia/cu13"));
+}
+
+/// `archs`: compute capabilities such as "80,90a".
+pub fn addLibrary(b: *std.Build, optimize: std.builtin.OptimizeMode, archs: []const u8) *std.Build.Step {
+    const toolkit = findToolkit(b) orelse
+        return &b.addFail("-Dcuda needs nvcc 13: on PATH, in CUDA_HOME, or from `KT_CUDA=1 bun run setup`").step;
+    if (b.findProgram(&.{"g++"}, &.{})) |_| {} else |_| return &b.addFail("-Dcuda needs g++ as nvcc's host compiler").step;
+    const module = cpu.coreModule(b, "kernels/gpu/root.zig", optimize);
+    for (sources) |name| module.addObjectFile(compile(b, toolkit, name, archs));
+    module.addObjectFile(.{ .cwd_relative = b.pathJoin(&.{ toolkit.lib, "libcudart_static.a" }) });
+    const lib = b.addLibrary(.{ .name = "kt_cuda", .linkage = .dynamic, .root_module = module });
+    lib.linker_allow_shlib_undefined = false;
+    return &b.addInstallArtifact(lib, .{}).step;
+}
+
+fn compile(b: *std.Build, toolkit: Toolkit, name: []const u8, archs: []const u8) std.Build.LazyPath {
+    const run = b.addSystemCommand(&.{
+        toolkit.nvcc,      "-c",
+        "-O3",             "-std=c++17",
+        "-Werror",         "all-warnings",
+        "-lineinfo",       "--expt-relaxed-constexpr",
+        "-Xcompiler",      "-fPIC,-fvisibility=hidden,-fno-exceptions,-fno-rtti,-fno-threadsafe-statics,-Wall,-Wextra,-Werror",
+        // what nvcc writes itself
+        "-Xcompiler",      "-Wno-unused-parameter,-Wno-missing-field-initializers",
+        "--compress-mode", "size",
+    });
+    run.setName(b.fmt("nvcc {s}", .{name}));
+    var each = std.mem.tokenizeScalar(u8, archs, ',');
+    while (each.next()) |arch| run.addArg(b.fmt("-gencode=arch=compute_{s},code=sm_{s}", .{ arch, arch }));
+    run.addPrefixedDirectoryArg("-I", b.path("kernels/include"));
+    run.addPrefixedDirectoryArg("-I", b.path("kernels/gpu"));
+    for (headers) |header| run.addFileInput(b.path(header));
+    run.addFileArg(b.path(b.fmt("kernels/gpu/{s}.cu", .{name})));
+    run.addArg("-o");
+    return run.addOutputFileArg(b.fmt("{s}.o", .{name}));
+}

@@ -1,0 +1,403 @@
+/* kt_store_kv, kt_paged_attention.
+ * SHAPES       q [tokens, heads, k_dim], caches [pages, kv_heads, page_size, dim] F16, F32 or Q8_0, out [tokens, heads, v_dim]
+ * DEFINITION   softmax(q . k * scale over the keys a query sees) . v, in f32; see kt.h for caps, windows, chunks and sinks
+ * REGULARITIES dims 64 .. 256, latent attention 576 and 512; heads / kv_heads 1 .. 16, latent attention up to 128 */
+#include "gpu.h"
+
+enum { CACHE_F32, CACHE_F16, CACHE_Q8_0 };
+
+struct cache_view {
+  char *data;
+  int64_t page_stride, head_stride, slot_stride;
+};
+
+static cache_view view_of(const kt_tensor_t *t) { return {(char *)t->data, t->stride[0], t->stride[1], t->stride[2]}; }
+
+template <int KIND> __device__ __forceinline__ float cached(const char *row, int i) {
+  if constexpr (KIND == CACHE_F32) return ((const float *)row)[i];
+  else if constexpr (KIND == CACHE_F16) return __half2float(((const __half *)row)[i]);
+  else {
+    const char *block = row + i / 32 * 34;
+    return __half2float(*(const __half *)block) * (float)((const int8_t *)block)[2 + i % 32];
+  }
+}
+
+/* One warp a row of a head. */
+__global__ void store_kernel(kt_heads x, const int32_t *slots, cache_view cache, int64_t page_size, int64_t limit, int kind) {
+  const int64_t token = blockIdx.x, slot = slots[token];
+  if (slot < 0 || slot >= limit) return;
+  const int warp = threadIdx.x / KT_WARP, lane = threadIdx.x % KT_WARP, warps = blockDim.x / KT_WARP;
+  for (int64_t head = warp; head < x.heads; head += warps) {
+    const float *from = x.data + token * x.token_stride + head * x.head_stride;
+    char *to = cache.data + slot / page_size * cache.page_stride + head * cache.head_stride + slot % page_size * cache.slot_stride;
+    for (int64_t i = lane; i < x.dim; i += KT_WARP) {
+      const float v = from[i];
+      if (kind == CACHE_F32) ((float *)to)[i] = v;
+      else if (kind == CACHE_F16) ((__half *)to)[i] = __float2half_rn(v);
+      else {
+        /* a lane a value: the warp is one block of 32 */
+        const float most = kt_warp_max(fabsf(v));
+        const __half scale = __float2half_rn(most / 127.0f);
+        const float d = __half2float(scale);
+        char *block = to + i / 32 * 34;
+        if (lane == 0) *(__half *)block = scale;
+        ((int8_t *)block)[2 + lane] = (int8_t)max(-127, min(127, d == 0 ? 0 : __float2int_rn(v / d)));
+      }
+    }
+  }
+}
+
+static kt_status_t kind_of(const char *name, const kt_tensor_t *t, int *kind) {
+  switch (t->dtype) {
+    case KT_F32: *kind = CACHE_F32; return KT_OK;
+    case KT_F16: *kind = CACHE_F16; return KT_OK;
+    case KT_Q8_0: *kind = CACHE_Q8_0; return KT_OK;
+    default: return KT_INVALID("%s has type %u, expected F16, F32 or Q8_0", name, t->dtype);
+  }
+}
+
+static kt_status_t check_caches(kt_ctx *ctx, const kt_tensor_t *k_cache, const kt_tensor_t *v_cache, int *kind) {
+  KT_TRY(kt_gpu_tensor(ctx, "k_cache", k_cache, 4));
+  KT_TRY(kt_gpu_tensor(ctx, "v_cache", v_cache, 4));
+  KT_TRY(kind_of("k_cache", k_cache, kind));
+  if (v_cache->dtype != k_cache->dtype) return KT_INVALID("v_cache has type %u, k_cache %u", v_cache->dtype, k_cache->dtype);
+  for (int i = 0; i < 3; i++) KT_TRY(kt_gpu_size("v_cache", v_cache, i, k_cache->shape[i]));
+  if (k_cache->shape[0] * k_cache->shape[2] > INT32_MAX)
+    return KT_INVALID("k_cache has %lld pages of %lld: slots must fit 31 bits", (long long)k_cache->shape[0], (long long)k_cache->shape[2]);
+  return KT_OK;
+}
+
+kt_status_t kt_gpu_store_kv(kt_ctx *ctx, kt_heads k, kt_heads v, const int32_t *slots, const kt_tensor_t *k_cache, const kt_tensor_t *v_cache) {
+  int kind = 0;
+  KT_TRY(check_caches(ctx, k_cache, v_cache, &kind));
+  const int64_t page_size = k_cache->shape[2], limit = k_cache->shape[0] * page_size;
+  store_kernel<<<(unsigned)k.tokens, 256, 0, ctx->stream>>>(k, slots, view_of(k_cache), page_size, limit, kind);
+  KT_LAUNCHED("store_kv");
+  store_kernel<<<(unsigned)v.tokens, 256, 0, ctx->stream>>>(v, slots, view_of(v_cache), page_size, limit, kind);
+  KT_LAUNCHED("store_kv");
+  return KT_OK;
+}
+
+extern "C" kt_status_t kt_store_kv(kt_ctx_t *handle, const kt_tensor_t *k, const kt_tensor_t *v, const kt_tensor_t *slot_mapping,
+                                   const kt_tensor_t *k_cache, const kt_tensor_t *v_cache) {
+  kt_ctx *ctx = kt_gpu_ctx(handle);
+  if (ctx == NULL) return KT_ERR_INVALID_ARG;
+  KT_TRY(kt_gpu_typed(ctx, "k", k, 3, KT_F32));
+  KT_TRY(kt_gpu_typed(ctx, "v", v, 3, KT_F32));
+  KT_TRY(kt_gpu_typed(ctx, "slot_mapping", slot_mapping, 1, KT_I32));
+  int kind = 0;
+  KT_TRY(check_caches(ctx, k_cache, v_cache, &kind));
+  KT_TRY(kt_gpu_size("k", k, 1, k_cache->shape[1]));
+  KT_TRY(kt_gpu_size("k", k, 2, k_cache->shape[3]));
+  KT_TRY(kt_gpu_size("v", v, 0, k->shape[0]));
+  KT_TRY(kt_gpu_size("v", v, 1, k_cache->shape[1]));
+  KT_TRY(kt_gpu_size("v", v, 2, v_cache->shape[3]));
+  KT_TRY(kt_gpu_size("slot_mapping", slot_mapping, 0, k->shape[0]));
+  const kt_heads hk = {(float *)k->data, k->shape[0], k->shape[1], k->shape[2], k->stride[0] / 4, k->stride[1] / 4};
+  const kt_heads hv = {(float *)v->data, v->shape[0], v->shape[1], v->shape[2], v->stride[0] / 4, v->stride[1] / 4};
+  return kt_gpu_store_kv(ctx, hk, hv, (const int32_t *)slot_mapping->data, k_cache, v_cache);
+}
+
+#define THREADS 128
+#define WARPS (THREADS / KT_WARP)
+#define TILE 64
+/* Of a sequence: bounds the memory of partial results. */
+#define MAX_SEGMENTS 256
+
+struct attention_job {
+  kt_heads q;
+  cache_view k, v;
+  const int32_t *block_tables, *query_start, *seq_lens;
+  int64_t table_stride, out_token_stride, out_head_stride;
+  int sequences, page_size, kv_heads, group, chunks, v_dim, splits;
+  int segment, max_segments; /* keys whose results are added up by themselves, so that sums do not depend on the number of blocks */
+  const float *sinks;
+  kt_attention_params_t params;
+  float *out;
+  float *partials; /* [tokens][heads][max_segments][v_dim + 2]: sums, then the greatest score and the sum of weights */
+};
+
+/* Keys begin .. end that a token sees, and its position. */
+struct sight {
+  int sequence, position, begin, end;
+};
+
+__device__ __forceinline__ sight sight_of(const attention_job &job, int sequence, int64_t token) {
+  const int length = job.seq_lens[sequence];
+  sight s = {sequence, length - (job.query_start[sequence + 1] - (int)token), 0, 0};
+  s.end = job.params.bidirectional ? length : s.position + 1;
+  if (job.params.sliding_window > 0) s.begin = max(s.begin, s.position - job.params.sliding_window + 1);
+  if (job.params.chunk_size > 0) s.begin = max(s.begin, s.position / job.params.chunk_size * job.params.chunk_size);
+  return s;
+}
+
+/* Joins the sums of two sets of keys, rounding alike wherever that is done. */
+struct join {
+  float before, after;
+};
+__device__ __forceinline__ join join_of(float most, float other, float *joined) {
+  *joined = fmaxf(most, other);
+  return {expf(most - *joined), expf(other - *joined)};
+}
+__device__ __forceinline__ float joined(float sum, float other, join j) { return __fmaf_rn(other, j.after, __fmul_rn(sum, j.before)); }
+
+/* One block: the queries of up to HEADS heads of one token that share a kv head, over a share of its keys. */
+template <int KIND, int HEADS, int COLUMNS> __global__ void attention_kernel(const attention_job job) {
+  extern __shared__ float q[]; /* [HEADS][k_dim] */
+  __shared__ float scores[HEADS][TILE], greatest[HEADS], sums[HEADS], shrink[HEADS], all_greatest[HEADS], all_sums[HEADS];
+  __shared__ int sequence_of;
+  const int thread = threadIdx.x, warp = thread / KT_WARP, lane = thread % KT_WARP;
+  const int64_t token = blockIdx.x;
+  const int kv_head = blockIdx.y / job.chunks, first = blockIdx.y % job.chunks * HEADS;
+  const int heads = min(HEADS, job.group - first), head0 = kv_head * job.group + first, k_dim = (int)job.q.dim;
+  for (int s = thread; s < job.sequences; s += THREADS)
+    if (job.query_start[s] <= token && token < job.query_start[s + 1]) sequence_of = s;
+  __syncthreads();
+  const sight seen = sight_of(job, sequence_of, token);
+  const int sequence = seen.sequence, position = seen.position;
+  float scale = job.params.scale;
+  if (job.params.temperature_scale != 0)
+    scale *= 1.0f + job.params.temperature_scale * logf(1.0f + floorf((float)(position + 1) / job.params.temperature_floor));
+  for (int i = thread; i < HEADS * k_dim; i += THREADS) {
+    const int g = i / k_dim;
+    q[i] = g < heads ? job.q.data[token * job.q.token_stride + (head0 + g) * job.q.head_stride + i % k_dim] * scale : 0.0f;
+  }
+  if (thread < HEADS) all_greatest[thread] = -INFINITY, all_sums[thread] = 0;
+  float acc[HEADS][COLUMNS], all[HEADS][COLUMNS];
+#pragma unroll
+  for (int g = 0; g < HEADS; g++)
+#pragma unroll
+    for (int c = 0; c < COLUMNS; c++) all[g][c] = 0;
+  const int32_t *table = job.block_tables + sequence * job.table_stride;
+  __syncthreads();
+  const int segments = (seen.end - seen.begin + job.segment - 1) / job.segment;
+  for (int segment = blockIdx.z; segment < segments; segment += job.splits) {
+    const int from = seen.begin + segment * job.segment, until = min(seen.end, from + job.segment);
+    if (thread < HEADS) greatest[thread] = -INFINITY, sums[thread] = 0;
+#pragma unroll
+    for (int g = 0; g < HEADS; g++)
+#pragma unroll
+      for (int c = 0; c < COLUMNS; c++) acc[g][c] = 0;
+    __syncthreads();
+    for (int tile = from; tile < until; tile += TILE) {
+      const int count = min(TILE, until - tile);
+      for (int i = warp; i < count; i += WARPS) {
+        const int key = tile + i;
+        const char *row = job.k.data + table[key / job.page_size] * job.k.page_stride + kv_head * job.k.head_stride + key % job.page_size * job.k.slot_stride;
+        float dot[HEADS];
+#pragma unroll
+        for (int g = 0; g < HEADS; g++) dot[g] = 0;
+        for (int c = lane; c < k_dim; c += KT_WARP) {
+          const float value = cached<KIND>(row, c);
+#pragma unroll
+          for (int g = 0; g < HEADS; g++) dot[g] += q[g * k_dim + c] * value;
+        }
+#pragma unroll
+        for (int g = 0; g < HEADS; g++) {
+          float score = kt_warp_sum(dot[g]);
+          if (job.params.soft_cap != 0) score = job.params.soft_cap * tanhf(score / job.params.soft_cap);
+          if (lane == 0) scores[g][i] = score;
+        }
+      }
+      __syncthreads();
+      for (int g = warp; g < HEADS; g += WARPS) {
+        const float a = lane < count ? scores[g][lane] : -INFINITY, b = lane + 32 < count ? scores[g][lane + 32] : -INFINITY;
+        const float before = greatest[g], most = fmaxf(before, kt_warp_max(fmaxf(a, b)));
+        const float wa = expf(a - most), wb = expf(b - most), sum = kt_warp_sum(wa + wb);
+        scores[g][lane] = wa;
+        scores[g][lane + 32] = wb;
+        if (lane == 0) {
+          shrink[g] = expf(before - most);
+          sums[g] = sums[g] * shrink[g] + sum;
+          greatest[g] = most;
+        }
+      }
+      __syncthreads();
+#pragma unroll
+      for (int g = 0; g < HEADS; g++)
+#pragma unroll
+        for (int c = 0; c < COLUMNS; c++) acc[g][c] *= shrink[g];
+      for (int i = 0; i < count; i++) {
+        const int key = tile + i;
+        const char *row = job.v.data + table[key / job.page_size] * job.v.page_stride + kv_head * job.v.head_stride + key % job.page_size * job.v.slot_stride;
+#pragma unroll
+        for (int c = 0; c < COLUMNS; c++) {
+          const int column = thread + c * THREADS;
+          const float value = column < job.v_dim ? cached<KIND>(row, column) : 0.0f;
+#pragma unroll
+          for (int g = 0; g < HEADS; g++) acc[g][c] += scores[g][i] * value;
+        }
+      }
+      __syncthreads();
+    }
+    if (job.splits > 1) {
+      for (int g = 0; g < heads; g++) {
+        float *to = job.partials + ((token * job.q.heads + head0 + g) * job.max_segments + segment) * (job.v_dim + 2);
+#pragma unroll
+        for (int c = 0; c < COLUMNS; c++) {
+          const int column = thread + c * THREADS;
+          float value = 0;
+#pragma unroll
+          for (int h = 0; h < HEADS; h++)
+            if (h == g) value = acc[h][c];
+          if (column < job.v_dim) to[column] = value;
+        }
+        if (thread == 0) to[job.v_dim] = greatest[g], to[job.v_dim + 1] = sums[g];
+      }
+      __syncthreads();
+      continue;
+    }
+    float most[HEADS];
+#pragma unroll
+    for (int g = 0; g < HEADS; g++) {
+      const join j = join_of(all_greatest[g], greatest[g], &most[g]);
+#pragma unroll
+      for (int c = 0; c < COLUMNS; c++) all[g][c] = joined(all[g][c], acc[g][c], j);
+    }
+    __syncthreads();
+    if (thread < HEADS) {
+      float own;
+      const join j = join_of(all_greatest[thread], greatest[thread], &own);
+      all_sums[thread] = joined(all_sums[thread], sums[thread], j);
+      all_greatest[thread] = own;
+    }
+    __syncthreads();
+  }
+  if (job.splits > 1) return;
+#pragma unroll
+  for (int g = 0; g < HEADS; g++) {
+    if (g >= heads) break;
+    float factor = 1.0f, sum = all_sums[g];
+    if (job.sinks != NULL) {
+      float most;
+      const join j = join_of(all_greatest[g], job.sinks[head0 + g], &most);
+      factor = j.before;
+      sum = joined(sum, 1.0f, j);
+    }
+    float *to = job.out + token * job.out_token_stride + (head0 + g) * job.out_head_stride;
+#pragma unroll
+    for (int c = 0; c < COLUMNS; c++) {
+      const int column = thread + c * THREADS;
+      if (column < job.v_dim) to[column] = __fmul_rn(all[g][c], factor) / sum;
+    }
+  }
+}
+
+/* One block a head of a token: its segments in their order. */
+__global__ void combine_kernel(const attention_job job) {
+  __shared__ int sequence_of;
+  const int64_t token = blockIdx.x, head = blockIdx.y, stride = job.v_dim + 2;
+  for (int s = threadIdx.x; s < job.sequences; s += blockDim.x)
+    if (job.query_start[s] <= token && token < job.query_start[s + 1]) sequence_of = s;
+  __syncthreads();
+  const sight seen = sight_of(job, sequence_of, token);
+  const int segments = (seen.end - seen.begin + job.segment - 1) / job.segment;
+  const float *from = job.partials + (token * job.q.heads + head) * job.max_segments * stride;
+  float *to = job.out + token * job.out_token_stride + head * job.out_head_stride;
+  for (int c = threadIdx.x; c < job.v_dim; c += blockDim.x) {
+    float most = -INFINITY, sum = 0, value = 0, factor = 1.0f;
+    for (int s = 0; s < segments; s++) {
+      const join j = join_of(most, from[s * stride + job.v_dim], &most);
+      sum = joined(sum, from[s * stride + job.v_dim + 1], j);
+      value = joined(value, from[s * stride + c], j);
+    }
+    if (job.sinks != NULL) {
+      const join j = join_of(most, job.sinks[head], &most);
+      factor = j.before;
+      sum = joined(sum, 1.0f, j);
+    }
+    to[c] = __fmul_rn(value, factor) / sum;
+  }
+}
+
+template <int KIND, int HEADS> static kt_status_t launch_columns(kt_ctx *ctx, const attention_job &job, dim3 grid) {
+  const size_t shared = sizeof(float) * HEADS * job.q.dim;
+  if (job.v_dim <= THREADS) attention_kernel<KIND, HEADS, 1><<<grid, THREADS, shared, ctx->stream>>>(job);
+  else if (job.v_dim <= 2 * THREADS) attention_kernel<KIND, HEADS, 2><<<grid, THREADS, shared, ctx->stream>>>(job);
+  else attention_kernel<KIND, HEADS, 4><<<grid, THREADS, shared, ctx->stream>>>(job);
+  KT_LAUNCHED("paged_attention");
+  return KT_OK;
+}
+
+template <int KIND> static kt_status_t launch(kt_ctx *ctx, const attention_job &job, dim3 grid, int heads) {
+  switch (heads) {
+    case 1: return launch_columns<KIND, 1>(ctx, job, grid);
+    case 2: return launch_columns<KIND, 2>(ctx, job, grid);
+    case 4: return launch_columns<KIND, 4>(ctx, job, grid);
+    default: return launch_columns<KIND, 8>(ctx, job, grid);
+  }
+}
+
+extern "C" kt_status_t kt_paged_attention(kt_ctx_t *handle, const kt_tensor_t *q, const kt_tensor_t *k_cache, const kt_tensor_t *v_cache,
+                                          const kt_tensor_t *block_tables, const kt_tensor_t *query_start, const kt_tensor_t *seq_lens,
+                                          const kt_tensor_t *sinks, const kt_attention_params_t *params, const kt_tensor_t *out) {
+  kt_ctx *ctx = kt_gpu_ctx(handle);
+  if (ctx == NULL) return KT_ERR_INVALID_ARG;
+  if (params == NULL) return KT_INVALID("params are NULL");
+  if (params->struct_size < sizeof *params) return KT_INVALID("params.struct_size is %u", params->struct_size);
+  KT_TRY(kt_gpu_typed(ctx, "q", q, 3, KT_F32));
+  KT_TRY(kt_gpu_typed(ctx, "out", out, 3, KT_F32));
+  KT_TRY(kt_gpu_typed(ctx, "block_tables", block_tables, 2, KT_I32));
+  KT_TRY(kt_gpu_typed(ctx, "query_start", query_start, 1, KT_I32));
+  KT_TRY(kt_gpu_typed(ctx, "seq_lens", seq_lens, 1, KT_I32));
+  int kind = 0;
+  KT_TRY(check_caches(ctx, k_cache, v_cache, &kind));
+  const int64_t tokens = q->shape[0], heads = q->shape[1], kv_heads = k_cache->shape[1], v_dim = v_cache->shape[3];
+  KT_TRY(kt_gpu_size("k_cache", k_cache, 3, q->shape[2]));
+  if (heads % kv_heads != 0) return KT_INVALID("q has %lld heads, the cache %lld", (long long)heads, (long long)kv_heads);
+  if (v_dim > 4 * THREADS || q->shape[2] > 1024)
+    return kt_gpu_fail(KT_ERR_UNSUPPORTED, "heads of %lld and %lld values, at most 1024 and %d", (long long)q->shape[2], (long long)v_dim, 4 * THREADS);
+  KT_TRY(kt_gpu_size("out", out, 0, tokens));
+  KT_TRY(kt_gpu_size("out", out, 1, heads));
+  KT_TRY(kt_gpu_size("out", out, 2, v_dim));
+  KT_TRY(kt_gpu_size("block_tables", block_tables, 0, seq_lens->shape[0]));
+  KT_TRY(kt_gpu_size("query_start", query_start, 0, seq_lens->shape[0] + 1));
+  if (params->bidirectional > 1) return KT_INVALID("bidirectional is %u", params->bidirectional);
+  if (params->bidirectional && (params->sliding_window != 0 || params->chunk_size != 0)) return KT_INVALID("bidirectional attention has no window and no chunks");
+  if (params->sliding_window < 0 || params->chunk_size < 0)
+    return KT_INVALID("sliding_window is %d, chunk_size %d", params->sliding_window, params->chunk_size);
+  if (params->temperature_scale != 0 && !(params->temperature_floor > 0)) return KT_INVALID("temperature_floor is %g", (double)params->temperature_floor);
+  attention_job job = {};
+  KT_TRY(kt_gpu_vector(ctx, "sinks", sinks, heads, &job.sinks));
+  job.q = {(float *)q->data, tokens, heads, q->shape[2], q->stride[0] / 4, q->stride[1] / 4};
+  job.k = view_of(k_cache);
+  job.v = view_of(v_cache);
+  job.block_tables = (const int32_t *)block_tables->data;
+  job.query_start = (const int32_t *)query_start->data;
+  job.seq_lens = (const int32_t *)seq_lens->data;
+  job.table_stride = block_tables->stride[0] / 4;
+  job.out = (float *)out->data;
+  job.out_token_stride = out->stride[0] / 4;
+  job.out_head_stride = out->stride[1] / 4;
+  job.sequences = (int)seq_lens->shape[0];
+  job.page_size = (int)k_cache->shape[2];
+  job.kv_heads = (int)kv_heads;
+  job.group = (int)(heads / kv_heads);
+  job.v_dim = (int)v_dim;
+  job.params = *params;
+  const int per_block = job.group >= 8 ? 8 : job.group >= 3 ? 4 : job.group;
+  job.chunks = (int)kt_div_up(job.group, per_block);
+  /* The lengths lie on the device: blocks for the longest that may be, of which short sequences leave some without work. */
+  const int64_t blocks = tokens * kv_heads * job.chunks, longest = block_tables->shape[1] * job.page_size;
+  job.segment = (int)(kt_div_up(longest, (int64_t)MAX_SEGMENTS * TILE) * TILE);
+  job.max_segments = (int)kt_div_up(longest, job.segment);
+  int64_t splits = kt_div_up(4 * ctx->multiprocessors, blocks);
+  if (splits > job.max_segments) splits = job.max_segments;
+  job.splits = blocks >= 2 * ctx->multiprocessors || splits < 2 ? 1 : (int)splits;
+  if (job.splits > 1) {
+    void *partials = NULL;
+    KT_TRY(kt_gpu_scratch(ctx, KT_SCRATCH_PARTIAL, tokens * heads * job.max_segments * (v_dim + 2) * 4, &partials));
+    job.partials = (float *)partials;
+  }
+  const dim3 grid((unsigned)tokens, (unsigned)(kv_heads * job.chunks), (unsigned)job.splits);
+  switch (kind) {
+    case CACHE_F32: KT_TRY(launch<CACHE_F32>(ctx, job, grid, per_block)); break;
+    case CACHE_F16: KT_TRY(launch<CACHE_F16>(ctx, job, grid, per_block)); break;
+    default: KT_TRY(launch<CACHE_Q8_0>(ctx, job, grid, per_block)); break;
+  }
+  if (job.splits > 1) {
+    combine_kernel<<<dim3((unsigned)tokens, (unsigned)heads), 128, 0, ctx->stream>>>(job);
+    KT_LAUNCHED("paged_attention");
+  }
+  return KT_OK;
+}

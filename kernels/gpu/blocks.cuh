@@ -1,0 +1,213 @@
+/* Values of weight blocks. A row is a sequence of blocks as the file has them, or of planes as kt_pack_weight makes them:
+ * KT_PACKED(type) keeps each row's codes 16-byte aligned, its scales behind them, so that a thread loads 16 bytes at once.
+ *   Q4_0: codes [blocks][16], scales f16 [blocks]          Q8_0: codes [blocks][32], scales f16 [blocks]
+ *   Q4_1: codes [blocks][16], scale and minimum f16 [blocks][2]
+ *   Q6_K: low bits [blocks][8][16], high bits [blocks][64], sub-scales [blocks][16], scales f16 [blocks]; each 16 low bytes are the
+ *         8 of columns l, l + 64 and the 8 of columns l + 32, l + 96 that the same 8 high bytes belong to
+ * Q4_K's blocks are 9 times 16 bytes and stay as they are. */
+#ifndef KT_GPU_BLOCKS_H
+#define KT_GPU_BLOCKS_H
+#include "gpu.h"
+
+#define KT_PACKED_BIT 0x10000u
+#define KT_PACKED(type) ((type) | KT_PACKED_BIT)
+
+/* Bytes of one packed row; 0 where the type has no packed layout. */
+static inline int64_t kt_packed_row_bytes(uint32_t dtype, int64_t n) {
+  int64_t bytes = 0;
+  switch (dtype) {
+    case KT_Q4_0: bytes = n / 32 * 18; break;
+    case KT_Q4_1: bytes = n / 32 * 20; break;
+    case KT_Q8_0: bytes = n / 32 * 34; break;
+    case KT_Q6_K: bytes = n / 256 * 210; break;
+    default: return 0;
+  }
+  return (bytes + 15) / 16 * 16;
+}
+
+/* A weight as kernels see it: `type` may be KT_PACKED. */
+struct kt_weight {
+  const uint8_t *data;
+  int64_t row_stride;
+  uint32_t type;
+};
+
+static inline kt_weight kt_weight_of(const kt_tensor_t *w) {
+  const int last = (int)w->ndim - 1;
+  if (w->flags & KT_TENSOR_PACKED) return {(const uint8_t *)w->data, kt_packed_row_bytes(w->dtype, w->shape[last]), KT_PACKED(w->dtype)};
+  return {(const uint8_t *)w->data, w->stride[last - 1], w->dtype};
+}
+
+/* Bytes from one matrix of a stack [experts, out, in] to the next. */
+static inline int64_t kt_matrix_stride(const kt_tensor_t *w) {
+  return w->flags & KT_TENSOR_PACKED ? w->shape[1] * kt_packed_row_bytes(w->dtype, w->shape[2]) : w->stride[0];
+}
+
+#ifdef __CUDACC__
+/* Of no alignment. */
+__device__ __forceinline__ float kt_half_at(const uint8_t *p) { return __half2float(__ushort_as_half((unsigned short)(p[0] | p[1] << 8))); }
+
+__device__ __forceinline__ void kt_scale_min(const uint8_t *scales, int j, int *scale, int *minimum) {
+  if (j < 4) {
+    *scale = scales[j] & 63;
+    *minimum = scales[j + 4] & 63;
+  } else {
+    *scale = (scales[j + 4] & 15) | (scales[j - 4] >> 6) << 4;
+    *minimum = scales[j + 4] >> 4 | (scales[j] >> 6) << 4;
+  }
+}
+
+__device__ const int8_t kt_iq4_table[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+__device__ const int8_t kt_fp4_table[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+
+__device__ __forceinline__ float kt_e4m3(uint32_t code) {
+  const uint32_t exponent = code >> 3 & 15, mantissa = code & 7;
+  const float value = (code & 127) == 127 ? __int_as_float(0x7fc00000)
+                      : exponent == 0     ? (float)mantissa * 0.001953125f
+                                          : __uint_as_float((exponent + 120) << 23 | mantissa << 20);
+  return code & 128 ? -value : value;
+}
+
+/* out[0..8) = columns col .. col + 7 of a row, col a multiple of 8; n columns in all. */
+template <uint32_t TYPE>
+__device__ __forceinline__ void kt_load8(const uint8_t *row, int64_t col, int64_t n, float *out) {
+  if constexpr (TYPE == KT_F32) {
+    const float *p = (const float *)row + col;
+#pragma unroll
+    for (int i = 0; i < 8; i++) out[i] = p[i];
+  } else if constexpr (TYPE == KT_F16) {
+    const __half *p = (const __half *)row + col;
+#pragma unroll
+    for (int i = 0; i < 8; i++) out[i] = __half2float(p[i]);
+  } else if constexpr (TYPE == KT_BF16) {
+    const uint16_t *p = (const uint16_t *)row + col;
+#pragma unroll
+    for (int i = 0; i < 8; i++) out[i] = __uint_as_float((uint32_t)p[i] << 16);
+  } else if constexpr (TYPE == KT_Q4_0 || TYPE == KT_Q4_1 || TYPE == KT_IQ4_NL || TYPE == KT_MXFP4 || TYPE == KT_I4_BF16 ||
+                       TYPE == KT_I4_ZERO || TYPE == KT_PACKED(KT_Q4_0) || TYPE == KT_PACKED(KT_Q4_1)) {
+    const int64_t block = col / 32, blocks = n / 32;
+    const int i = (int)(col % 32);
+    const uint8_t *codes;
+    float d, m;
+    if constexpr (TYPE == KT_Q4_0) {
+      const uint8_t *p = row + block * 18;
+      codes = p + 2, d = kt_half_at(p), m = -8.0f * d;
+    } else if constexpr (TYPE == KT_Q4_1) {
+      const uint8_t *p = row + block * 20;
+      codes = p + 4, d = kt_half_at(p), m = kt_half_at(p + 2);
+    } else if constexpr (TYPE == KT_PACKED(KT_Q4_0)) {
+      codes = row + block * 16, d = kt_half_at(row + blocks * 16 + block * 2), m = -8.0f * d;
+    } else if constexpr (TYPE == KT_PACKED(KT_Q4_1)) {
+      const uint8_t *p = row + blocks * 16 + block * 4;
+      codes = row + block * 16, d = kt_half_at(p), m = kt_half_at(p + 2);
+    } else if constexpr (TYPE == KT_IQ4_NL) {
+      const uint8_t *p = row + block * 18;
+      codes = p + 2, d = kt_half_at(p), m = 0;
+    } else if constexpr (TYPE == KT_MXFP4) {
+      const uint8_t *p = row + block * 17;
+      codes = p + 1, d = ldexpf(1.0f, (int)p[0] - 128), m = 0;
+    } else if constexpr (TYPE == KT_I4_BF16) {
+      const uint8_t *p = row + block * 18;
+      codes = p + 2, d = __uint_as_float((uint32_t)(p[0] | p[1] << 8) << 16), m = -8.0f * d;
+    } else {
+      const uint8_t *p = row + block * 19;
+      codes = p + 3, d = kt_half_at(p), m = -(float)p[2] * d;
+    }
+    const int shift = i >= 16 ? 4 : 0;
+#pragma unroll
+    for (int j = 0; j < 8; j++) {
+      const int q = codes[i % 16 + j] >> shift & 15;
+      if constexpr (TYPE == KT_IQ4_NL) out[j] = d * (float)kt_iq4_table[q];
+      else if constexpr (TYPE == KT_MXFP4) out[j] = d * (float)kt_fp4_table[q];
+      else if constexpr (TYPE == KT_Q4_1 || TYPE == KT_PACKED(KT_Q4_1)) out[j] = d * (float)q + m;
+      else if constexpr (TYPE == KT_I4_ZERO) out[j] = d * (float)(q - (int)(row + block * 19)[2]);
+      else out[j] = d * (float)(q - 8);
+    }
+  } else if constexpr (TYPE == KT_Q5_0 || TYPE == KT_Q5_1) {
+    constexpr int HEAD = TYPE == KT_Q5_0 ? 2 : 4;
+    const uint8_t *p = row + col / 32 * (HEAD + 20);
+    const int i = (int)(col % 32);
+    const uint32_t high = p[HEAD] | p[HEAD + 1] << 8 | p[HEAD + 2] << 16 | (uint32_t)p[HEAD + 3] << 24;
+    const float d = kt_half_at(p), m = TYPE == KT_Q5_0 ? 0.0f : kt_half_at(p + 2);
+#pragma unroll
+    for (int j = 0; j < 8; j++) {
+      const int q = (p[HEAD + 4 + i % 16 + j] >> (i >= 16 ? 4 : 0) & 15) | (int)(high >> (i + j) & 1) << 4;
+      out[j] = TYPE == KT_Q5_0 ? d * (float)(q - 16) : d * (float)q + m;
+    }
+  } else if constexpr (TYPE == KT_Q8_0 || TYPE == KT_PACKED(KT_Q8_0)) {
+    const int64_t block = col / 32;
+    const uint8_t *codes = TYPE == KT_Q8_0 ? row + block * 34 + 2 : row + block * 32;
+    const float d = kt_half_at(TYPE == KT_Q8_0 ? row + block * 34 : row + n + block * 2);
+#pragma unroll
+    for (int j = 0; j < 8; j++) out[j] = d * (float)(int8_t)codes[col % 32 + j];
+  } else if constexpr (TYPE == KT_Q2_K) {
+    const uint8_t *p = row + col / 256 * 84;
+    const int i = (int)(col % 256), half = i / 128, shift = i % 128 / 32 * 2;
+    const uint8_t scale = p[i / 16];
+    const float d = kt_half_at(p + 80) * (float)(scale & 15), m = kt_half_at(p + 82) * (float)(scale >> 4);
+#pragma unroll
+    for (int j = 0; j < 8; j++) out[j] = d * (float)(p[16 + half * 32 + i % 32 + j] >> shift & 3) - m;
+  } else if constexpr (TYPE == KT_Q3_K) {
+    const uint8_t *p = row + col / 256 * 110;
+    const int i = (int)(col % 256), half = i / 128, quarter = i % 128 / 32, k = i / 16;
+    const uint8_t *scales = p + 96;
+    const int low = k < 8 ? scales[k] & 15 : scales[k - 8] >> 4;
+    const int scale = (low | (scales[8 + k % 4] >> (2 * (k / 4)) & 3) << 4) - 32;
+    const float d = kt_half_at(p + 108) * (float)scale;
+#pragma unroll
+    for (int j = 0; j < 8; j++) {
+      const int q = p[32 + half * 32 + i % 32 + j] >> (2 * quarter) & 3;
+      out[j] = d * (float)(q - (p[i % 32 + j] >> (4 * half + quarter) & 1 ? 0 : 4));
+    }
+  } else if constexpr (TYPE == KT_Q4_K || TYPE == KT_Q5_K) {
+    const uint8_t *p = row + col / 256 * (TYPE == KT_Q4_K ? 144 : 176);
+    const int i = (int)(col % 256), sub = i / 32;
+    int scale, minimum;
+    kt_scale_min(p + 4, sub, &scale, &minimum);
+    const float d = kt_half_at(p) * (float)scale, m = kt_half_at(p + 2) * (float)minimum;
+    const uint8_t *codes = p + (TYPE == KT_Q4_K ? 16 : 48) + sub / 2 * 32 + i % 32;
+#pragma unroll
+    for (int j = 0; j < 8; j++) {
+      int q = codes[j] >> (sub % 2 * 4) & 15;
+      if constexpr (TYPE == KT_Q5_K) q |= (p[16 + i % 32 + j] >> sub & 1) << 4;
+      out[j] = d * (float)q - m;
+    }
+  } else if constexpr (TYPE == KT_Q6_K || TYPE == KT_PACKED(KT_Q6_K)) {
+    const int64_t block = col / 256, blocks = n / 256;
+    const int i = (int)(col % 256), half = i / 128, quarter = i % 128 / 32, l = i % 32;
+    const uint8_t *low, *high, *scales;
+    float d;
+    if constexpr (TYPE == KT_Q6_K) {
+      const uint8_t *p = row + block * 210;
+      low = p + half * 64 + quarter % 2 * 32 + l, high = p + 128 + half * 32 + l, scales = p + 192, d = kt_half_at(p + 208);
+    } else {
+      low = row + block * 128 + (half * 4 + l / 8) * 16 + quarter % 2 * 8;
+      high = row + blocks * 128 + block * 64 + half * 32 + l;
+      scales = row + blocks * 192 + block * 16;
+      d = kt_half_at(row + blocks * 208 + block * 2);
+    }
+    d *= (float)(int8_t)scales[i / 16];
+#pragma unroll
+    for (int j = 0; j < 8; j++) out[j] = d * (float)(((low[j] >> (quarter / 2 * 4) & 15) | (high[j] >> (2 * quarter) & 3) << 4) - 32);
+  } else if constexpr (TYPE == KT_IQ4_XS) {
+    const uint8_t *p = row + col / 256 * 136;
+    const int i = (int)(col % 256), sub = i / 32;
+    const int high = (p[2] | p[3] << 8) >> (2 * sub) & 3;
+    const float d = kt_half_at(p) * (float)(((p[4 + sub / 2] >> (sub % 2 * 4) & 15) | high << 4) - 32);
+#pragma unroll
+    for (int j = 0; j < 8; j++) out[j] = d * (float)kt_iq4_table[p[8 + sub * 16 + i % 16 + j] >> (i % 32 >= 16 ? 4 : 0) & 15];
+  } else if constexpr (TYPE == KT_F8_E4M3) {
+    const uint8_t *p = row + col / 128 * 132;
+    const float d = __uint_as_float(p[0] | p[1] << 8 | p[2] << 16 | (uint32_t)p[3] << 24);
+#pragma unroll
+    for (int j = 0; j < 8; j++) out[j] = d * kt_e4m3(p[4 + col % 128 + j]);
+  }
+}
+
+/* Runs BODY with the constant TYPE for each type that kt_load8 knows; falls through for others. */
+#define KT_EACH_TYPE(X)                                                                                                            \
+  X(KT_F32) X(KT_F16) X(KT_BF16) X(KT_Q4_0) X(KT_Q4_1) X(KT_Q5_0) X(KT_Q5_1) X(KT_Q8_0) X(KT_Q2_K) X(KT_Q3_K) X(KT_Q4_K) X(KT_Q5_K) \
+  X(KT_Q6_K) X(KT_IQ4_NL) X(KT_IQ4_XS) X(KT_MXFP4) X(KT_F8_E4M3) X(KT_I4_BF16) X(KT_I4_ZERO) X(KT_PACKED(KT_Q4_0))                  \
+  X(KT_PACKED(KT_Q4_1)) X(KT_PACKED(KT_Q8_0)) X(KT_PACKED(KT_Q6_K))
+#endif
+#endif

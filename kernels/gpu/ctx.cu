@@ -1,0 +1,476 @@
+/* Devices, contexts, memory, events and graphs. */
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "gpu.h"
+
+#define CTX_MAGIC 0x6b745f6374780002ull
+#define EVENT_MAGIC 0x6b745f6576740002ull
+#define GRAPH_MAGIC 0x6b745f6772610002ull
+
+/* Of the core: keeps the text for kt_last_error(). */
+extern "C" kt_status_t kt_core_fail(kt_status_t code, const char *text);
+
+struct kt_event {
+  uint64_t magic;
+  cudaEvent_t event;
+  int device;
+  bool recorded;
+};
+struct kt_graph {
+  uint64_t magic;
+  cudaGraphExec_t exec;
+  int device;
+};
+
+kt_status_t kt_gpu_fail(kt_status_t code, const char *format, ...) {
+  char text[512];
+  va_list args;
+  va_start(args, format);
+  vsnprintf(text, sizeof text, format, args);
+  va_end(args);
+  return kt_core_fail(code, text);
+}
+
+kt_status_t kt_gpu_status(cudaError_t error, const char *what) {
+  if (error == cudaSuccess) return KT_OK;
+  cudaGetLastError(); /* an error that spoils nothing is forgotten */
+  const kt_status_t code = error == cudaErrorMemoryAllocation ? KT_ERR_OUT_OF_MEMORY : KT_ERR_DEVICE;
+  return kt_gpu_fail(code, "%s: %s (%s)", what, cudaGetErrorString(error), cudaGetErrorName(error));
+}
+
+extern "C" const char *kt_backend_name(void) { return "cuda"; }
+
+/* ---- devices ---- */
+extern "C" kt_status_t kt_device_count(uint32_t *out_count) {
+  if (out_count == NULL) return KT_INVALID("out_count is NULL");
+  *out_count = 0;
+  int driver = 0, count = 0;
+  cudaDriverGetVersion(&driver);
+  if (driver == 0) return kt_gpu_fail(KT_ERR_DEVICE, "no NVIDIA driver is installed here (libcuda.so.1 was not found)");
+  if (driver / 1000 < CUDART_VERSION / 1000)
+    return kt_gpu_fail(KT_ERR_DEVICE, "the driver knows CUDA %d.%d, this library needs %d.0", driver / 1000, driver % 1000 / 10,
+                       CUDART_VERSION / 1000);
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error != cudaSuccess) {
+    cudaGetLastError();
+    return kt_gpu_fail(KT_ERR_DEVICE, "the driver answers: %s (%s)", cudaGetErrorString(error), cudaGetErrorName(error));
+  }
+  *out_count = (uint32_t)count;
+  return KT_OK;
+}
+
+static kt_status_t check_index(uint32_t index) {
+  uint32_t count = 0;
+  KT_TRY(kt_device_count(&count));
+  if (index >= count) return KT_INVALID("device %u: there are %u", index, count);
+  return KT_OK;
+}
+
+/* MB/s in one direction of a PCIe link of this generation and width, without its packet overhead; 0 where the system does not say. */
+static uint32_t link_mbytes(int device) {
+  char bus[32], path[96], text[64];
+  if (cudaDeviceGetPCIBusId(bus, sizeof bus, device) != cudaSuccess) return 0;
+  for (char *at = bus; *at; at++)
+    if (*at >= 'A' && *at <= 'Z') *at += 'a' - 'A';
+  double values[2] = {0, 0};
+  const char *names[2] = {"max_link_speed", "max_link_width"};
+  for (int i = 0; i < 2; i++) {
+    snprintf(path, sizeof path, "/sys/bus/pci/devices/%s/%s", bus, names[i]);
+    FILE *file = fopen(path, "r");
+    if (file == NULL) return 0;
+    if (fgets(text, sizeof text, file) != NULL) values[i] = atof(text);
+    fclose(file);
+  }
+  /* GT/s a lane; 128b/130b coding from the third generation on */
+  return values[0] <= 0 || values[1] <= 0 ? 0 : (uint32_t)(values[0] * 1000 / 8 * 128 / 130 * values[1]);
+}
+
+extern "C" kt_status_t kt_device_query(uint32_t index, kt_device_info_t *out) {
+  if (out == NULL) return KT_INVALID("out is NULL");
+  KT_TRY(check_index(index));
+  cudaDeviceProp properties;
+  KT_CUDA(cudaGetDeviceProperties(&properties, (int)index));
+  KT_CUDA(cudaSetDevice((int)index));
+  size_t free_bytes = 0, total_bytes = 0;
+  KT_CUDA(cudaMemGetInfo(&free_bytes, &total_bytes));
+  int driver = 0;
+  KT_CUDA(cudaDriverGetVersion(&driver));
+  out->memory_bytes = (int64_t)total_bytes;
+  out->memory_free_bytes = (int64_t)free_bytes;
+  out->compute_units = (uint32_t)properties.multiProcessorCount;
+  out->capability = (uint32_t)(10 * properties.major + properties.minor);
+  out->driver_version = (uint32_t)driver;
+  out->link_mbytes = link_mbytes((int)index);
+  memset(out->name, 0, sizeof out->name);
+  memcpy(out->name, properties.name, strnlen(properties.name, sizeof out->name - 1));
+  return KT_OK;
+}
+
+extern "C" kt_status_t kt_cpu_query(kt_cpu_info_t *out) {
+  (void)out;
+  return kt_gpu_fail(KT_ERR_UNSUPPORTED, "the cuda library knows nothing of the CPU");
+}
+
+/* ---- contexts ---- */
+kt_ctx *kt_gpu_ctx(kt_ctx_t *handle) {
+  if (handle == NULL) {
+    KT_INVALID("context is NULL");
+    return NULL;
+  }
+  if (handle->magic != CTX_MAGIC) {
+    KT_INVALID("not a context, or one that was destroyed");
+    return NULL;
+  }
+  if (kt_gpu_status(cudaSetDevice(handle->device), "cudaSetDevice") != KT_OK) return NULL;
+  return handle;
+}
+
+extern "C" kt_status_t kt_ctx_create(const kt_ctx_options_t *options, kt_ctx_t **out) {
+  if (out == NULL) return KT_INVALID("out is NULL");
+  *out = NULL;
+  if (options == NULL) return KT_INVALID("options are NULL");
+  if (options->struct_size < sizeof *options) return KT_INVALID("options.struct_size is %u", options->struct_size);
+  if (options->precision > KT_PRECISION_F32) return KT_INVALID("precision is %u", options->precision);
+  KT_TRY(check_index(options->device));
+  const int device = (int)options->device;
+  int major = 0, minor = 0;
+  KT_CUDA(cudaSetDevice(device));
+  KT_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  KT_CUDA(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+  if (major < 8)
+    return kt_gpu_fail(KT_ERR_UNSUPPORTED, "device %d has compute capability %d.%d, this library needs 8.0", device, major, minor);
+  kt_ctx *ctx = (kt_ctx *)calloc(1, sizeof *ctx);
+  if (ctx == NULL) return kt_gpu_fail(KT_ERR_OUT_OF_MEMORY, "cannot allocate %zu bytes", sizeof *ctx);
+  ctx->device = device;
+  ctx->precision = options->precision;
+  ctx->capability = 10 * major + minor;
+  kt_status_t status = kt_gpu_status(cudaDeviceGetAttribute(&ctx->multiprocessors, cudaDevAttrMultiProcessorCount, device), "device");
+  if (status == KT_OK)
+    status = kt_gpu_status(cudaDeviceGetAttribute(&ctx->shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "device");
+  if (status == KT_OK) status = kt_gpu_status(cudaStreamCreateWithFlags(&ctx->stream, cudaStreamNonBlocking), "cudaStreamCreate");
+  if (status != KT_OK) {
+    free(ctx);
+    return status;
+  }
+  ctx->magic = CTX_MAGIC;
+  *out = ctx;
+  return KT_OK;
+}
+
+extern "C" void kt_ctx_destroy(kt_ctx_t *handle) {
+  kt_ctx *ctx = kt_gpu_ctx(handle);
+  if (ctx == NULL) return;
+  cudaStreamSynchronize(ctx->stream);
+  for (int i = 0; i < KT_SCRATCH_COUNT; i++) cudaFree(ctx->scratch[i]);
+  cudaStreamDestroy(ctx->stream);
+  ctx->magic = 0;
+  free(ctx);
+}
+
+extern "C" kt_status_t kt_ctx_query(kt_ctx_t *handle, kt_ctx_info_t *out) {
+  kt_ctx *ctx = kt_gpu_ctx(handle);
+  if (ctx == NULL) return KT_ERR_INVALID_ARG;
+  if (out == NULL) return KT_INVALID("out is NULL");
+  out->num_threads = (uint32_t)ctx->multiprocessors;
+  out->isa = KT_ISA_AUTO;
+  out->precision = ctx->precision;
+  out->num_nodes = 1;
+  return KT_OK;
+}
+
+extern "C" kt_status_t kt_ctx_set_precision(kt_ctx_t *handle, uint32_t precision) {
+  kt_ctx *ctx = kt_gpu_ctx(handle);
+  if (ctx == NULL) return KT_ERR_INVALID_ARG;
+  if (precision > KT_PRECISION_F32) return KT_INVALID("precision is %u", precision);
+  ctx->precision = precision;
+  return KT_OK;
+}
+
+/* ---- memory ---- */
+static kt_status_t out_of_memory(int64_t bytes) {
+  size_t free_bytes = 0, total_bytes = 0;
+  cudaGetLastError();
+  cudaMemGetInfo(&free_bytes, &total_bytes);
+  return kt_gpu_fail(KT_ERR_OUT_OF_MEMORY, "cannot allocate %lld bytes on the device: %zu of %zu are free", (long long)bytes, free_bytes,
+                     total_bytes);
+}
+
+static kt_status_t allocate(int64_t bytes, void **out) {
+  const cudaError_t error = cudaMalloc(out, (size_t)bytes);
+  return error == cudaErrorMemoryAllocation ? out_of_memory(bytes) : kt_gpu_status(error, "cudaMalloc");
+}
+
+kt_status_t kt_gpu_scratch(kt_ctx *ctx, int slot, int64_t bytes, void **out) {
+  if (ctx->scratch_bytes[slot] < bytes) {
+    if (ctx->capturing) return kt_gpu_fail(KT_ERR_INTERNAL, "a graph needs %lld bytes of scratch memory that no call before it needed", (long long)bytes);
+    KT_CUDA(cudaStreamSynchronize(ctx->stream));
+    cudaFree(ctx->scratch[slot]);
+    ctx->scratch[slot] = NULL;
+    ctx->scratch_bytes[slot] = 0;
+    const int64_t size = kt_div_up(bytes + bytes / 4, 1 << 16) << 16;
+    KT_TRY(allocate(size, &ctx->scratch[slot]));
+    ctx->scratch_bytes[slot] = size;
+  }
+  *out = ctx->scratch[slot];
+  return KT_OK;
+}
+
+extern "C" kt_status_t kt_buffer_create(kt_ctx_t *handle, int64_t bytes, void **out) {
+  kt_ctx *ctx = kt_gpu_ctx(handle);
+  if (ctx == NULL) return KT_ERR_INVALID_ARG;
+  if (out == NULL) return KT_INVALID("out is NULL");
+  *out = NULL;
+  if (bytes <= 0) return KT_INVALID("a buffer of %lld bytes", (long long)bytes);
+  void *data = NULL;
+  KT_TRY(allocate(bytes, &data));
+  const kt_status_t status = kt_gpu_status(cudaMemsetAsync(data, 0, (size_t)bytes, ctx->stream), "cudaMemset");
+  if (status != KT_OK) {
+    cudaFree(data);
+    return status;
+  }
+  *out = data;
+  return KT_OK;
+}
+
+extern "C" void kt_buffer_destroy(kt_ctx_t *handle, void *buffer, int64_t bytes) {
+  (void)bytes;
+  if (buffer == NULL || kt_gpu_ctx(handle) == NULL) return;
+  cudaFree(buffer); /* waits for what uses it */
+}
+
+extern "C" kt_status_t kt_buffer_copy(kt_ctx_t *handle, void *to, const void *from, int64_t bytes) {
+  kt_ctx *ctx = kt_gpu_ctx(handle);
+  if (ctx == NULL) return KT_ERR_INVALID_ARG;
+  if (bytes < 0) return KT_INVALID("a copy of %lld bytes", (long long)bytes);
+  if (bytes == 0) return KT_OK;
+  if (to == NULL || from == NULL) return KT_INVALID("%s is NULL", to == NULL ? "to" : "from");
+  KT_CUDA(cudaMemcpyAsync(to, from, (size_t)bytes, cudaMemcpyDefault, ctx->stream));
+  cudaPointerAttributes source, target;
+  KT_CUDA(cudaPointerGetAttributes(&source, from));
+  KT_CUDA(cudaPointerGetAttributes(&target, to));
+  if (source.type == cudaMemoryTypeUnregistered || target.type == cudaMemoryTypeUnregistered) KT_CUDA(cudaStreamSynchronize(ctx->stream));
+  return KT_OK;
+}
+
+/* Of the core's slabs (root.zig). */
+extern "C" kt_status_t kt_gpu_pin(void *data, size_t bytes) {
+  uint32_t count = 0;
+  KT_TRY(kt_device_count(&count));
+  return kt_gpu_status(cudaHostRegister(data, bytes, cudaHostRegisterPortable | cudaHostRegisterMapped), "page-locking host memory");
+}
+
+extern "C" void kt_gpu_unpin(void *data) {
+  int driver = 0;
+  if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) return;
+  cudaPointerAttributes attributes;
+  if (cudaPointerGetAttributes(&attributes, data) == cudaSuccess && attributes.type == cudaMemoryTypeHost) cudaHostUnregister(data);
+  cudaGetLastError();
+}
+
+extern "C" kt_status_t kt_ctx_synchronize(kt_ctx_t *handle) {
+  kt_ctx *ctx = kt_gpu_ctx(handle);
+  if (ctx == NULL) return KT_ERR_INVALID_ARG;
+  return kt_gpu_status(cudaStreamSynchronize(ctx->stream), "the device");
+}
+
+/* ---- events ---- */
+static bool is_event(const kt_event *event) {
+  if (event != NULL && event->magic == EVENT_MAGIC) return true;
+  if (event == NULL) KT_INVALID("event is NULL");
+  else KT_INVALID("not an event, or one that was destroyed");
+  return false;
+}
+
+extern "C" kt_status_t kt_event_create(kt_ctx_t *handle, kt_event_t **out) {
+  kt_ctx *ctx = kt_gpu_ctx(handle);
+  if (ctx == NULL) return KT_ERR_INVALID_ARG;
+  if (out == NULL) return KT_INVALID("out is NULL");
+  *out = NULL;
+  kt_event *event = (kt_event *)calloc(1, sizeof *event);
+  if (event == NULL) return kt_gpu_fail(KT_ERR_OUT_OF_MEMORY, "cannot allocate %zu bytes", sizeof *event);
+  const kt_status_t status = kt_gpu_status(cudaEventCreate(&event->event), "cudaEventCreate");
+  if (status != KT_OK) {
+    free(event);
+    return status;
+  }
+  event->device = ctx->device;
+  event->magic = EVENT_MAGIC;
+  *out = event;
+  return KT_OK;
+}
+
+extern "C" void kt_event_destroy(kt_event_t *event) {
+  if (!is_event(event)) return;
+  cudaEventDestroy(event->event);
+  event->magic = 0;
+  free(event);
+}
+
+extern "C" kt_status_t kt_event_record(kt_ctx_t *handle, kt_event_t *event) {
+  kt_ctx *ctx = kt_gpu_ctx(handle);
+  if (ctx == NULL || !is_event(event)) return KT_ERR_INVALID_ARG;
+  KT_CUDA(cudaEventRecord(event->event, ctx->stream));
+  event->recorded = true;
+  return KT_OK;
+}
+
+extern "C" kt_status_t kt_event_wait(kt_ctx_t *handle, kt_event_t *event) {
+  kt_ctx *ctx = kt_gpu_ctx(handle);
+  if (ctx == NULL || !is_event(event)) return KT_ERR_INVALID_ARG;
+  return kt_gpu_status(cudaStreamWaitEvent(ctx->stream, event->event, 0), "cudaStreamWaitEvent");
+}
+
+extern "C" kt_status_t kt_event_elapsed(kt_event_t *start, kt_event_t *end, double *out_ms) {
+  if (out_ms == NULL) return KT_INVALID("out_ms is NULL");
+  if (!is_event(start) || !is_event(end)) return KT_ERR_INVALID_ARG;
+  if (!start->recorded || !end->recorded) return KT_INVALID("%s was not recorded", start->recorded ? "end" : "start");
+  float ms = 0;
+  KT_CUDA(cudaEventSynchronize(end->event));
+  KT_CUDA(cudaEventElapsedTime(&ms, start->event, end->event));
+  *out_ms = ms;
+  return KT_OK;
+}
+
+/* ---- graphs ---- */
+extern "C" kt_status_t kt_graph_begin(kt_ctx_t *handle) {
+  kt_ctx *ctx = kt_gpu_ctx(handle);
+  if (ctx == NULL) return KT_ERR_INVALID_ARG;
+  if (ctx->capturing) return KT_INVALID("a graph is being made already");
+  KT_CUDA(cudaStreamBeginCapture(ctx->stream, cudaStreamCaptureModeThreadLocal));
+  ctx->capturing = true;
+  return KT_OK;
+}
+
+extern "C" kt_status_t kt_graph_end(kt_ctx_t *handle, kt_graph_t **out) {
+  kt_ctx *ctx = kt_gpu_ctx(handle);
+  if (ctx == NULL) return KT_ERR_INVALID_ARG;
+  if (out == NULL) return KT_INVALID("out is NULL");
+  *out = NULL;
+  if (!ctx->capturing) return KT_INVALID("no graph was begun");
+  ctx->capturing = false;
+  cudaGraph_t made = NULL;
+  KT_CUDA(cudaStreamEndCapture(ctx->stream, &made));
+  kt_graph *graph = (kt_graph *)calloc(1, sizeof *graph);
+  if (graph == NULL) {
+    cudaGraphDestroy(made);
+    return kt_gpu_fail(KT_ERR_OUT_OF_MEMORY, "cannot allocate %zu bytes", sizeof *graph);
+  }
+  const kt_status_t status = kt_gpu_status(cudaGraphInstantiate(&graph->exec, made, 0), "cudaGraphInstantiate");
+  cudaGraphDestroy(made);
+  if (status != KT_OK) {
+    free(graph);
+    return status;
+  }
+  graph->device = ctx->device;
+  graph->magic = GRAPH_MAGIC;
+  *out = graph;
+  return KT_OK;
+}
+
+static bool is_graph(const kt_graph *graph) {
+  if (graph != NULL && graph->magic == GRAPH_MAGIC) return true;
+  if (graph == NULL) KT_INVALID("graph is NULL");
+  else KT_INVALID("not a graph, or one that was destroyed");
+  return false;
+}
+
+extern "C" kt_status_t kt_graph_launch(kt_ctx_t *handle, kt_graph_t *graph) {
+  kt_ctx *ctx = kt_gpu_ctx(handle);
+  if (ctx == NULL || !is_graph(graph)) return KT_ERR_INVALID_ARG;
+  if (graph->device != ctx->device) return KT_INVALID("the graph is of device %d, the context of %d", graph->device, ctx->device);
+  return kt_gpu_status(cudaGraphLaunch(graph->exec, ctx->stream), "cudaGraphLaunch");
+}
+
+extern "C" void kt_graph_destroy(kt_graph_t *graph) {
+  if (!is_graph(graph)) return;
+  cudaGraphExecDestroy(graph->exec);
+  graph->magic = 0;
+  free(graph);
+}
+
+/* ---- descriptors ---- */
+kt_block_size kt_gpu_block(uint32_t dtype) {
+  switch (dtype) {
+    case KT_F32: case KT_I32: return {1, 4};
+    case KT_F16: case KT_BF16: return {1, 2};
+    case KT_Q4_0: return {32, sizeof(kt_block_q4_0)};
+    case KT_Q4_1: return {32, sizeof(kt_block_q4_1)};
+    case KT_Q5_0: return {32, sizeof(kt_block_q5_0)};
+    case KT_Q5_1: return {32, sizeof(kt_block_q5_1)};
+    case KT_Q8_0: return {32, sizeof(kt_block_q8_0)};
+    case KT_Q2_K: return {256, sizeof(kt_block_q2_k)};
+    case KT_Q3_K: return {256, sizeof(kt_block_q3_k)};
+    case KT_Q4_K: return {256, sizeof(kt_block_q4_k)};
+    case KT_Q5_K: return {256, sizeof(kt_block_q5_k)};
+    case KT_Q6_K: return {256, sizeof(kt_block_q6_k)};
+    case KT_IQ4_NL: return {32, sizeof(kt_block_iq4_nl)};
+    case KT_IQ4_XS: return {256, sizeof(kt_block_iq4_xs)};
+    case KT_MXFP4: return {32, sizeof(kt_block_mxfp4)};
+    case KT_F8_E4M3: return {128, sizeof(kt_block_f8_e4m3)};
+    case KT_I4_BF16: return {32, sizeof(kt_block_i4_bf16)};
+    case KT_I4_ZERO: return {32, sizeof(kt_block_i4_zero)};
+    default: return {0, 0};
+  }
+}
+
+kt_status_t kt_gpu_tensor(kt_ctx *ctx, const char *name, const kt_tensor_t *t, uint32_t ndim) {
+  if (t == NULL) return KT_INVALID("%s is NULL", name);
+  if (t->data == NULL) return KT_INVALID("%s has no data", name);
+  if (t->device != ctx->device + 1) return KT_INVALID("%s is on device %d, not on cuda:%d", name, t->device, ctx->device);
+  if (t->ndim != ndim) return KT_INVALID("%s has %u dimensions, expected %u", name, t->ndim, ndim);
+  const kt_block_size block = kt_gpu_block(t->dtype);
+  if (block.values == 0) return kt_gpu_fail(KT_ERR_UNSUPPORTED, "%s has type %u, which the cuda library does not read", name, t->dtype);
+  for (uint32_t i = 0; i < ndim; i++)
+    if (t->shape[i] <= 0) return KT_INVALID("%s has a dimension of %lld", name, (long long)t->shape[i]);
+  if (t->shape[ndim - 1] % block.values != 0)
+    return KT_INVALID("%s has rows of %lld values, its type has blocks of %d", name, (long long)t->shape[ndim - 1], block.values);
+  if (!(t->flags & KT_TENSOR_PACKED) && t->stride[ndim - 1] != block.bytes)
+    return KT_INVALID("%s has an inner stride of %lld bytes, expected %d", name, (long long)t->stride[ndim - 1], block.bytes);
+  return KT_OK;
+}
+
+kt_status_t kt_gpu_typed(kt_ctx *ctx, const char *name, const kt_tensor_t *t, uint32_t ndim, uint32_t dtype) {
+  KT_TRY(kt_gpu_tensor(ctx, name, t, ndim));
+  return t->dtype == dtype ? KT_OK : KT_INVALID("%s has type %u, expected %u", name, t->dtype, dtype);
+}
+
+kt_status_t kt_gpu_size(const char *name, const kt_tensor_t *t, int dim, int64_t expected) {
+  if (t->shape[dim] == expected) return KT_OK;
+  return KT_INVALID("%s dimension %d is %lld, expected %lld", name, dim, (long long)t->shape[dim], (long long)expected);
+}
+
+kt_status_t kt_gpu_vector(kt_ctx *ctx, const char *name, const kt_tensor_t *t, int64_t n, const float **out) {
+  *out = NULL;
+  if (t == NULL) return KT_OK;
+  KT_TRY(kt_gpu_typed(ctx, name, t, 1, KT_F32));
+  KT_TRY(kt_gpu_size(name, t, 0, n));
+  *out = (const float *)t->data;
+  return KT_OK;
+}
+
+kt_status_t kt_gpu_rows(const char *name, const kt_tensor_t *t, kt_rows *out) {
+  const uint32_t ndim = t->ndim;
+  int64_t count = 1;
+  for (uint32_t i = 0; i + 1 < ndim; i++) count *= t->shape[i];
+  for (uint32_t i = 0; i + 2 < ndim; i++)
+    if (t->stride[i] != t->stride[i + 1] * t->shape[i + 1] && t->shape[i] != 1)
+      return KT_INVALID("%s has dimension %u strided by %lld bytes: only rows may be apart", name, i, (long long)t->stride[i]);
+  const int64_t stride = ndim == 1 ? 0 : t->stride[ndim - 2];
+  if (stride < 0) return KT_INVALID("%s has a negative stride", name);
+  out->data = (char *)t->data;
+  out->count = count;
+  out->stride = count == 1 ? 0 : stride;
+  out->n = t->shape[ndim - 1];
+  return KT_OK;
+}
+
+kt_status_t kt_gpu_frows(kt_ctx *ctx, const char *name, const kt_tensor_t *t, uint32_t ndim, kt_frows *out) {
+  KT_TRY(kt_gpu_typed(ctx, name, t, ndim == 0 && t != NULL ? t->ndim : ndim, KT_F32));
+  kt_rows rows;
+  KT_TRY(kt_gpu_rows(name, t, &rows));
+  if (rows.stride % 4 != 0) return KT_INVALID("%s has rows %lld bytes apart", name, (long long)rows.stride);
+  *out = {(float *)rows.data, rows.count, rows.stride / 4, rows.n};
+  return KT_OK;
+}

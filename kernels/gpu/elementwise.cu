@@ -1,0 +1,231 @@
+/* kt_copy, kt_add, kt_act_mul, kt_sigmoid_mul.
+ * SHAPES       tensors of 1 .. 4 dimensions, outer ones strided
+ * DEFINITION   see kt.h
+ * REGULARITIES rows of hidden or intermediate sizes: 16 .. 32768 values */
+#include "blocks.cuh"
+
+#define THREADS 256
+
+/* Outer dimensions and byte strides of a tensor, its innermost one apart. */
+struct view {
+  char *data;
+  int64_t shape[3], stride[3];
+};
+
+static view view_of(const kt_tensor_t *t) {
+  view v = {(char *)t->data, {1, 1, 1}, {0, 0, 0}};
+  const int outer = (int)t->ndim - 1;
+  for (int i = 0; i < outer; i++) v.shape[3 - outer + i] = t->shape[i], v.stride[3 - outer + i] = t->stride[i];
+  return v;
+}
+
+__device__ __forceinline__ char *row_at(const view &v, int64_t row) {
+  const int64_t c = row % v.shape[2], b = row / v.shape[2] % v.shape[1], a = row / v.shape[2] / v.shape[1];
+  return v.data + a * v.stride[0] + b * v.stride[1] + c * v.stride[2];
+}
+
+template <typename T> __device__ __forceinline__ float to_float(T v);
+template <> __device__ __forceinline__ float to_float<float>(float v) { return v; }
+template <> __device__ __forceinline__ float to_float<__half>(__half v) { return __half2float(v); }
+template <> __device__ __forceinline__ float to_float<__nv_bfloat16>(__nv_bfloat16 v) { return __bfloat162float(v); }
+template <> __device__ __forceinline__ float to_float<int32_t>(int32_t v) { return (float)v; }
+template <typename T> __device__ __forceinline__ T from_float(float v);
+template <> __device__ __forceinline__ float from_float<float>(float v) { return v; }
+template <> __device__ __forceinline__ __half from_float<__half>(float v) { return __float2half_rn(v); }
+template <> __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float v) { return __float2bfloat16_rn(v); }
+/* Toward zero, saturating, NaN to 0: what the hardware's conversion does. */
+template <> __device__ __forceinline__ int32_t from_float<int32_t>(float v) { return __float2int_rz(v); }
+
+template <typename S, typename D> __global__ void convert_kernel(view src, view out, int64_t n) {
+  const S *from = (const S *)row_at(src, blockIdx.y + (int64_t)blockIdx.z * 65535);
+  D *to = (D *)row_at(out, blockIdx.y + (int64_t)blockIdx.z * 65535);
+  for (int64_t i = blockIdx.x * (int64_t)THREADS + threadIdx.x; i < n; i += (int64_t)gridDim.x * THREADS) to[i] = from_float<D>(to_float<S>(from[i]));
+}
+
+__global__ void copy_kernel(view src, view out, int64_t bytes, int64_t rows) {
+  const int64_t row = blockIdx.y + (int64_t)blockIdx.z * 65535;
+  if (row >= rows) return;
+  const char *from = row_at(src, row);
+  char *to = row_at(out, row);
+  if ((((uintptr_t)from | (uintptr_t)to | (uintptr_t)bytes) & 3) == 0) {
+    for (int64_t i = blockIdx.x * (int64_t)THREADS + threadIdx.x; i < bytes / 4; i += (int64_t)gridDim.x * THREADS) ((uint32_t *)to)[i] = ((const uint32_t *)from)[i];
+  } else {
+    for (int64_t i = blockIdx.x * (int64_t)THREADS + threadIdx.x; i < bytes; i += (int64_t)gridDim.x * THREADS) to[i] = from[i];
+  }
+}
+
+template <uint32_t TYPE> __global__ void dequantize_view_kernel(view src, view out, int64_t n, int64_t rows) {
+  const int64_t row = blockIdx.y + (int64_t)blockIdx.z * 65535;
+  if (row >= rows) return;
+  const uint8_t *from = (const uint8_t *)row_at(src, row);
+  float *to = (float *)row_at(out, row);
+  for (int64_t i = 8 * (blockIdx.x * (int64_t)THREADS + threadIdx.x); i < n; i += 8 * (int64_t)gridDim.x * THREADS) {
+    float values[8];
+    kt_load8<TYPE>(from, i, n, values);
+#pragma unroll
+    for (int j = 0; j < 8; j++) to[i + j] = values[j];
+  }
+}
+
+static dim3 grid_of(int64_t rows, int64_t work) {
+  const int64_t x = kt_div_up(work, THREADS);
+  return dim3((unsigned)(x > 1024 ? 1024 : x < 1 ? 1 : x), (unsigned)(rows < 65535 ? rows : 65535), (unsigned)kt_div_up(rows, 65535));
+}
+
+template <typename S> static bool convert_to(kt_ctx *ctx, const kt_tensor_t *out, view from, view to, int64_t rows, int64_t n) {
+  const dim3 grid = grid_of(rows, n);
+  if (rows > 65535) return false;
+  switch (out->dtype) {
+    case KT_F32: convert_kernel<S, float><<<grid, THREADS, 0, ctx->stream>>>(from, to, n); return true;
+    case KT_F16: convert_kernel<S, __half><<<grid, THREADS, 0, ctx->stream>>>(from, to, n); return true;
+    case KT_BF16: convert_kernel<S, __nv_bfloat16><<<grid, THREADS, 0, ctx->stream>>>(from, to, n); return true;
+    case KT_I32: convert_kernel<S, int32_t><<<grid, THREADS, 0, ctx->stream>>>(from, to, n); return true;
+    default: return false;
+  }
+}
+
+extern "C" kt_status_t kt_copy(kt_ctx_t *handle, const kt_tensor_t *src, const kt_tensor_t *out) {
+  kt_ctx *ctx = kt_gpu_ctx(handle);
+  if (ctx == NULL) return KT_ERR_INVALID_ARG;
+  const uint32_t ndim = src == NULL ? 0 : src->ndim;
+  if (ndim < 1 || ndim > 4) return KT_INVALID("src has %u dimensions, expected 1 to 4", ndim);
+  KT_TRY(kt_gpu_tensor(ctx, "src", src, ndim));
+  KT_TRY(kt_gpu_tensor(ctx, "out", out, ndim));
+  int64_t rows = 1;
+  for (uint32_t i = 0; i < ndim; i++) {
+    KT_TRY(kt_gpu_size("out", out, (int)i, src->shape[i]));
+    if (i + 1 < ndim) rows *= src->shape[i];
+  }
+  if ((src->flags | out->flags) & KT_TENSOR_PACKED) return kt_gpu_fail(KT_ERR_UNSUPPORTED, "copy of a packed weight");
+  const int64_t n = src->shape[ndim - 1];
+  const view from = view_of(src), to = view_of(out);
+  const kt_block_size block = kt_gpu_block(src->dtype);
+  if (src->dtype == out->dtype) {
+    const int64_t bytes = n / block.values * block.bytes;
+    copy_kernel<<<grid_of(rows, bytes / 4), THREADS, 0, ctx->stream>>>(from, to, bytes, rows);
+    KT_LAUNCHED("copy");
+    return KT_OK;
+  }
+  bool done = false;
+  switch (src->dtype) {
+    case KT_F32: done = convert_to<float>(ctx, out, from, to, rows, n); break;
+    case KT_F16: done = convert_to<__half>(ctx, out, from, to, rows, n); break;
+    case KT_BF16: done = convert_to<__nv_bfloat16>(ctx, out, from, to, rows, n); break;
+    case KT_I32: done = convert_to<int32_t>(ctx, out, from, to, rows, n); break;
+    default:
+      if (out->dtype != KT_F32) break;
+#define CASE(TYPE)                                                                                                        \
+  if (src->dtype == (TYPE)) {                                                                                             \
+    dequantize_view_kernel<TYPE><<<grid_of(rows, n / 8), THREADS, 0, ctx->stream>>>(from, to, n, rows);                    \
+    done = true;                                                                                                          \
+  }
+      KT_EACH_TYPE(CASE)
+#undef CASE
+  }
+  if (!done) return kt_gpu_fail(KT_ERR_UNSUPPORTED, "no conversion from type %u to type %u", src->dtype, out->dtype);
+  KT_LAUNCHED("copy");
+  return KT_OK;
+}
+
+__global__ void add_kernel(kt_frows a, kt_frows b, kt_frows out) {
+  const int64_t row = blockIdx.y;
+  for (int64_t i = blockIdx.x * (int64_t)THREADS + threadIdx.x; i < out.n; i += (int64_t)gridDim.x * THREADS)
+    out.data[row * out.stride + i] = a.data[row * a.stride + i] + b.data[row * b.stride + i];
+}
+
+static kt_status_t same_shape(const char *name, const kt_tensor_t *t, const kt_tensor_t *like) {
+  if (t != NULL && t->ndim != like->ndim) return KT_INVALID("%s has %u dimensions, expected %u", name, t->ndim, like->ndim);
+  for (uint32_t i = 0; t != NULL && i < like->ndim; i++) KT_TRY(kt_gpu_size(name, t, (int)i, like->shape[i]));
+  return KT_OK;
+}
+
+/* Rows in pieces of what a grid's second dimension takes. */
+template <typename F> static kt_status_t for_rows(int64_t count, F launch) {
+  for (int64_t first = 0; first < count; first += 65535) launch(first, count - first < 65535 ? count - first : 65535);
+  KT_LAUNCHED("elementwise");
+  return KT_OK;
+}
+
+static kt_frows from_row(kt_frows rows, int64_t first) {
+  rows.data += first * rows.stride;
+  return rows;
+}
+
+static dim3 row_grid(int64_t n, int64_t rows) { return dim3((unsigned)kt_div_up(n, THREADS), (unsigned)rows); }
+
+extern "C" kt_status_t kt_add(kt_ctx_t *handle, const kt_tensor_t *a, const kt_tensor_t *b, const kt_tensor_t *out) {
+  kt_ctx *ctx = kt_gpu_ctx(handle);
+  if (ctx == NULL) return KT_ERR_INVALID_ARG;
+  kt_frows ra, rb, ro;
+  KT_TRY(kt_gpu_frows(ctx, "a", a, 0, &ra));
+  KT_TRY(kt_gpu_frows(ctx, "b", b, 0, &rb));
+  KT_TRY(kt_gpu_frows(ctx, "out", out, 0, &ro));
+  KT_TRY(same_shape("b", b, a));
+  KT_TRY(same_shape("out", out, a));
+  return for_rows(ra.count, [&](int64_t first, int64_t count) {
+    add_kernel<<<row_grid(ra.n, count), THREADS, 0, ctx->stream>>>(from_row(ra, first), from_row(rb, first), from_row(ro, first));
+  });
+}
+
+__device__ __forceinline__ float activate(uint32_t act, float gate, float up) {
+  switch (act) {
+    case KT_ACT_SILU: return gate / (1.0f + expf(-gate)) * up;
+    /* (1 + tanh u) / 2 = 1 / (1 + e^-2u), which keeps its relative precision where tanh nears -1 */
+    case KT_ACT_GELU_TANH: return gate / (1.0f + expf(-gate * (1.5957691216057308f + 0.07135481282936667f * (gate * gate)))) * up;
+    case KT_ACT_GELU_ERF: return gate * normcdff(gate) * up;
+    case KT_ACT_SWIGLU_OAI: {
+      /* comparisons that keep NaN */
+      const float g = gate > 7.0f ? 7.0f : gate, u = up > 7.0f ? 7.0f : up < -7.0f ? -7.0f : up;
+      return g / (1.0f + expf(-1.702f * g)) * (u + 1.0f);
+    }
+    default: return (gate < 0.0f ? 0.0f : gate) * up;
+  }
+}
+
+__global__ void act_mul_kernel(kt_frows gate, kt_frows up, uint32_t act, kt_frows out) {
+  const int64_t row = blockIdx.y;
+  for (int64_t i = blockIdx.x * (int64_t)THREADS + threadIdx.x; i < out.n; i += (int64_t)gridDim.x * THREADS)
+    out.data[row * out.stride + i] = activate(act, gate.data[row * gate.stride + i], up.data[row * up.stride + i]);
+}
+
+kt_status_t kt_gpu_act_mul(kt_ctx *ctx, kt_frows gate, kt_frows up, uint32_t act, kt_frows out) {
+  return for_rows(out.count, [&](int64_t first, int64_t count) {
+    act_mul_kernel<<<row_grid(out.n, count), THREADS, 0, ctx->stream>>>(from_row(gate, first), from_row(up, first), act, from_row(out, first));
+  });
+}
+
+extern "C" kt_status_t kt_act_mul(kt_ctx_t *handle, const kt_tensor_t *gate, const kt_tensor_t *up, uint32_t act, const kt_tensor_t *out) {
+  kt_ctx *ctx = kt_gpu_ctx(handle);
+  if (ctx == NULL) return KT_ERR_INVALID_ARG;
+  kt_frows rg, ru, ro;
+  KT_TRY(kt_gpu_frows(ctx, "gate", gate, 2, &rg));
+  KT_TRY(kt_gpu_frows(ctx, "up", up, 2, &ru));
+  KT_TRY(kt_gpu_frows(ctx, "out", out, 2, &ro));
+  if (act > KT_ACT_SWIGLU_OAI) return KT_INVALID("act is %u", act);
+  KT_TRY(same_shape("up", up, gate));
+  KT_TRY(same_shape("out", out, gate));
+  return kt_gpu_act_mul(ctx, rg, ru, act, ro);
+}
+
+__global__ void sigmoid_mul_kernel(kt_frows x, kt_frows gate, kt_frows out) {
+  const int64_t row = blockIdx.y;
+  for (int64_t i = blockIdx.x * (int64_t)THREADS + threadIdx.x; i < out.n; i += (int64_t)gridDim.x * THREADS) {
+    const float g = gate.data[row * gate.stride + (gate.n == 1 ? 0 : i)];
+    out.data[row * out.stride + i] = x.data[row * x.stride + i] / (1.0f + expf(-g));
+  }
+}
+
+extern "C" kt_status_t kt_sigmoid_mul(kt_ctx_t *handle, const kt_tensor_t *x, const kt_tensor_t *gate, const kt_tensor_t *out) {
+  kt_ctx *ctx = kt_gpu_ctx(handle);
+  if (ctx == NULL) return KT_ERR_INVALID_ARG;
+  kt_frows rx, rg, ro;
+  KT_TRY(kt_gpu_frows(ctx, "x", x, 0, &rx));
+  KT_TRY(kt_gpu_frows(ctx, "gate", gate, 0, &rg));
+  KT_TRY(kt_gpu_frows(ctx, "out", out, 0, &ro));
+  KT_TRY(same_shape("out", out, x));
+  if (gate->ndim != x->ndim || rg.count != rx.count || (rg.n != rx.n && rg.n != 1))
+    return KT_INVALID("gate has %lld rows of %lld values for x of %lld rows of %lld", (long long)rg.count, (long long)rg.n, (long long)rx.count, (long long)rx.n);
+  return for_rows(rx.count, [&](int64_t first, int64_t count) {
+    sigmoid_mul_kernel<<<row_grid(rx.n, count), THREADS, 0, ctx->stream>>>(from_row(rx, first), from_row(rg, first), from_row(ro, first));
+  });
+}

@@ -1,0 +1,411 @@
+/* Products of few rows of activations: each warp reads a row of weights once, or an equal share of it, 16 bytes a lane.
+ * SHAPES       x [tokens, n] as int8 codes with scales, or f32; w [rows, n]; out [tokens, rows] f32
+ * DEFINITION   out[t][r] = sum of x[t][i] w[r][i] (+ bias[r]) (+ out[t][r]), or act(gate . x, up . x) of two weights
+ * REGULARITIES n is 512 .. 32768; the int8 kernels take 1 .. 8 tokens at a time, so that memory's rate decides */
+#include "products.cuh"
+
+#define WARPS 8
+#define THREADS (WARPS * KT_WARP)
+
+struct gemv_args {
+  kt_weight w, up; /* up: of DUAL kernels */
+  int64_t rows, n;
+  int parts; /* warps that share a row: 1, 2, 4 or 8 */
+  const float *bias, *up_bias;
+  int64_t bias_stride; /* between experts */
+  bool add;
+  uint32_t act;
+  float *out;
+  int64_t out_stride;
+  /* activations */
+  const int8_t *codes;
+  const float2 *scales;
+  const float *x;
+  int64_t x_stride;
+  int tokens;
+  /* experts: ids of pairs, or NULL */
+  const int32_t *ids;
+  int64_t ids_stride, k, experts, matrix_stride;
+  bool rows_by_pair;
+};
+
+/* Weights are read once: they pass by the first cache, which keeps the activations. */
+__device__ __forceinline__ uint4 stream16(const uint8_t *p) {
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+  return v;
+}
+__device__ __forceinline__ uint2 stream8(const uint8_t *p) {
+  uint2 v;
+  asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
+  return v;
+}
+__device__ __forceinline__ float half_of(uint32_t bits) { return __half2float(__ushort_as_half((unsigned short)bits)); }
+__device__ __forceinline__ float half_at(const uint8_t *p) { return __half2float(__ldg((const __half *)p)); }
+
+__device__ __forceinline__ int dot16(uint4 q, uint4 x) {
+  int sum = __dp4a((int)q.x, (int)x.x, 0);
+  sum = __dp4a((int)q.y, (int)x.y, sum);
+  sum = __dp4a((int)q.z, (int)x.z, sum);
+  return __dp4a((int)q.w, (int)x.w, sum);
+}
+__device__ __forceinline__ uint4 nibbles(uint4 q, int shift) {
+  return make_uint4(q.x >> shift & 0x0f0f0f0f, q.y >> shift & 0x0f0f0f0f, q.z >> shift & 0x0f0f0f0f, q.w >> shift & 0x0f0f0f0f);
+}
+__device__ __forceinline__ uint4 codes16(const int8_t *codes, int64_t at) { return __ldg((const uint4 *)(codes + at)); }
+
+/* Six bits of scale and minimum of sub-block `sub`, from the twelve bytes as words. */
+__device__ __forceinline__ void scale_min(uint4 head, int sub, float *scale, float *minimum) {
+  const int t = (sub & 3) * 8;
+  const uint32_t a = head.y >> t, b = head.z >> t, c = head.w >> t;
+  *scale = (float)(sub < 4 ? a & 63 : (c & 15) | (a >> 6 & 3) << 4);
+  *minimum = (float)(sub < 4 ? b & 63 : (c >> 4 & 15) | (b >> 6 & 3) << 4);
+}
+
+/* One lane's 16 bytes of a row, and their products with each token's codes. */
+template <uint32_t TYPE> struct piece;
+
+template <> struct piece<KT_Q4_K> {
+  static constexpr int VALUES = 32;
+  uint4 q;
+  float d0, m0, d1, m1;
+  __device__ __forceinline__ void load(const uint8_t *row, int64_t c, int64_t) {
+    const uint8_t *block = row + c / 8 * 144;
+    const int w = (int)(c % 8);
+    const uint4 head = __ldg((const uint4 *)block);
+    q = stream16(block + 16 + w * 16);
+    const float d = half_of(head.x & 0xffff), minimum = w % 2 == 0 ? half_of(head.x >> 16) : 0.0f;
+    scale_min(head, w / 2 * 2, &d0, &m0);
+    scale_min(head, w / 2 * 2 + 1, &d1, &m1);
+    d0 *= d, d1 *= d, m0 *= minimum, m1 *= minimum;
+  }
+  __device__ __forceinline__ float times(const int8_t *x, const float2 *scales, int64_t c) const {
+    const int w = (int)(c % 8);
+    const int64_t col = c / 8 * 256 + w / 2 * 64 + w % 2 * 16, block = c / 8 * 8 + w / 2 * 2;
+    const float2 s0 = __ldg(scales + block), s1 = __ldg(scales + block + 1);
+    const int dot0 = dot16(nibbles(q, 0), codes16(x, col)), dot1 = dot16(nibbles(q, 4), codes16(x, col + 32));
+    return d0 * s0.x * (float)dot0 - m0 * s0.y + (d1 * s1.x * (float)dot1 - m1 * s1.y);
+  }
+};
+
+template <> struct piece<KT_PACKED(KT_Q6_K)> {
+  static constexpr int VALUES = 32;
+  uint4 low;
+  uint2 high;
+  float d[4];
+  __device__ __forceinline__ void load(const uint8_t *row, int64_t c, int64_t n) {
+    const int64_t blocks = n / 256, block = c / 8;
+    const int w = (int)(c % 8);
+    low = stream16(row + c * 16);
+    high = stream8(row + blocks * 128 + c * 8);
+    const uint2 scales = __ldg((const uint2 *)(row + blocks * 192 + block * 16 + w / 4 * 8));
+    const float scale = half_at(row + blocks * 208 + block * 2);
+    const int shift = w % 4 / 2 * 8;
+    d[0] = scale * (float)(int8_t)(scales.x >> shift);
+    d[1] = scale * (float)(int8_t)(scales.x >> (16 + shift));
+    d[2] = scale * (float)(int8_t)(scales.y >> shift);
+    d[3] = scale * (float)(int8_t)(scales.y >> (16 + shift));
+  }
+  __device__ __forceinline__ float times(const int8_t *x, const float2 *scales, int64_t c) const {
+    const int w = (int)(c % 8);
+    const int64_t col = c / 8 * 256 + w / 4 * 128 + w % 4 * 8, block = c / 8 * 8 + w / 4 * 4;
+    float sum = 0;
+#pragma unroll
+    for (int g = 0; g < 4; g++) {
+      const uint32_t a = (g % 2 == 0 ? low.x : low.z) >> (g / 2 * 4) & 0x0f0f0f0f, b = (g % 2 == 0 ? low.y : low.w) >> (g / 2 * 4) & 0x0f0f0f0f;
+      const uint32_t qa = __vsub4(a | (high.x >> (2 * g) & 0x03030303) << 4, 0x20202020), qb = __vsub4(b | (high.y >> (2 * g) & 0x03030303) << 4, 0x20202020);
+      const uint2 codes = __ldg((const uint2 *)(x + col + 32 * g));
+      sum += d[g] * __ldg(&scales[block + g].x) * (float)__dp4a((int)qb, (int)codes.y, __dp4a((int)qa, (int)codes.x, 0));
+    }
+    return sum;
+  }
+};
+
+template <> struct piece<KT_PACKED(KT_Q4_0)> {
+  static constexpr int VALUES = 32;
+  uint4 q;
+  float d;
+  __device__ __forceinline__ void load(const uint8_t *row, int64_t c, int64_t n) {
+    q = stream16(row + c * 16);
+    d = half_at(row + n / 2 + c * 2);
+  }
+  __device__ __forceinline__ float times(const int8_t *x, const float2 *scales, int64_t c) const {
+    const float2 s = __ldg(scales + c);
+    return d * (s.x * (float)(dot16(nibbles(q, 0), codes16(x, 32 * c)) + dot16(nibbles(q, 4), codes16(x, 32 * c + 16))) - 8.0f * s.y);
+  }
+};
+
+template <> struct piece<KT_PACKED(KT_Q4_1)> {
+  static constexpr int VALUES = 32;
+  uint4 q;
+  float d, m;
+  __device__ __forceinline__ void load(const uint8_t *row, int64_t c, int64_t n) {
+    q = stream16(row + c * 16);
+    const uint32_t both = __ldg((const uint32_t *)(row + n / 2 + c * 4));
+    d = half_of(both & 0xffff), m = half_of(both >> 16);
+  }
+  __device__ __forceinline__ float times(const int8_t *x, const float2 *scales, int64_t c) const {
+    const float2 s = __ldg(scales + c);
+    return d * s.x * (float)(dot16(nibbles(q, 0), codes16(x, 32 * c)) + dot16(nibbles(q, 4), codes16(x, 32 * c + 16))) + m * s.y;
+  }
+};
+
+template <> struct piece<KT_PACKED(KT_Q8_0)> {
+  static constexpr int VALUES = 16;
+  uint4 q;
+  float d;
+  __device__ __forceinline__ void load(const uint8_t *row, int64_t c, int64_t n) {
+    q = stream16(row + c * 16);
+    d = half_at(row + n + c / 2 * 2);
+  }
+  __device__ __forceinline__ float times(const int8_t *x, const float2 *scales, int64_t c) const {
+    return d * __ldg(&scales[c / 2].x) * (float)dot16(q, codes16(x, 16 * c));
+  }
+};
+
+__device__ __forceinline__ float activate(uint32_t act, float gate, float up) {
+  switch (act) {
+    case KT_ACT_SILU: return gate / (1.0f + expf(-gate)) * up;
+    case KT_ACT_GELU_TANH: return gate / (1.0f + expf(-gate * (1.5957691216057308f + 0.07135481282936667f * (gate * gate)))) * up;
+    case KT_ACT_GELU_ERF: return gate * normcdff(gate) * up;
+    case KT_ACT_SWIGLU_OAI: {
+      /* comparisons that keep NaN */
+      const float g = gate > 7.0f ? 7.0f : gate, u = up > 7.0f ? 7.0f : up < -7.0f ? -7.0f : up;
+      return g / (1.0f + expf(-1.702f * g)) * (u + 1.0f);
+    }
+    default: return (gate < 0.0f ? 0.0f : gate) * up;
+  }
+}
+
+/* What a block's blockIdx.y stands for: with experts a pair, else nothing. False: the pair's expert is outside the stack. */
+__device__ __forceinline__ bool place(const gemv_args &a, int64_t *matrix, int64_t *x_row, int64_t *out_row, int64_t *expert) {
+  *matrix = *x_row = *out_row = *expert = 0;
+  if (a.ids == NULL) return true;
+  const int64_t pair = blockIdx.y, token = pair / a.k;
+  *expert = a.ids[token * a.ids_stride + pair % a.k];
+  *matrix = *expert * a.matrix_stride;
+  *x_row = a.rows_by_pair ? pair : token;
+  *out_row = pair;
+  return *expert >= 0 && *expert < a.experts;
+}
+
+/* Sums of one row over the warps that share it, and the row's last step. */
+template <int TOKENS, bool DUAL>
+__device__ __forceinline__ void finish(const gemv_args &a, float (&acc)[TOKENS], float (&acc_up)[TOKENS], int64_t row, int64_t out_row, int64_t expert, bool valid) {
+  __shared__ float shared[DUAL ? 2 : 1][WARPS][TOKENS];
+  const int warp = threadIdx.x / KT_WARP, lane = threadIdx.x % KT_WARP, part = warp % a.parts;
+#pragma unroll
+  for (int t = 0; t < TOKENS; t++) {
+    acc[t] = kt_warp_sum(acc[t]);
+    if (DUAL) acc_up[t] = kt_warp_sum(acc_up[t]);
+  }
+  if (a.parts > 1) {
+    if (lane == 0)
+#pragma unroll
+      for (int t = 0; t < TOKENS; t++) {
+        shared[0][warp][t] = acc[t];
+        if (DUAL) shared[DUAL ? 1 : 0][warp][t] = acc_up[t];
+      }
+    __syncthreads();
+    if (part != 0) return;
+#pragma unroll
+    for (int t = 0; t < TOKENS; t++)
+      for (int other = 1; other < a.parts; other++) {
+        acc[t] += shared[0][warp + other][t];
+        if (DUAL) acc_up[t] += shared[DUAL ? 1 : 0][warp + other][t];
+      }
+  }
+  if (row >= a.rows || lane != 0) return;
+  const float bias = a.bias != NULL ? a.bias[expert * a.bias_stride + row] : 0.0f;
+#pragma unroll
+  for (int t = 0; t < TOKENS; t++) {
+    if (t >= a.tokens) break;
+    float *to = a.out + (out_row + t) * a.out_stride + row;
+    float value = acc[t] + bias;
+    if (DUAL) value = activate(a.act, value, acc_up[t] + (a.up_bias != NULL ? a.up_bias[expert * a.bias_stride + row] : 0.0f));
+    if (!valid) value = __int_as_float(0x7fc00000);
+    *to = a.add ? *to + value : value;
+  }
+}
+
+template <uint32_t TYPE, int TOKENS, bool DUAL> __global__ void __launch_bounds__(THREADS) gemv_int8_kernel(const gemv_args a) {
+  const int warp = threadIdx.x / KT_WARP, lane = threadIdx.x % KT_WARP, part = warp % a.parts;
+  const int64_t row = blockIdx.x * (int64_t)(WARPS / a.parts) + warp / a.parts;
+  int64_t matrix, x_row, out_row, expert;
+  const bool valid = place(a, &matrix, &x_row, &out_row, &expert);
+  float acc[TOKENS], acc_up[TOKENS];
+#pragma unroll
+  for (int t = 0; t < TOKENS; t++) acc[t] = acc_up[t] = 0;
+  if (row < a.rows && valid) {
+    const uint8_t *w = a.w.data + matrix + row * a.w.row_stride;
+    const uint8_t *up = DUAL ? a.up.data + matrix + row * a.up.row_stride : NULL;
+    const int64_t pieces = a.n / piece<TYPE>::VALUES;
+#pragma unroll 2
+    for (int64_t c = part * KT_WARP + lane; c < pieces; c += a.parts * KT_WARP) {
+      piece<TYPE> p, u;
+      p.load(w, c, a.n);
+      if (DUAL) u.load(up, c, a.n);
+#pragma unroll
+      for (int t = 0; t < TOKENS; t++) {
+        /* beyond the last token the last is computed once more, and nothing written */
+        const int64_t token = x_row + (TOKENS == 1 ? 0 : min(t, a.tokens - 1));
+        const int8_t *codes = a.codes + token * a.n;
+        const float2 *scales = a.scales + token * (a.n / 32);
+        acc[t] += p.times(codes, scales, c);
+        if (DUAL) acc_up[t] += u.times(codes, scales, c);
+      }
+    }
+  }
+  finish<TOKENS, DUAL>(a, acc, acc_up, row, out_row, expert, valid);
+}
+
+template <uint32_t TYPE, int TOKENS> __global__ void __launch_bounds__(THREADS) gemv_float_kernel(const gemv_args a) {
+  const int warp = threadIdx.x / KT_WARP, lane = threadIdx.x % KT_WARP, part = warp % a.parts;
+  const int64_t row = blockIdx.x * (int64_t)(WARPS / a.parts) + warp / a.parts;
+  int64_t matrix, x_row, out_row, expert;
+  const bool valid = place(a, &matrix, &x_row, &out_row, &expert);
+  float acc[TOKENS], unused[TOKENS];
+#pragma unroll
+  for (int t = 0; t < TOKENS; t++) acc[t] = unused[t] = 0;
+  if (row < a.rows && valid) {
+    const uint8_t *w = a.w.data + matrix + row * a.w.row_stride;
+    const float *x = a.x + x_row * a.x_stride;
+    for (int64_t col = 8 * (part * KT_WARP + lane); col + 8 <= a.n; col += 8 * a.parts * KT_WARP) {
+      float values[8];
+      kt_load8<TYPE>(w, col, a.n, values);
+#pragma unroll
+      for (int t = 0; t < TOKENS; t++) {
+        const float *from = x + (TOKENS == 1 ? 0 : min(t, a.tokens - 1)) * a.x_stride + col;
+#pragma unroll
+        for (int j = 0; j < 8; j++) acc[t] += values[j] * from[j];
+      }
+    }
+    if constexpr (TYPE == KT_F32 || TYPE == KT_F16 || TYPE == KT_BF16) {
+      const int64_t col = a.n / 8 * 8 + lane;
+      if (part == 0 && col < a.n) {
+        float value;
+        if constexpr (TYPE == KT_F32) value = ((const float *)w)[col];
+        else if constexpr (TYPE == KT_F16) value = __half2float(((const __half *)w)[col]);
+        else value = __uint_as_float((uint32_t)((const uint16_t *)w)[col] << 16);
+#pragma unroll
+        for (int t = 0; t < TOKENS; t++) acc[t] += value * x[(TOKENS == 1 ? 0 : min(t, a.tokens - 1)) * a.x_stride + col];
+      }
+    }
+  }
+  finish<TOKENS, false>(a, acc, unused, row, out_row, expert, valid);
+}
+
+/* So many warps to a row that all multiprocessors have some, each with at least 32 pieces. */
+static int parts_for(kt_ctx *ctx, int64_t rows, int64_t pieces) {
+  int parts = 1;
+  while (parts < WARPS && rows * parts < 40 * (int64_t)ctx->multiprocessors && pieces >= 2 * parts * KT_WARP) parts *= 2;
+  return parts;
+}
+
+static dim3 grid_for(const gemv_args &a, int64_t pairs) { return dim3((unsigned)kt_div_up(a.rows, WARPS / a.parts), (unsigned)pairs); }
+
+template <uint32_t TYPE, bool DUAL> static void launch_int8(kt_ctx *ctx, gemv_args &a, int64_t pairs) {
+  a.parts = parts_for(ctx, a.rows * (a.ids != NULL ? pairs : 1), a.n / piece<TYPE>::VALUES);
+  const dim3 grid = grid_for(a, pairs);
+  if (a.tokens == 1) gemv_int8_kernel<TYPE, 1, DUAL><<<grid, THREADS, 0, ctx->stream>>>(a);
+  else if (a.tokens == 2) gemv_int8_kernel<TYPE, 2, DUAL><<<grid, THREADS, 0, ctx->stream>>>(a);
+  else if (a.tokens <= 4) gemv_int8_kernel<TYPE, 4, DUAL><<<grid, THREADS, 0, ctx->stream>>>(a);
+  else gemv_int8_kernel<TYPE, 8, DUAL><<<grid, THREADS, 0, ctx->stream>>>(a);
+}
+
+template <bool DUAL> static kt_status_t dispatch_int8(kt_ctx *ctx, gemv_args &a, int64_t pairs) {
+  switch (a.w.type) {
+    case KT_Q4_K: launch_int8<KT_Q4_K, DUAL>(ctx, a, pairs); break;
+    case KT_PACKED(KT_Q6_K): launch_int8<KT_PACKED(KT_Q6_K), DUAL>(ctx, a, pairs); break;
+    case KT_PACKED(KT_Q4_0): launch_int8<KT_PACKED(KT_Q4_0), DUAL>(ctx, a, pairs); break;
+    case KT_PACKED(KT_Q4_1): launch_int8<KT_PACKED(KT_Q4_1), DUAL>(ctx, a, pairs); break;
+    case KT_PACKED(KT_Q8_0): launch_int8<KT_PACKED(KT_Q8_0), DUAL>(ctx, a, pairs); break;
+    default: return kt_gpu_fail(KT_ERR_UNSUPPORTED, "type %u has no int8 product", a.w.type);
+  }
+  KT_LAUNCHED("gemv_int8");
+  return KT_OK;
+}
+
+static kt_status_t dispatch_float(kt_ctx *ctx, gemv_args &a, int64_t pairs) {
+  a.parts = parts_for(ctx, a.rows, a.n / 8);
+  const dim3 grid = grid_for(a, pairs);
+  bool known = false;
+#define CASE(TYPE)                                                                                       \
+  if (a.w.type == (TYPE)) {                                                                              \
+    if (a.tokens == 1) gemv_float_kernel<TYPE, 1><<<grid, THREADS, 0, ctx->stream>>>(a);                  \
+    else gemv_float_kernel<TYPE, KT_GEMV_TOKENS><<<grid, THREADS, 0, ctx->stream>>>(a);                   \
+    known = true;                                                                                        \
+  }
+  KT_EACH_TYPE(CASE)
+#undef CASE
+  if (!known) return kt_gpu_fail(KT_ERR_UNSUPPORTED, "type %u is not read here", a.w.type);
+  KT_LAUNCHED("gemv_float");
+  return KT_OK;
+}
+
+static gemv_args args_of(const kt_product &p) {
+  gemv_args a = {};
+  a.w = p.w;
+  a.rows = p.rows;
+  a.n = p.n;
+  a.bias = p.bias;
+  a.bias_stride = p.rows;
+  a.add = p.add;
+  a.out = p.out;
+  a.out_stride = p.out_stride;
+  a.up = p.up;
+  a.up_bias = p.up_bias;
+  a.act = p.act;
+  return a;
+}
+
+static void set_pairs(gemv_args &a, const kt_expert_pairs &e) {
+  a.ids = e.ids;
+  a.ids_stride = e.ids_stride;
+  a.k = e.k;
+  a.experts = e.experts;
+  a.matrix_stride = e.matrix_stride;
+  a.rows_by_pair = e.rows_by_pair;
+  a.tokens = 1;
+}
+
+kt_status_t kt_gpu_gemv_int8(kt_ctx *ctx, const kt_product &p, const kt_int8_rows &x, int64_t tokens) {
+  gemv_args a = args_of(p);
+  for (int64_t first = 0; first < tokens; first += KT_GEMV_TOKENS) {
+    a.tokens = (int)(tokens - first < KT_GEMV_TOKENS ? tokens - first : KT_GEMV_TOKENS);
+    a.codes = x.codes + first * x.n;
+    a.scales = x.scales + first * (x.n / 32);
+    a.out = p.out + first * p.out_stride;
+    KT_TRY(p.up.data != NULL ? dispatch_int8<true>(ctx, a, 1) : dispatch_int8<false>(ctx, a, 1));
+  }
+  return KT_OK;
+}
+
+kt_status_t kt_gpu_gemv_float(kt_ctx *ctx, const kt_product &p, kt_frows x) {
+  gemv_args a = args_of(p);
+  a.x_stride = x.stride;
+  for (int64_t first = 0; first < x.count; first += KT_GEMV_TOKENS) {
+    a.tokens = (int)(x.count - first < KT_GEMV_TOKENS ? x.count - first : KT_GEMV_TOKENS);
+    a.x = x.data + first * x.stride;
+    a.out = p.out + first * p.out_stride;
+    KT_TRY(dispatch_float(ctx, a, 1));
+  }
+  return KT_OK;
+}
+
+kt_status_t kt_gpu_experts_int8(kt_ctx *ctx, const kt_product &p, const kt_int8_rows &x, const kt_expert_pairs &e) {
+  gemv_args a = args_of(p);
+  set_pairs(a, e);
+  a.codes = x.codes;
+  a.scales = x.scales;
+  const int64_t pairs = e.tokens * e.k;
+  return p.up.data != NULL ? dispatch_int8<true>(ctx, a, pairs) : dispatch_int8<false>(ctx, a, pairs);
+}
+
+kt_status_t kt_gpu_experts_float(kt_ctx *ctx, const kt_product &p, kt_frows x, const kt_expert_pairs &e) {
+  gemv_args a = args_of(p);
+  set_pairs(a, e);
+  a.x = x.data;
+  a.x_stride = x.stride;
+  return dispatch_float(ctx, a, e.tokens * e.k);
+}

@@ -1,0 +1,430 @@
+/* kt_moe_router, kt_norm_router, kt_fused_experts.
+ * SHAPES       logits [tokens, experts], ids and weights [tokens, k], stacks [experts, inter, hidden] and [experts, hidden, inter]
+ * DEFINITION   see kt.h and, for the choice, the scores, groups and ties in kernels/cpu/isa/router.inc's terms: softmax, sigmoid or
+ *              chosen softmax; bias for the choice only; the best groups by their greatest or the sum of their two greatest
+ * REGULARITIES 8 .. 512 experts, k 1 .. 16. Few tokens: a product a pair of token and expert. Many: pairs are grouped by expert,
+ *              stacks made bf16, and tiles of 128 pairs go through the tensor cores */
+#include "products.cuh"
+
+#define MAX_EXPERTS 1024
+
+struct best {
+  float value;
+  int index;
+};
+
+/* The greater value, of equals the lower index; NaN never wins. */
+__device__ __forceinline__ best better(best a, best b) { return b.value > a.value || (b.value == a.value && b.index < a.index) ? b : a; }
+
+__device__ best warp_best(const float *values, int n) {
+  best own = {-INFINITY, n};
+  for (int i = threadIdx.x; i < n; i += KT_WARP)
+    if (values[i] == values[i]) own = better(own, {values[i], i});
+  for (int lane = KT_WARP / 2; lane > 0; lane /= 2) {
+    const best other = {__shfl_xor_sync(KT_FULL_MASK, own.value, lane), __shfl_xor_sync(KT_FULL_MASK, own.index, lane)};
+    own = better(own, other);
+  }
+  return own;
+}
+
+struct router_job {
+  const float *logits, *bias;
+  int64_t logits_stride, ids_stride, weights_stride;
+  int experts, k;
+  kt_router_params_t params;
+  int32_t *ids;
+  float *weights;
+};
+
+/* One warp a token. */
+__global__ void router_kernel(const router_job job) {
+  __shared__ float choice[MAX_EXPERTS], scores[MAX_EXPERTS], groups[MAX_EXPERTS];
+  __shared__ uint8_t kept[MAX_EXPERTS];
+  const int lane = threadIdx.x, n = job.experts;
+  const float *logits = job.logits + blockIdx.x * job.logits_stride;
+  int32_t *ids = job.ids + blockIdx.x * job.ids_stride;
+  float *weights = job.weights + blockIdx.x * job.weights_stride;
+  float most = -INFINITY;
+  double sum = 0;
+  for (int i = lane; i < n; i += KT_WARP) {
+    const float x = logits[i];
+    choice[i] = x == x ? x : -INFINITY;
+    most = fmaxf(most, choice[i]);
+  }
+  most = kt_warp_max(most);
+  for (int i = lane; i < n; i += KT_WARP) {
+    const float x = choice[i];
+    if (job.params.score == KT_SCORE_SIGMOID) scores[i] = (float)(1.0 / (1.0 + exp(-(double)x)));
+    else if (job.params.score == KT_SCORE_SOFTMAX) scores[i] = x == most ? 1.0f : (float)exp((double)x - (double)most);
+    else scores[i] = x;
+    sum += scores[i];
+  }
+#pragma unroll
+  for (int other = KT_WARP / 2; other > 0; other /= 2) sum += __shfl_xor_sync(KT_FULL_MASK, sum, other);
+  double inverse = job.params.score == KT_SCORE_SOFTMAX ? 1.0 / sum : 1.0;
+  __syncwarp();
+  if (job.bias != NULL)
+    for (int i = lane; i < n; i += KT_WARP) {
+      const float x = (float)(scores[i] * inverse) + job.bias[i];
+      choice[i] = x == x ? x : -INFINITY;
+    }
+  __syncwarp();
+  if (job.params.num_groups > 1) {
+    const int count = job.params.num_groups, size = n / count;
+    for (int g = lane; g < count; g += KT_WARP) {
+      float first = -INFINITY, second = -INFINITY;
+      for (int i = g * size; i < (g + 1) * size; i++) {
+        const float x = job.params.group_score == KT_GROUP_TOP2_SUM && job.bias == NULL ? (float)(scores[i] * inverse) : choice[i];
+        if (x > first) second = first, first = x;
+        else if (x > second) second = x;
+      }
+      groups[g] = job.params.group_score == KT_GROUP_TOP2_SUM ? first + (size > 1 ? second : 0.0f) : first;
+      kept[g] = 0;
+    }
+    __syncwarp();
+    for (int j = 0; j < job.params.topk_groups; j++) {
+      const best b = warp_best(groups, count);
+      __syncwarp();
+      if (lane == 0 && b.index < count) groups[b.index] = __int_as_float(0x7fc00000), kept[b.index] = 1;
+      __syncwarp();
+    }
+    for (int i = lane; i < n; i += KT_WARP)
+      if (!kept[i / size]) choice[i] = __int_as_float(0x7fc00000);
+    __syncwarp();
+  }
+  double chosen = 0;
+  float greatest = -INFINITY;
+  for (int j = 0; j < job.k; j++) {
+    const best b = warp_best(choice, n);
+    const int id = b.index < n ? b.index : 0;
+    __syncwarp();
+    if (lane == 0) {
+      choice[id] = __int_as_float(0x7fc00000);
+      ids[j] = id;
+      weights[j] = scores[id];
+    }
+    __syncwarp();
+    greatest = fmaxf(greatest, scores[id]);
+    chosen += scores[id] * inverse;
+  }
+  if (lane != 0) return;
+  if (job.params.score == KT_SCORE_CHOSEN_SOFTMAX) {
+    double total = 0;
+    for (int j = 0; j < job.k; j++) total += weights[j] = weights[j] == greatest ? 1.0f : (float)exp((double)weights[j] - (double)greatest);
+    inverse = 1.0 / total;
+    chosen = 1.0;
+  }
+  double factor = inverse * job.params.scale;
+  if (job.params.norm) factor /= chosen + 1e-20;
+  for (int j = 0; j < job.k; j++) weights[j] = (float)(weights[j] * factor);
+}
+
+static kt_status_t route(kt_ctx *ctx, kt_frows logits, const kt_tensor_t *bias, const kt_router_params_t *params, const kt_tensor_t *ids, const kt_tensor_t *weights) {
+  if (params == NULL) return KT_INVALID("params are NULL");
+  if (params->struct_size < sizeof *params) return KT_INVALID("params.struct_size is %u", params->struct_size);
+  KT_TRY(kt_gpu_typed(ctx, "ids", ids, 2, KT_I32));
+  KT_TRY(kt_gpu_typed(ctx, "weights", weights, 2, KT_F32));
+  if (logits.n > MAX_EXPERTS) return kt_gpu_fail(KT_ERR_UNSUPPORTED, "%lld experts, at most %d", (long long)logits.n, MAX_EXPERTS);
+  if (params->score > KT_SCORE_CHOSEN_SOFTMAX) return KT_INVALID("params.score is %u", params->score);
+  if (params->group_score > KT_GROUP_TOP2_SUM) return KT_INVALID("params.group_score is %u", params->group_score);
+  if (params->num_groups < 1 || logits.n % params->num_groups != 0)
+    return KT_INVALID("params.num_groups is %d for %lld experts", params->num_groups, (long long)logits.n);
+  if (params->topk_groups < 1 || params->topk_groups > params->num_groups)
+    return KT_INVALID("params.topk_groups is %d of %d groups", params->topk_groups, params->num_groups);
+  const int64_t k = ids->shape[1], available = logits.n / params->num_groups * params->topk_groups;
+  if (k > available) return KT_INVALID("ids has %lld columns, there are %lld experts to choose from", (long long)k, (long long)available);
+  KT_TRY(kt_gpu_size("ids", ids, 0, logits.count));
+  for (int i = 0; i < 2; i++) KT_TRY(kt_gpu_size("weights", weights, i, ids->shape[i]));
+  router_job job = {};
+  KT_TRY(kt_gpu_vector(ctx, "bias", bias, logits.n, &job.bias));
+  job.logits = logits.data;
+  job.logits_stride = logits.stride;
+  job.ids_stride = ids->stride[0] / 4;
+  job.weights_stride = weights->stride[0] / 4;
+  job.experts = (int)logits.n;
+  job.k = (int)k;
+  job.params = *params;
+  job.ids = (int32_t *)ids->data;
+  job.weights = (float *)weights->data;
+  router_kernel<<<(unsigned)logits.count, KT_WARP, 0, ctx->stream>>>(job);
+  KT_LAUNCHED("moe_router");
+  return KT_OK;
+}
+
+extern "C" kt_status_t kt_moe_router(kt_ctx_t *handle, const kt_tensor_t *logits, const kt_tensor_t *bias, const kt_router_params_t *params,
+                                     const kt_tensor_t *ids, const kt_tensor_t *weights) {
+  kt_ctx *ctx = kt_gpu_ctx(handle);
+  if (ctx == NULL) return KT_ERR_INVALID_ARG;
+  kt_frows rows;
+  KT_TRY(kt_gpu_frows(ctx, "logits", logits, 2, &rows));
+  return route(ctx, rows, bias, params, ids, weights);
+}
+
+extern "C" kt_status_t kt_norm_router(kt_ctx_t *handle, const kt_tensor_t *x, const kt_tensor_t *norm_weight, float eps, float offset,
+                                      const kt_tensor_t *w, const kt_tensor_t *logit_bias, const kt_tensor_t *bias,
+                                      const kt_router_params_t *params, const kt_tensor_t *normed, const kt_tensor_t *ids, const kt_tensor_t *weights) {
+  kt_ctx *ctx = kt_gpu_ctx(handle);
+  if (ctx == NULL) return KT_ERR_INVALID_ARG;
+  kt_frows from, to;
+  kt_norm norm = {NULL, eps, offset};
+  const float *b = NULL;
+  KT_TRY(kt_gpu_frows(ctx, "x", x, 2, &from));
+  KT_TRY(kt_gpu_frows(ctx, "normed", normed, 2, &to));
+  for (int i = 0; i < 2; i++) KT_TRY(kt_gpu_size("normed", normed, i, x->shape[i]));
+  KT_TRY(kt_gpu_weight(ctx, "w", w, 2, from.n));
+  KT_TRY(kt_gpu_vector(ctx, "norm_weight", norm_weight, from.n, &norm.weight));
+  if (norm.weight == NULL) return KT_INVALID("norm_weight is NULL");
+  KT_TRY(kt_gpu_vector(ctx, "logit_bias", logit_bias, w->shape[0], &b));
+  void *memory = NULL;
+  KT_TRY(kt_gpu_scratch(ctx, KT_SCRATCH_ROUTE, from.count * w->shape[0] * 4, &memory));
+  const kt_frows logits = {(float *)memory, from.count, w->shape[0], w->shape[0]};
+  KT_TRY(kt_gpu_rms_norm(ctx, from, norm, to));
+  KT_TRY(kt_gpu_matmul(ctx, to, w, b, false, logits));
+  return route(ctx, logits, bias, params, ids, weights);
+}
+
+/* ---- experts ---- */
+/* rows[pair] = x[pair / k] * weights[pair] where weights multiply the input. */
+__global__ void scale_rows_kernel(kt_frows x, const float *weights, int64_t weights_stride, int64_t k, float *out) {
+  const int64_t pair = blockIdx.x, token = pair / k;
+  const float weight = weights[token * weights_stride + pair % k];
+  for (int64_t i = threadIdx.x; i < x.n; i += blockDim.x) out[pair * x.n + i] = x.data[token * x.stride + i] * weight;
+}
+
+/* out[t] (+)= sum_j weights[t][j] * rows[t * k + j]; weights NULL: ones. */
+__global__ void combine_experts_kernel(const float *rows, const float *weights, int64_t weights_stride, int64_t k, bool add, kt_frows out) {
+  const int64_t token = blockIdx.y;
+  for (int64_t i = blockIdx.x * (int64_t)blockDim.x + threadIdx.x; i < out.n; i += (int64_t)gridDim.x * blockDim.x) {
+    float sum = 0;
+    for (int64_t j = 0; j < k; j++) sum += (weights != NULL ? weights[token * weights_stride + j] : 1.0f) * rows[(token * k + j) * out.n + i];
+    float *to = out.data + token * out.stride + i;
+    *to = add ? *to + sum : sum;
+  }
+}
+
+/* Pairs grouped by expert: `list` holds them, tiles say which are one expert's. One block; the order within an expert is the pairs'. */
+__global__ void group_kernel(const int32_t *ids, int64_t ids_stride, int k, int pairs, int experts, int32_t *list, kt_gemm_tile *tiles, int num_tiles) {
+  __shared__ int counts[MAX_EXPERTS], starts[MAX_EXPERTS], first_tile[MAX_EXPERTS];
+  for (int e = threadIdx.x; e < experts; e += blockDim.x) counts[e] = 0;
+  for (int i = threadIdx.x; i < num_tiles; i += blockDim.x) tiles[i] = {0, 0, 0};
+  __syncthreads();
+  for (int p = threadIdx.x; p < pairs; p += blockDim.x) {
+    const int e = ids[p / k * ids_stride + p % k];
+    if (e >= 0 && e < experts) atomicAdd(&counts[e], 1);
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    int start = 0, tile = 0;
+    for (int e = 0; e < experts; e++) {
+      starts[e] = start, first_tile[e] = tile;
+      start += counts[e];
+      tile += (counts[e] + KT_GEMM_ROWS - 1) / KT_GEMM_ROWS;
+    }
+  }
+  __syncthreads();
+  for (int e = threadIdx.x; e < experts; e += blockDim.x)
+    for (int i = 0; i * KT_GEMM_ROWS < counts[e]; i++)
+      tiles[first_tile[e] + i] = {e, starts[e] + i * KT_GEMM_ROWS, min(KT_GEMM_ROWS, counts[e] - i * KT_GEMM_ROWS)};
+  __syncthreads();
+  for (int p = threadIdx.x; p < pairs; p += blockDim.x) {
+    const int e = ids[p / k * ids_stride + p % k];
+    if (e >= 0 && e < experts) list[atomicAdd(&starts[e], 1)] = p;
+  }
+}
+
+/* A stack operand [experts, rows, columns]. */
+static kt_status_t check_stack(kt_ctx *ctx, const char *name, const kt_tensor_t *w, int64_t experts, int64_t rows, int64_t columns) {
+  KT_TRY(kt_gpu_weight(ctx, name, w, 3, columns));
+  if (experts > 0) KT_TRY(kt_gpu_size(name, w, 0, experts));
+  if (rows > 0) KT_TRY(kt_gpu_size(name, w, 1, rows));
+  return KT_OK;
+}
+
+static kt_status_t check_bias(kt_ctx *ctx, const char *name, const kt_tensor_t *b, int64_t experts, int64_t n, const float **out) {
+  *out = NULL;
+  if (b == NULL) return KT_OK;
+  KT_TRY(kt_gpu_typed(ctx, name, b, 2, KT_F32));
+  KT_TRY(kt_gpu_size(name, b, 0, experts));
+  KT_TRY(kt_gpu_size(name, b, 1, n));
+  if (b->stride[0] != 4 * n) return KT_INVALID("%s has rows %lld bytes apart", name, (long long)b->stride[0]);
+  *out = (const float *)b->data;
+  return KT_OK;
+}
+
+static bool stack_takes_int8(const kt_tensor_t *w) {
+  const kt_weight of = kt_weight_of(w);
+  return kt_has_int8(of.type) && w->shape[2] % 32 == 0 && ((uintptr_t)of.data | (uintptr_t)of.row_stride | (uintptr_t)kt_matrix_stride(w)) % 16 == 0;
+}
+
+struct experts_job {
+  const kt_experts_args_t *a;
+  kt_frows x;
+  kt_expert_pairs pairs;
+  const float *weights;
+  int64_t weights_stride, inter;
+  const float *gate_bias, *up_bias, *down_bias;
+};
+
+static kt_product stack_product(const kt_tensor_t *w, const float *bias, float *out) {
+  kt_product p = {};
+  p.w = kt_weight_of(w);
+  p.rows = w->shape[1];
+  p.n = w->shape[2];
+  p.bias = bias;
+  p.out = out;
+  p.out_stride = w->shape[1];
+  return p;
+}
+
+/* x . w of each pair's expert. */
+static kt_status_t pair_product(kt_ctx *ctx, experts_job &job, const kt_tensor_t *w, const float *bias, kt_frows x, bool by_pair, float *out) {
+  job.pairs.matrix_stride = kt_matrix_stride(w);
+  job.pairs.rows_by_pair = by_pair;
+  if (ctx->precision == KT_PRECISION_FAST && stack_takes_int8(w)) {
+    kt_int8_rows codes;
+    KT_TRY(kt_gpu_quantize(ctx, x, &codes));
+    return kt_gpu_experts_int8(ctx, stack_product(w, bias, out), codes, job.pairs);
+  }
+  return kt_gpu_experts_float(ctx, stack_product(w, bias, out), x, job.pairs);
+}
+
+static kt_status_t by_pairs(kt_ctx *ctx, experts_job &job, float *h, float *h_up, float *rows) {
+  const kt_experts_args_t *a = job.a;
+  const bool by_pair = a->flags & KT_EXPERTS_SCALE_INPUT;
+  const int64_t pairs = job.pairs.tokens * job.pairs.k;
+  const kt_frows gated = {h, pairs, job.inter, job.inter};
+  if (ctx->precision == KT_PRECISION_FAST && stack_takes_int8(a->gate) && stack_takes_int8(a->up) && a->gate->dtype == a->up->dtype &&
+      kt_matrix_stride(a->gate) == kt_matrix_stride(a->up)) {
+    kt_int8_rows codes;
+    KT_TRY(kt_gpu_quantize(ctx, job.x, &codes));
+    kt_product p = stack_product(a->gate, job.gate_bias, h);
+    p.up = kt_weight_of(a->up);
+    p.up_bias = job.up_bias;
+    p.act = a->act;
+    job.pairs.matrix_stride = kt_matrix_stride(a->gate);
+    job.pairs.rows_by_pair = by_pair;
+    KT_TRY(kt_gpu_experts_int8(ctx, p, codes, job.pairs));
+  } else {
+    KT_TRY(pair_product(ctx, job, a->gate, job.gate_bias, job.x, by_pair, h));
+    KT_TRY(pair_product(ctx, job, a->up, job.up_bias, job.x, by_pair, h_up));
+    KT_TRY(kt_gpu_act_mul(ctx, gated, {h_up, pairs, job.inter, job.inter}, a->act, gated));
+  }
+  return pair_product(ctx, job, a->down, job.down_bias, gated, true, rows);
+}
+
+/* The stack as bf16 in scratch memory, unless it is. */
+static kt_status_t bf16_stack(kt_ctx *ctx, const kt_tensor_t *w, const __nv_bfloat16 **out) {
+  const int64_t rows = w->shape[0] * w->shape[1], n = w->shape[2];
+  if (w->dtype == KT_BF16 && w->stride[1] == 2 * n && w->stride[0] == w->shape[1] * 2 * n && (uintptr_t)w->data % 16 == 0) {
+    *out = (const __nv_bfloat16 *)w->data;
+    return KT_OK;
+  }
+  void *memory = NULL;
+  KT_TRY(kt_gpu_scratch(ctx, KT_SCRATCH_WEIGHT, rows * n * 2, &memory));
+  *out = (const __nv_bfloat16 *)memory;
+  if ((w->flags & KT_TENSOR_PACKED) || w->stride[0] == w->shape[1] * w->stride[1]) return kt_gpu_dequantize(ctx, w, 0, rows, KT_BF16, memory);
+  for (int64_t e = 0; e < w->shape[0]; e++) {
+    kt_tensor_t one = *w;
+    one.data = (char *)w->data + e * w->stride[0];
+    KT_TRY(kt_gpu_dequantize(ctx, &one, 0, w->shape[1], KT_BF16, (__nv_bfloat16 *)memory + e * w->shape[1] * n));
+  }
+  return KT_OK;
+}
+
+static kt_status_t by_groups(kt_ctx *ctx, experts_job &job, float *h, float *h_up, float *rows) {
+  const kt_experts_args_t *a = job.a;
+  const int64_t pairs = job.pairs.tokens * job.pairs.k, experts = job.pairs.experts;
+  const int64_t num_tiles = kt_div_up(pairs, KT_GEMM_ROWS) + (experts < pairs ? experts : pairs);
+  void *memory = NULL, *halves = NULL;
+  KT_TRY(kt_gpu_scratch(ctx, KT_SCRATCH_ROUTE, pairs * 4 + 256 + num_tiles * (int64_t)sizeof(kt_gemm_tile), &memory));
+  kt_gemm_tile *tiles = (kt_gemm_tile *)memory;
+  int32_t *list = (int32_t *)((char *)memory + kt_div_up(num_tiles * (int64_t)sizeof(kt_gemm_tile), 256) * 256);
+  group_kernel<<<1, 1024, 0, ctx->stream>>>(job.pairs.ids, job.pairs.ids_stride, (int)job.pairs.k, (int)pairs, (int)experts, list, tiles, (int)num_tiles);
+  KT_LAUNCHED("fused_experts");
+  const bool by_pair = a->flags & KT_EXPERTS_SCALE_INPUT;
+  const int64_t widest = job.x.n > job.inter ? job.x.n : job.inter;
+  KT_TRY(kt_gpu_scratch(ctx, KT_SCRATCH_QUANT, pairs * widest * 2, &halves));
+  KT_TRY(kt_gpu_to_bf16(ctx, job.x, job.x.n, halves));
+  kt_gemm g = {};
+  g.a = (const __nv_bfloat16 *)halves;
+  g.m = pairs;
+  g.tiles = tiles;
+  g.num_tiles = num_tiles;
+  g.list = list;
+  g.a_divisor = by_pair ? 1 : (int32_t)job.pairs.k;
+  g.rows = job.inter;
+  g.n = job.x.n;
+  g.c_stride = job.inter;
+  KT_TRY(bf16_stack(ctx, a->gate, &g.b));
+  g.bias = job.gate_bias;
+  g.c = h;
+  KT_TRY(kt_gpu_gemm(ctx, g));
+  KT_TRY(bf16_stack(ctx, a->up, &g.b));
+  g.bias = job.up_bias;
+  g.c = h_up;
+  KT_TRY(kt_gpu_gemm(ctx, g));
+  const kt_frows gated = {h, pairs, job.inter, job.inter};
+  KT_TRY(kt_gpu_act_mul(ctx, gated, {h_up, pairs, job.inter, job.inter}, a->act, gated));
+  KT_TRY(kt_gpu_to_bf16(ctx, gated, job.inter, halves));
+  KT_TRY(bf16_stack(ctx, a->down, &g.b));
+  g.a_divisor = 1;
+  g.rows = a->down->shape[1];
+  g.n = job.inter;
+  g.bias = job.down_bias;
+  g.c = rows;
+  g.c_stride = g.rows;
+  return kt_gpu_gemm(ctx, g);
+}
+
+extern "C" kt_status_t kt_fused_experts(kt_ctx_t *handle, const kt_experts_args_t *a) {
+  kt_ctx *ctx = kt_gpu_ctx(handle);
+  if (ctx == NULL) return KT_ERR_INVALID_ARG;
+  if (a == NULL) return KT_INVALID("args are NULL");
+  if (a->struct_size < sizeof *a) return KT_INVALID("args.struct_size is %u", a->struct_size);
+  if (a->act > KT_ACT_SWIGLU_OAI) return KT_INVALID("args.act is %u", a->act);
+  if (a->flags > (KT_EXPERTS_SCALE_INPUT | KT_EXPERTS_ADD)) return KT_INVALID("args.flags is %u", a->flags);
+  experts_job job = {};
+  job.a = a;
+  kt_frows out;
+  KT_TRY(kt_gpu_frows(ctx, "x", a->x, 2, &job.x));
+  KT_TRY(kt_gpu_frows(ctx, "out", a->out, 2, &out));
+  KT_TRY(kt_gpu_typed(ctx, "ids", a->ids, 2, KT_I32));
+  KT_TRY(kt_gpu_typed(ctx, "weights", a->weights, 2, KT_F32));
+  const int64_t tokens = job.x.count, hidden = job.x.n, k = a->ids->shape[1];
+  KT_TRY(kt_gpu_size("ids", a->ids, 0, tokens));
+  for (int i = 0; i < 2; i++) KT_TRY(kt_gpu_size("weights", a->weights, i, a->ids->shape[i]));
+  KT_TRY(kt_gpu_size("out", a->out, 0, tokens));
+  KT_TRY(kt_gpu_size("out", a->out, 1, hidden));
+  KT_TRY(check_stack(ctx, "gate", a->gate, 0, 0, hidden));
+  const int64_t experts = a->gate->shape[0];
+  job.inter = a->gate->shape[1];
+  KT_TRY(check_stack(ctx, "up", a->up, experts, job.inter, hidden));
+  KT_TRY(check_stack(ctx, "down", a->down, experts, hidden, job.inter));
+  if (experts > MAX_EXPERTS) return kt_gpu_fail(KT_ERR_UNSUPPORTED, "%lld experts, at most %d", (long long)experts, MAX_EXPERTS);
+  KT_TRY(check_bias(ctx, "gate_bias", a->gate_bias, experts, job.inter, &job.gate_bias));
+  KT_TRY(check_bias(ctx, "up_bias", a->up_bias, experts, job.inter, &job.up_bias));
+  KT_TRY(check_bias(ctx, "down_bias", a->down_bias, experts, hidden, &job.down_bias));
+  job.pairs = {(const int32_t *)a->ids->data, a->ids->stride[0] / 4, k, tokens, experts, 0, false};
+  job.weights = (const float *)a->weights->data;
+  job.weights_stride = a->weights->stride[0] / 4;
+  const int64_t pairs = tokens * k;
+  const bool scaled = a->flags & KT_EXPERTS_SCALE_INPUT;
+  /* gate, up and down results, and the scaled inputs */
+  void *memory = NULL;
+  KT_TRY(kt_gpu_scratch(ctx, KT_SCRATCH_TEMP, pairs * (2 * job.inter + hidden * (scaled ? 2 : 1)) * 4, &memory));
+  float *h = (float *)memory, *h_up = h + pairs * job.inter, *rows = h_up + pairs * job.inter;
+  if (scaled) {
+    float *inputs = rows + pairs * hidden;
+    scale_rows_kernel<<<(unsigned)pairs, 256, 0, ctx->stream>>>(job.x, job.weights, job.weights_stride, k, inputs);
+    KT_LAUNCHED("fused_experts");
+    job.x = {inputs, pairs, hidden, hidden};
+  }
+  const bool plain = a->gate->dtype == KT_F32 || a->up->dtype == KT_F32 || a->down->dtype == KT_F32;
+  const bool groups = ctx->precision == KT_PRECISION_FAST && !plain && hidden % 32 == 0 && job.inter % 32 == 0 && tokens > 32;
+  if (!groups && pairs > 65535) return kt_gpu_fail(KT_ERR_UNSUPPORTED, "%lld pairs of tokens and experts in one call, at most 65535", (long long)pairs);
+  KT_TRY(groups ? by_groups(ctx, job, h, h_up, rows) : by_pairs(ctx, job, h, h_up, rows));
+  combine_experts_kernel<<<dim3((unsigned)kt_div_up(hidden, 256), (unsigned)tokens), 256, 0, ctx->stream>>>(
+      rows, scaled ? NULL : job.weights, job.weights_stride, k, a->flags & KT_EXPERTS_ADD, out);
+  KT_LAUNCHED("fused_experts");
+  return KT_OK;
+}

@@ -1,0 +1,69 @@
+/* Products of activations and weights: what gemv.cu, gemm.cu, linear.cu and moe.cu share. */
+#ifndef KT_GPU_PRODUCTS_H
+#define KT_GPU_PRODUCTS_H
+#include "blocks.cuh"
+
+/* Most rows of activations that a product reads the weights once for, each row's sum in registers. */
+#define KT_GEMV_TOKENS 8
+
+struct kt_int8_rows {
+  const int8_t *codes;  /* [rows][n] */
+  const float2 *scales; /* [rows][n / 32]: scale, scale * sum of codes */
+  int64_t n;
+};
+kt_status_t kt_gpu_quantize(kt_ctx *ctx, kt_frows x, kt_int8_rows *out);
+/* out [rows][width] bf16, zeros behind x's n columns. */
+kt_status_t kt_gpu_to_bf16(kt_ctx *ctx, kt_frows x, int64_t width, void *out);
+
+/* Whether kt_gpu_gemv_int8 reads the type. */
+static inline bool kt_has_int8(uint32_t type) {
+  return type == KT_Q4_K || type == KT_PACKED(KT_Q6_K) || type == KT_PACKED(KT_Q4_0) || type == KT_PACKED(KT_Q4_1) || type == KT_PACKED(KT_Q8_0);
+}
+
+/* out[t][r] = x[t] . w[r] (+ bias[r]) (+ out[t][r]). One or more tokens at a time; the sums do not depend on how many. */
+struct kt_product {
+  kt_weight w;
+  int64_t rows, n;
+  const float *bias;
+  bool add;
+  float *out;
+  int64_t out_stride;
+  /* With a second weight (data not NULL; int8 only): out = act(w . x + bias, up . x + up_bias). */
+  kt_weight up;
+  const float *up_bias;
+  uint32_t act;
+};
+kt_status_t kt_gpu_gemv_int8(kt_ctx *ctx, const kt_product &p, const kt_int8_rows &x, int64_t tokens);
+kt_status_t kt_gpu_gemv_float(kt_ctx *ctx, const kt_product &p, kt_frows x);
+
+/* Experts: pair j of a token t is row t * k + j; its matrix is number ids[t * k + j] of the stack. */
+struct kt_expert_pairs {
+  const int32_t *ids;
+  int64_t ids_stride, k, tokens, experts, matrix_stride;
+  bool rows_by_pair; /* activations are rows of pairs, not of tokens */
+};
+/* out[pair] = its expert's matrix . its activations (+ its expert's bias); NaN where an id is outside the stack. */
+kt_status_t kt_gpu_experts_int8(kt_ctx *ctx, const kt_product &p, const kt_int8_rows &x, const kt_expert_pairs &e);
+kt_status_t kt_gpu_experts_float(kt_ctx *ctx, const kt_product &p, kt_frows x, const kt_expert_pairs &e);
+
+/* C[m][r] = A[m] . B[r] (+ bias[r]) (+ C[m][r]) with bf16 operands and f32 sums; n a multiple of 32. With `tiles` rows of A and of
+ * C are chosen by lists (see moe.cu). */
+struct kt_gemm_tile {
+  int32_t expert, first, count; /* positions first .. first + count of the list */
+};
+struct kt_gemm {
+  const __nv_bfloat16 *a; /* [m][n] */
+  const __nv_bfloat16 *b; /* [rows][n]; of expert e: b + e * rows * n */
+  int64_t m, rows, n;
+  const float *bias; /* [rows]; of expert e: bias + e * rows */
+  bool add;
+  float *c;
+  int64_t c_stride;
+  const kt_gemm_tile *tiles; /* [num_tiles], count 0 where there are fewer */
+  int64_t num_tiles;
+  const int32_t *list; /* position -> pair */
+  int32_t a_divisor;   /* row of A of a pair: pair / a_divisor */
+};
+#define KT_GEMM_ROWS 128
+kt_status_t kt_gpu_gemm(kt_ctx *ctx, const kt_gemm &g);
+#endif

@@ -1,0 +1,42 @@
+//! libkt_cuda: the core that all libraries share, the ops of kernels/gpu/*.cu, and an answer for each op that is missing.
+const std = @import("std");
+const core = @import("core");
+const c = core.c;
+
+extern fn kt_gpu_pin(data: *anyopaque, bytes: usize) c.kt_status_t;
+extern fn kt_gpu_unpin(data: *anyopaque) void;
+
+/// Host memory that the core's slabs page-lock for the devices.
+pub const pinning: core.slab.Pinning = .{ .pin = pin, .unpin = unpin };
+
+fn pin(data: *anyopaque, bytes: usize) c.kt_status_t {
+    return kt_gpu_pin(data, bytes);
+}
+
+fn unpin(data: *anyopaque) void {
+    kt_gpu_unpin(data);
+}
+
+/// What kernels/gpu/*.cu do not export.
+const missing = [_][]const u8{
+    "kt_quantize",
+    "kt_causal_conv1d",
+    "kt_gated_delta_rule",
+};
+
+fn Missing(comptime name: []const u8) type {
+    return struct {
+        // the caller's arguments are left where the C convention put them
+        fn answer() callconv(.c) c.kt_status_t {
+            return core.status.unsupported("{s}: the cuda library has no such op yet", .{name});
+        }
+    };
+}
+
+comptime {
+    _ = core;
+    for (missing) |name| {
+        if (!@hasDecl(c, name)) @compileError(name ++ " is not in kt.h");
+        @export(&Missing(name).answer, .{ .name = name });
+    }
+}
