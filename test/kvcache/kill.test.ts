@@ -26,31 +26,34 @@ interface Killed {
   readonly said: string[]
 }
 
-/** Starts a writer and kills it so many milliseconds after it began to write, or after its start if that is negative. */
-async function killWriter(args: readonly string[], afterMs: number): Promise<Killed> {
+/** Starts a writer and kills it so many milliseconds after so many lines (-1: after its start). */
+async function killWriter(
+  args: readonly string[],
+  afterLines: number,
+  afterMs: number,
+): Promise<Killed> {
   const child = Bun.spawn(
     [process.execPath, join(import.meta.dir, "writing-process.ts"), ...args],
     { stdout: "pipe", stderr: "inherit", stdin: null },
   )
   let text = ""
-  let hasBegun = false
+  let lines = 0
   const decoder = new TextDecoder()
   const kill = (): void => child.kill("SIGKILL")
-  if (afterMs < 0) setTimeout(kill, -afterMs)
+  if (afterLines < 0) setTimeout(kill, afterMs)
   for await (const chunk of child.stdout) {
-    if (!hasBegun) {
-      hasBegun = true
-      if (afterMs >= 0) setTimeout(kill, afterMs)
-    }
+    const before = lines
     text += decoder.decode(chunk)
+    lines = text.split("\n").length - 1
+    if (before <= afterLines && lines > afterLines) setTimeout(kill, afterMs)
   }
   await child.exited
   expect(child.signalCode).toBe("SIGKILL")
   // the last line may be cut
-  const lines = text.split("\n").slice(0, -1)
+  const whole = text.split("\n").slice(0, -1)
   return {
-    hasStarted: lines.length > 0,
-    said: lines.filter((line) => /^-?\d+$/.test(line)),
+    hasStarted: whole.length > 0,
+    said: whole.filter((line) => /^-?\d+$/.test(line)),
   }
 }
 
@@ -99,10 +102,11 @@ test("after kills at any instant every kept block is found, whole, and none that
       }
       // most while it writes, some while it starts
       const atStart = Math.random() < 0.15
-      const afterMs = atStart ? -(5 + Math.random() * 40) : Math.random() ** 2 * 25
+      const afterLines = atStart ? -1 : Math.floor(Math.random() * 12)
+      const afterMs = atStart ? 5 + Math.random() * 40 : Math.random() * 4
       const seed = Math.floor(Math.random() * 2 ** 31)
       const args = [folder, String(next), String(limit), String(seed)]
-      const result = await killWriter(args, afterMs)
+      const result = await killWriter(args, afterLines, afterMs)
       for (const line of result.said) {
         if (line.startsWith("-")) mustBe.delete(Number(line.slice(1)))
         else mustBe.add(Number(line))
