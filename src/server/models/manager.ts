@@ -177,7 +177,20 @@ export class ModelManager {
     for (let waitedMs = 0; ; waitedMs = performance.now() - started) {
       const slot = this.#slots.get(model.key)
       if (slot?.state === "ready") return this.#lease(slot, model, keepAliveMs, waitedMs)
-      await this.#wait(slot ?? this.#load(model), started, signal)
+      if (slot?.state === "leaving") await this.#wait(slot, slot.gone, started, signal)
+      else {
+        const loading = slot ?? this.#load(model)
+        // it counts as in use from now until the lease is taken, or nobody might ever have it
+        loading.waiting++
+        try {
+          await this.#wait(loading, loading.ready, started, signal)
+          if (loading.state === "ready")
+            return this.#lease(loading, model, keepAliveMs, performance.now() - started)
+        } finally {
+          loading.waiting--
+          this.#settled(loading)
+        }
+      }
     }
   }
 
@@ -320,7 +333,12 @@ export class ModelManager {
   }
 
   /** Waits for a model to be loaded, or to be gone so that it can be loaded again. */
-  async #wait(slot: Slot, startedMs: number, signal: AbortSignal | undefined): Promise<void> {
+  async #wait(
+    slot: Slot,
+    until: Promise<void>,
+    startedMs: number,
+    signal: AbortSignal | undefined,
+  ): Promise<void> {
     const { maxQueue } = this.#config
     if (slot.queued > maxQueue)
       throw new RequestError(503, `${maxQueue} requests wait for model "${slot.model.name}"`, {
@@ -348,21 +366,16 @@ export class ModelManager {
     signal?.addEventListener("abort", end, { once: true })
     this.#workload.signal.addEventListener("abort", end, { once: true })
     this.#workload.add(1, 0)
-    const leaving = slot.state === "leaving"
     slot.queued++
-    if (!leaving) slot.waiting++
     try {
       if (signal?.aborted === true) throw signal.reason
-      await Promise.race([leaving ? slot.gone : slot.ready, late.promise])
+      await Promise.race([until, late.promise])
     } finally {
       slot.queued--
-      if (!leaving) slot.waiting--
       this.#workload.add(-1, 0)
       clearTimeout(timer)
       signal?.removeEventListener("abort", end)
       this.#workload.signal.removeEventListener("abort", end)
-      // whoever waits for this one to be idle must know when its waiters have given up
-      if (!leaving && slot.waiting === 0) queueMicrotask(() => this.#settled(slot))
     }
   }
 

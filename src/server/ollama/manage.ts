@@ -141,9 +141,9 @@ export function addOllamaManagement(app: App, root: ServerRoot): void {
 
   const blobParams = { params: z.object({ digest: z.string() }) }
   document(app, {
-    method: "head",
+    method: "get",
     path: "/api/blobs/{digest}",
-    summary: "Whether a file is here",
+    summary: "Whether a file is here; HEAD is what clients ask with",
     tags,
     request: blobParams,
     responses: { 200: { description: "It is" }, 404: { description: "It is not" } },
@@ -156,7 +156,7 @@ export function addOllamaManagement(app: App, root: ServerRoot): void {
     request: blobParams,
     responses: { 201: { description: "It is here" }, ...wrong },
   })
-  app.on("HEAD", "/api/blobs/:digest", async (c) => {
+  app.get("/api/blobs/:digest", async (c) => {
     const isHere = await storeOf(root).hasBlob(c.req.param("digest"))
     return c.body(null, isHere ? 200 : 404)
   })
