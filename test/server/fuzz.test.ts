@@ -1,8 +1,17 @@
-import { expect, test } from "bun:test"
+import { afterAll, expect, test } from "bun:test"
+import { createHash } from "node:crypto"
+import { copyFileSync, mkdirSync, mkdtempSync, rmSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
 
 import fc from "fast-check"
 
-import { fillingTokenizer, testServer, until } from "./fakes.ts"
+import { Catalog } from "../../src/cli/library/catalog.ts"
+import { Store } from "../../src/cli/library/store.ts"
+import { engineConfig } from "../../src/config.ts"
+import type { ServerDeps } from "../../src/server/types.ts"
+import { golden } from "../setup.ts"
+import { FakeClient, fillingTokenizer, testServer, until } from "./fakes.ts"
 
 /** Requests in all; KT_FUZZ_RUNS asks for more. */
 const RUNS = Number(process.env["KT_FUZZ_RUNS"] ?? 2000)
@@ -117,6 +126,14 @@ const KEYS = [
   "properties",
   "__proto__",
   "constructor",
+  "from",
+  "files",
+  "source",
+  "destination",
+  "quantize",
+  "template",
+  "license",
+  "keep_alive",
 ]
 
 const { value } = fc.letrec((tie) => ({
@@ -222,10 +239,35 @@ const SOUND: Readonly<Record<string, fc.Arbitrary<Record<string, unknown>>>> = {
     { requiredKeys: ["model", "messages"] },
   ),
   "/api/generate": fc.record(
-    { model: fc.constant("fake"), prompt: text, stream: fc.boolean(), raw: fc.boolean() },
+    {
+      model: fc.constantFrom("fake", "made"),
+      prompt: text,
+      stream: fc.boolean(),
+      raw: fc.boolean(),
+      keep_alive: fc.constantFrom(0, -1, "1ms", "5m"),
+    },
     { requiredKeys: ["model", "prompt"] },
   ),
   "/api/show": fc.record({ model: fc.constant("fake") }),
+  "/api/create": fc.record(
+    {
+      model: fc.constantFrom("made", "made:too"),
+      from: fc.constant("fake"),
+      system: text,
+      parameters: fc.constant({ temperature: 0.5, stop: ["x"] }),
+      messages: conversation,
+      license: text,
+      stream: fc.boolean(),
+    },
+    { requiredKeys: ["model", "from"] },
+  ),
+  "/api/copy": fc.record({
+    source: fc.constantFrom("fake", "made"),
+    destination: fc.constantFrom("made", "copied"),
+  }),
+  "DELETE /api/delete": fc.record({ model: fc.constantFrom("made", "made:too", "copied") }),
+  "/api/pull": fc.record({ model: fc.constant("fake"), stream: fc.boolean() }),
+  [`/api/blobs/sha256:${createHash("sha256").update("{}").digest("hex")}`]: fc.constant({}),
   "/completion": fc.record(
     {
       prompt: fc.constantFrom("a", ["a", 7]),
@@ -265,18 +307,49 @@ const request = fc.constantFrom(...Object.keys(SOUND)).chain((path) => {
   return sent.map((body) => ({ path, body }))
 })
 
+/** A folder with one model, "fake", whose engine is a script; models may be made of it. */
+function modelsOf(client: FakeClient): NonNullable<ServerDeps["models"]> {
+  const folder = join(home, "models")
+  mkdirSync(folder)
+  copyFileSync(golden("gguf", "llama-f16.gguf"), join(folder, "fake.gguf"))
+  const store = new Store(join(home, "created"), folder)
+  const catalog = new Catalog({ folder, config: engineConfig({}), store })
+  const tokenizer = fillingTokenizer
+  return {
+    library: {
+      store: catalog.store,
+      list: () => catalog.list(),
+      describe: (model) => catalog.describe(model),
+      check: (model) => catalog.check(model),
+      load: async () => ({ client, tokenizer, withTemplate: () => tokenizer }),
+    },
+    aliases: [],
+    maxModels: 2,
+    memoryBytes: Number.POSITIVE_INFINITY,
+    keepAliveMs: 1000,
+    loadTimeoutMs: 10_000,
+  }
+}
+
+const home = mkdtempSync(join(tmpdir(), "kt-fuzz-"))
+afterAll(() => rmSync(home, { recursive: true, force: true }))
+
 test("no request makes the server fail, and every refusal says why in a sentence", async () => {
   const script = {
     answer: (call: number) =>
       ["Hello", '<tool_call>{"name": "x", "arguments": {}}</tool_call>', "{]"][call % 3] as string,
   }
-  const { post, failures, client } = testServer(script, {}, { tokenizer: fillingTokenizer })
+  const client = new FakeClient(script)
+  const { app, failures } = testServer(script, {}, { models: modelsOf(client) })
   const answered = new Set<string>()
   await fc.assert(
     fc.asyncProperty(request, async ({ path, body }) => {
-      const response = await post(path, JSON.stringify(body) ?? "")
+      const [method, route] = path.startsWith("DELETE ")
+        ? ["DELETE", path.slice(7)]
+        : ["POST", path]
+      const response = await app.request(route, { method, body: JSON.stringify(body) ?? "" })
       const said = await response.text()
-      if (response.status === 200) answered.add(path)
+      if (response.status === 200 || response.status === 201) answered.add(path)
       expect(response.status).toBeLessThan(500)
       if (response.status < 400) return
       const { error } = JSON.parse(said) as { error: string | { message: string } }
