@@ -113,7 +113,8 @@ describe("room", () => {
       limits: { maxModels: 4, memoryBytes: budget },
       load: (name, bytes) => void seen.push([name, bytes]),
     })
-    const each = 98_000_000 + 1_000_000
+    const { weightBytes, kvCacheBytes, cacheRamBytes } = new FakeClient().info
+    const each = weightBytes + kvCacheBytes + cacheRamBytes
     for (const name of ["a", "b"]) await text(ask(name))
     expect(seen).toEqual([
       ["a", budget],
