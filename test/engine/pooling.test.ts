@@ -6,9 +6,11 @@ import { engineConfig } from "../../src/config.ts"
 import type { EngineConfig } from "../../src/config.ts"
 import { Engine } from "../../src/engine/engine.ts"
 import { Tokenizer } from "../../src/tokenizer/tokenizer.ts"
+import { openGguf } from "../../src/weights/gguf.ts"
 import type { PoolParams, TokenEvent } from "../../src/worker/protocol.ts"
+import { readGoldenTensors } from "../fixtures/golden-tensors.ts"
 import { relativeError } from "../ops/harness.ts"
-import { ROOT } from "../setup.ts"
+import { golden, ROOT } from "../setup.ts"
 import { GREEDY } from "./fake-runner.ts"
 
 const FOLDER = join(ROOT, "test", "fixtures", "encoders")
@@ -51,7 +53,7 @@ function unit(values: readonly number[]): number[] {
 
 const RAW = { normalize: false } as const
 
-for (const [name, golden] of [
+for (const [name, reference] of [
   ["bert", "bert"],
   ["bert.gguf", "bert"],
   ["nomic_bert", "nomic_bert"],
@@ -59,7 +61,7 @@ for (const [name, golden] of [
   ["qwen3_embedding", "qwen3_embedding"],
 ] as const) {
   describe(`states of ${name}`, () => {
-    const { embeddings } = goldenOf<{ embeddings: Text[] }>(golden)
+    const { embeddings } = goldenOf<{ embeddings: Text[] }>(reference)
 
     test("each pooling is the reference's, alone and beside others", async () => {
       for (const options of [{}, { fuse: false }, { maxBatchSize: 2, maxBatchTokens: 64 }]) {
@@ -81,6 +83,14 @@ for (const [name, golden] of [
         const { kvPagesFree, kvPagesTotal, running, waiting } = engine.stats()
         expect([kvPagesFree, running, waiting]).toEqual([kvPagesTotal, 0, 0])
       }
+    })
+
+    test("the tokenizer's ids are the reference's", async () => {
+      const path = join(FOLDER, name)
+      const tokenizer = name.endsWith(".gguf")
+        ? Tokenizer.fromGguf(openGguf(path).metadata, path)
+        : await Tokenizer.fromPretrained(path)
+      for (const { text, ids } of embeddings) expect([...tokenizer.encode(text)]).toEqual([...ids])
     })
 
     test("vectors are cut, then normalised", async () => {
@@ -107,6 +117,56 @@ for (const [name, golden] of [
     })
   })
 }
+
+/** BF16 is the upper half of F32. */
+function fromBf16(bytes = new Uint8Array(0)): Float32Array {
+  const halves = new Uint16Array(bytes.slice().buffer)
+  return new Float32Array(Uint32Array.from(halves, (half) => half * 65536).buffer)
+}
+
+describe("states of generative models", () => {
+  const models: readonly (readonly [name: string, offset: number, eps: number])[] = [
+    ["llama", 0, 1e-5],
+    ["phi3", 0, 1e-5],
+    ["gemma3_text", 1, 1e-6],
+    ["qwen3_next", 1, 1e-6],
+    ["deepseek_v3", 0, 1e-6],
+    ["gpt_oss", 0, 1e-5],
+  ]
+  for (const [name, offset, eps] of models) {
+    test(`${name}: the last layer's output after the last norm, in chunks of any size`, async () => {
+      const folder = golden("hf", name)
+      const tensors = readGoldenTensors(join(folder, "golden.safetensors"))
+      const ids = new Int32Array(tensors.get("input_ids")?.bytes.slice().buffer ?? [])
+      const [layers = 0, length = 0, dim = 0] = tensors.get("hidden_states")?.shape ?? []
+      const all = tensors.get("hidden_states")?.f32() ?? new Float32Array(0)
+      const last = all.subarray((layers - 1) * length * dim)
+      const weights = readGoldenTensors(join(folder, "model.safetensors"))
+      const norm = fromBf16(weights.get("model.norm.weight")?.bytes)
+      const states = Array.from({ length }, (_, t) => {
+        const row = last.subarray(t * dim, (t + 1) * dim)
+        const scale = 1 / Math.sqrt(row.reduce((sum, x) => sum + (x * x) / dim, 0) + eps)
+        return Array.from(row, (x, i) => x * scale * ((norm[i] as number) + offset))
+      })
+      const mean = Array.from({ length: dim }, (_, i) =>
+        states.reduce((sum, row) => sum + (row[i] as number) / length, 0),
+      )
+      const prompt = [...ids.subarray(0, length)]
+      for (const options of [{}, { fuse: false }, { maxBatchTokens: 12 }]) {
+        using engine = await createEngine(name, { model: folder, ...options })
+        expect(engine.info.pooling).toBeUndefined()
+        const [whole, end, each] = poolAll(engine, [
+          [prompt, { pooling: "mean", ...RAW }],
+          [prompt, { pooling: "last", ...RAW }],
+          [prompt, { pooling: "none", ...RAW }],
+        ])
+        expect(relativeError(whole?.pooled ?? [], mean)).toBeLessThan(TOLERANCE)
+        expect(relativeError(end?.pooled ?? [], states.at(-1) ?? [])).toBeLessThan(TOLERANCE)
+        expect(relativeError(each?.pooled ?? [], states.flat())).toBeLessThan(TOLERANCE)
+      }
+    })
+  }
+})
 
 test("encoders generate nothing, and what does not fit is refused", async () => {
   using engine = await createEngine("bert")
