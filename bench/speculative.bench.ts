@@ -19,6 +19,7 @@ const { values: flags, positionals } = parseArgs({
     tokens: { type: "string", default: "200" },
     lookup: { type: "string", default: "3" },
     draft: { type: "string", default: "7" },
+    "draft-model": { type: "string" },
     show: { type: "boolean", default: false },
     json: { type: "string" },
   },
@@ -70,7 +71,7 @@ const engines = {
   on: await Engine.create(
     engineConfig({
       ...common,
-      spec: "ngram",
+      ...(flags["draft-model"] === undefined ? { spec: "ngram" } : { draft: flags["draft-model"] }),
       specLookup: Number(flags.lookup),
       specDraft: Number(flags.draft),
     }),

@@ -52,6 +52,8 @@ export interface EngineConfig {
   readonly streamIntervalMs: number
   /** How tokens are guessed ahead, for steps that check several at once. */
   readonly spec: "off" | "ngram"
+  /** A smaller model of the same vocabulary that guesses tokens ahead. */
+  readonly draft: string | undefined
   /** Tokens that must have come before, in this order, for a guess by n-gram. */
   readonly specLookup: number
   /** Tokens of one guess. */
@@ -125,6 +127,8 @@ export const CONFIG_OPTIONS: readonly ConfigOption[] = [
     help: "ms; tokens that come faster go to the client together, first and last at once; 0 = each by itself" },
   { key: "spec", flag: "spec", aliases: [], type: "enum", values: ["off", "ngram"], default: "off",
     help: "speculative decoding; ngram: guess what followed the last tokens before, and check it in one step" },
+  { key: "draft", flag: "draft", aliases: ["model-draft"], type: "string", default: undefined,
+    help: "a smaller model of the same vocabulary, whose guesses the model checks several at once" },
   { key: "specLookup", flag: "spec-lookup", aliases: [], type: "integer", min: 2, max: 16, default: 3,
     help: "tokens that an n-gram guess looks up" },
   { key: "specDraft", flag: "spec-draft", aliases: ["draft-max"], type: "integer", min: 1, max: 7, default: 7,
@@ -148,6 +152,8 @@ export function engineConfig(
     out[option.key] = value === undefined ? option.default : checked(option, value)
   }
   const config = out as unknown as EngineConfig
+  if (config.draft !== undefined && config.spec !== "off")
+    throw new ConfigError(`--spec ${config.spec} and --draft ${config.draft}: one of them guesses`)
   if (config.pageSize % 8 !== 0)
     throw new ConfigError(`--page-size ${config.pageSize}: must be a multiple of 8`)
   return Object.freeze(config)

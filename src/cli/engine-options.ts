@@ -21,6 +21,7 @@ export const COMPUTE_KEYS: readonly EngineKey[] = [
   "maxBatchTokens",
   "expertsPerToken",
   "spec",
+  "draft",
   "specLookup",
   "specDraft",
   "fuse",

@@ -41,7 +41,8 @@ import { Repacking } from "./repack.ts"
 import { ropeKeyOf } from "./rope-key.ts"
 import { maxRunning, Scheduler } from "./scheduler.ts"
 import { Sequence } from "./sequence.ts"
-import { MAX_DRAFT_ROWS, NgramDrafter, Speculation } from "./speculation.ts"
+import { speculationFor } from "./speculation-setup.ts"
+import { MAX_DRAFT_ROWS } from "./speculation.ts"
 
 export interface EngineHooks {
   readonly onProgress?: (stage: string, done: number, total: number) => void
@@ -145,7 +146,14 @@ export class Engine implements Disposable {
     if (opened !== undefined) resources.defer(() => opened.close())
     const tiers = opened?.tiers
     const blocks = new BlockManager({ pages, pageSize, prefixCache, states, tiers })
-    const speculation = speculationFor(config, states !== undefined, hooks)
+    const speculation = await speculationFor(config, built, {
+      backend,
+      resources,
+      limits: { pages, pageSize, maxBatchSize, maxBatchTokens, contextLength },
+      hasStates: states !== undefined,
+      pack: repacking?.pack,
+      hooks,
+    })
     const maxDraftTokens = speculation === undefined ? 0 : MAX_DRAFT_ROWS
     const sizes = { ...limits, maxDraftTokens }
     const runner = resources.use(new ModelRunner(backend, built.model, pool, sizes, statePool))
@@ -266,21 +274,6 @@ function poolingInfo(model: ModelConfig): PoolingInfo | undefined {
   return { pooling, dimensions, hasClassifier, generates: canGenerate(model) }
 }
 
-/** Undefined, with a line in the log where it was asked for and cannot be. */
-function speculationFor(
-  config: EngineConfig,
-  hasStates: boolean,
-  hooks: EngineHooks,
-): Speculation | undefined {
-  if (config.spec === "off") return undefined
-  if (hasStates) {
-    const why = "this model keeps a state per sequence, which cannot be taken back"
-    hooks.onLog?.("warning", `--spec ${config.spec} is off: ${why}`)
-    return undefined
-  }
-  return new Speculation(new NgramDrafter(config.specLookup, config.specDraft))
-}
-
 function planFor(config: EngineConfig, built: BuiltModel, dtype: DTypeInfo): MemoryPlan {
   return planMemory({
     contextLength: config.contextLength,
@@ -316,7 +309,7 @@ function workspaceBytes(config: EngineConfig, model: ModelConfig): number {
   const experts = model.num_experts_per_tok + model.n_shared_experts
   const sparse = 3 * experts * model.moe_intermediate_size
   const perToken = 8 * model.hidden_size + attentionFloats(model) + Math.max(dense, sparse)
-  const drafts = config.spec === "off" ? 0 : MAX_DRAFT_ROWS
+  const drafts = config.spec === "off" && config.draft === undefined ? 0 : MAX_DRAFT_ROWS
   const logits = (config.maxBatchSize + drafts) * model.vocab_size
   return 4 * (2 * config.maxBatchTokens * perToken + 2 * logits) + 2 * expandedBytes(model)
 }

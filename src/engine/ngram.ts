@@ -1,3 +1,4 @@
+import { Pace } from "./pace.ts"
 import type { Sequence } from "./sequence.ts"
 
 /** An open table of hashes; a newer entry takes an older one's place, and what is found is compared with the tokens. */
@@ -43,11 +44,6 @@ class Positions {
 
 /** The least tokens that a match needs; fewer say little. */
 const SHORTEST = 2
-/** After guesses that were all wrong there are steps without any, twice as many with each further one. */
-const LONGEST_PAUSE = 64
-/** Products take tokens in fours: a step with as many guesses costs a quarter more, one with 7 four quarters. */
-const FIRST_DRAFT = 3
-
 /**
  * Prompt lookup ("Prompt lookup decoding", Saxena 2023; "n-gram" speculation in other engines): what followed the last
  * tokens where they came before is the guess. Of one sequence: how long its guesses are goes by how they did.
@@ -56,9 +52,7 @@ export class NgramDraft {
   readonly #long: Positions
   readonly #short: Positions | undefined
   readonly #most: number
-  #length = FIRST_DRAFT
-  #misses = 0
-  #pause = 0
+  readonly #pace = new Pace()
 
   /** @param lookup Tokens that are looked for first @param most Tokens of one guess */
   constructor(lookup: number, most: number) {
@@ -69,31 +63,23 @@ export class NgramDraft {
 
   /** Puts a guess of at most `most` tokens behind the sequence's own. */
   propose(seq: Sequence, most: number): void {
-    if (this.#pause > 0) {
-      this.#pause--
-      return
-    }
+    const longest = this.#pace.next(this.#most)
+    if (longest === 0) return
     const { tokens, length } = seq
     this.#long.learn(tokens, length)
     let from = this.#long.find(tokens, length)
     // after wrong guesses a short match is not worth another
-    if (from === 0 && this.#misses === 0 && this.#short !== undefined) {
+    if (from === 0 && !this.#pace.isDoubtful && this.#short !== undefined) {
       this.#short.learn(tokens, length)
       from = this.#short.find(tokens, length)
     }
     if (from === 0) return
-    const count = Math.min(this.#length, this.#most, most)
+    const count = Math.min(longest, most)
     // reads on into the guess itself where the text repeats with a short period
     for (let i = 0; i < count; i++) seq.guess(seq.tokens[from + i] as number)
   }
 
   observe(drafted: number, accepted: number): void {
-    this.#length = accepted === drafted ? this.#most : FIRST_DRAFT
-    if (accepted > 0) {
-      this.#misses = 0
-      return
-    }
-    this.#misses++
-    this.#pause = Math.min(LONGEST_PAUSE, 2 ** (this.#misses - 1))
+    this.#pace.observe(drafted, accepted)
   }
 }

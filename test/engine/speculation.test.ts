@@ -3,6 +3,7 @@ import { afterAll, describe, expect, test } from "bun:test"
 import fc from "fast-check"
 
 import { EngineCore } from "../../src/engine/core.ts"
+import { DraftModel } from "../../src/engine/draft-model.ts"
 import { ModelRunner } from "../../src/engine/model-runner.ts"
 import { NgramDraft } from "../../src/engine/ngram.ts"
 import { Scheduler } from "../../src/engine/scheduler.ts"
@@ -157,6 +158,28 @@ describe("speculation changes nothing but the number of steps", () => {
       }),
       { numRuns: 15 },
     )
+  }, 60_000)
+
+  test("a draft model, the same, an unlike one, and one short of pages", () => {
+    for (const [scale, pages] of [
+      [3, 64],
+      [1.5, 64],
+      [3, 20],
+    ] as const) {
+      using pool = jsPool(backend, pages, PAGE)
+      const limits = { maxBatchSize: 8, maxBatchTokens: 48, contextLength: 128 }
+      using runner = new ModelRunner(backend, new JsModel(VOCAB, scale), pool, limits)
+      using draft = new DraftModel(runner, { pages, pageSize: PAGE, maxBatchTokens: 48, most: 7 })
+      for (const sizes of [{}, { maxBatchSize: 2 }, { pages: 17, maxBatchTokens: 10 }]) {
+        const { events, stats } = run(REQUESTS, sizes, draft)
+        for (const i of REQUESTS.keys()) expect(seen(events[i])).toEqual(seen(ALONE[i]))
+        expect(stats.acceptedTokensTotal).toBeGreaterThan(0)
+      }
+      const [request] = REQUESTS.slice(1)
+      const { stats } = run([request as Request], {}, draft)
+      // the same model with the same random numbers says the same
+      if (scale === 3) expect(stats.acceptedTokensTotal).toBe(stats.draftedTokensTotal)
+    }
   }, 60_000)
 
   test("ends are where they were: stop tokens, lengths, the context", () => {
