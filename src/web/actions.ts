@@ -11,6 +11,7 @@ import {
   truncateBefore,
 } from "./conversation.ts"
 import { applyEvent, type Draft, fillMessage, newDraft } from "./draft.ts"
+import { t } from "./language.ts"
 import { keep, notify, openConversation, update } from "./library.ts"
 import { saveApiKey, saveModel, saveTheme, type Theme } from "./preferences.ts"
 import {
@@ -89,7 +90,7 @@ export function resend(messageId: string, text: string): void {
 function offerReturn(before: Conversation, after: Conversation): void {
   const lost = before.messages.length - after.messages.length
   if (lost < 2) return
-  notify(`${lost} messages were replaced.`, {
+  notify(t("messagesReplaced", { n: lost }), {
     undo: () => {
       stop(before.id)
       update(before)
@@ -101,7 +102,7 @@ export function deleteMessage(messageId: string): void {
   const conversation = current.value
   if (conversation === undefined || generations.value.has(conversation.id)) return
   update(removeMessage(conversation, messageId))
-  notify("Message deleted.", { undo: () => update(conversation) })
+  notify(t("messageDeleted"), { undo: () => update(conversation) })
 }
 
 async function answer(conversation: Conversation): Promise<void> {
@@ -115,7 +116,7 @@ async function answer(conversation: Conversation): Promise<void> {
     draft: signal(newDraft(performance.now())),
   }
   batch(() => {
-    announcement.value = "Answering"
+    announcement.value = t("answering")
     update(withAnswer)
     generations.value = new Map(generations.value).set(conversation.id, generation)
   })

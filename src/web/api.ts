@@ -1,4 +1,5 @@
 import type { RequestMessage } from "./conversation.ts"
+import { t } from "./language.ts"
 import { SAMPLING_FIELDS } from "./settings.ts"
 import { readEvents } from "./sse.ts"
 import type { Failure, Model, Settings } from "./types.ts"
@@ -28,9 +29,6 @@ export interface ChatRequest {
 
 /** Results of the small questions: the value, or why there is none. */
 export type Answer<T> = { value: T } | { failure: Failure }
-
-const LOST = "The connection to the server was lost before the answer was complete."
-const UNREACHABLE = "The server cannot be reached. Is it still running?"
 
 /** The body of POST /v1/chat/completions; settings that are unset are left out, so that the server's own apply. */
 export function chatBody(request: Pick<ChatRequest, "messages" | "settings" | "model">): object {
@@ -62,7 +60,7 @@ export async function* streamChat(request: ChatRequest): AsyncGenerator<ChatEven
       signal: request.signal,
     })
   } catch {
-    if (!request.signal.aborted) yield fail("connection", UNREACHABLE)
+    if (!request.signal.aborted) yield fail("connection", t("unreachable"))
     return
   }
   if (!response.ok || response.body === null) {
@@ -72,7 +70,7 @@ export async function* streamChat(request: ChatRequest): AsyncGenerator<ChatEven
   try {
     yield* chatEvents(readEvents(response.body))
   } catch {
-    if (!request.signal.aborted) yield fail("connection", LOST)
+    if (!request.signal.aborted) yield fail("connection", t("lost"))
   }
 }
 
@@ -86,11 +84,11 @@ export async function* chatEvents(events: AsyncIterable<string>): AsyncGenerator
     }
     const chunk = asRecord(parseJson(data))
     if (chunk === undefined) {
-      yield fail("server", "The server sent something that is not a chat completion chunk.")
+      yield fail("server", t("notAChunk"))
       return
     }
     if (chunk["error"] !== undefined) {
-      yield fail("server", errorMessage(chunk) ?? "The server reported an error.")
+      yield fail("server", errorMessage(chunk) ?? t("serverError"))
       return
     }
     const choice = asRecord(Array.isArray(chunk["choices"]) ? chunk["choices"][0] : undefined)
@@ -105,7 +103,7 @@ export async function* chatEvents(events: AsyncIterable<string>): AsyncGenerator
     if (usage !== undefined) yield { type: "usage", usage }
   }
   // A stream that ends after its finish reason is whole even without [DONE].
-  yield reason === undefined ? fail("connection", LOST) : { type: "end", reason }
+  yield reason === undefined ? fail("connection", t("lost")) : { type: "end", reason }
 }
 
 function readUsage(chunk: Record<string, unknown>): Usage | undefined {
@@ -130,8 +128,7 @@ export async function fetchModels(apiKey: string): Promise<Answer<Model[]>> {
   const answer = await getJson("/v1/models", apiKey)
   if ("failure" in answer) return answer
   const list = asRecord(answer.value)?.["data"]
-  if (!Array.isArray(list))
-    return { failure: { kind: "server", message: "The server's list of models has no data." } }
+  if (!Array.isArray(list)) return { failure: { kind: "server", message: t("noModelList") } }
   const models = list.flatMap((item: unknown): Model[] => {
     const record = asRecord(item)
     const id = record?.["id"]
@@ -167,7 +164,7 @@ async function getJson(path: string, apiKey: string): Promise<Answer<unknown>> {
     if (!response.ok) return { failure: await responseFailure(response) }
     return { value: (await response.json()) as unknown }
   } catch {
-    return { failure: { kind: "connection", message: UNREACHABLE } }
+    return { failure: { kind: "connection", message: t("unreachable") } }
   }
 }
 
@@ -175,18 +172,17 @@ async function getJson(path: string, apiKey: string): Promise<Answer<unknown>> {
 export async function responseFailure(response: Response): Promise<Failure> {
   const text = await response.text().catch(() => "")
   const said = errorMessage(asRecord(parseJson(text)))
-  if (response.status === 401)
-    return { kind: "auth", message: said ?? "The server asks for an API key." }
+  if (response.status === 401) return { kind: "auth", message: said ?? t("asksForKey") }
   if (response.status === 429 || response.status === 503) {
     const seconds = Number(response.headers.get("retry-after") ?? Number.NaN)
     return {
       kind: "busy",
-      message: said ?? "The server is busy.",
+      message: said ?? t("busy"),
       ...(Number.isFinite(seconds) && seconds > 0 ? { retryAfter: Math.ceil(seconds) } : {}),
     }
   }
   const kind = response.status < 500 ? "request" : "server"
-  return { kind, message: said ?? `The server answered with status ${response.status}.` }
+  return { kind, message: said ?? t("failedWith", { status: response.status }) }
 }
 
 function errorMessage(body: Record<string, unknown> | undefined): string | undefined {

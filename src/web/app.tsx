@@ -10,6 +10,7 @@ import { KeyPanel } from "./components/key-panel.tsx"
 import { NoticeView } from "./components/notice-view.tsx"
 import { SettingsPanel } from "./components/settings-panel.tsx"
 import { Sidebar } from "./components/sidebar.tsx"
+import { language, t } from "./language.ts"
 import { loadLibrary, newChat } from "./library.ts"
 import {
   announcement,
@@ -29,7 +30,7 @@ function App(): JSX.Element {
   return (
     <>
       <a class="skip" href="#prompt" onClick={focusPrompt}>
-        Skip to the message box
+        {t("skipToMessage")}
       </a>
       <div class="layout">
         <Sidebar isModal={isNarrow} />
@@ -86,6 +87,9 @@ function applyTheme(): void {
 }
 
 effect(applyTheme)
+effect(() => {
+  document.documentElement.lang = language.value
+})
 prefersDark.addEventListener("change", applyTheme)
 effect(() => {
   document.title =
@@ -99,6 +103,8 @@ document.addEventListener("visibilitychange", () => {
 })
 
 const root = document.getElementById("app")
-if (root !== null) render(<App />, root)
+// what was said in another language is said again
+const Page = (): JSX.Element => <App key={language.value} />
+if (root !== null) render(<Page />, root)
 void loadLibrary()
 void checkHealth()

@@ -1,3 +1,4 @@
+import { t } from "./language.ts"
 import { splitThinking } from "./think.ts"
 import { type Conversation, type Message, newId, type Settings } from "./types.ts"
 
@@ -10,7 +11,7 @@ export function titleFrom(text: string): string {
     .split("\n")
     .map((part) => part.replace(/^[#>\s*`-]+/, "").trim())
     .find((part) => part !== "")
-  if (line === undefined) return "New chat"
+  if (line === undefined) return t("newChat")
   if (line.length <= MAX_TITLE_CHARS) return line
   const cut = line.slice(0, MAX_TITLE_CHARS - 1)
   const space = cut.lastIndexOf(" ")

@@ -1,3 +1,5 @@
+import { t } from "./language.ts"
+
 const count = new Intl.NumberFormat("en")
 
 /** 12345 → "12,345". */
@@ -11,7 +13,7 @@ export function formatDuration(ms: number): string {
   if (ms < 9_995) return `${(ms / 1000).toFixed(2)} s`
   if (ms < 59_950) return `${(ms / 1000).toFixed(1)} s`
   const seconds = Math.round(ms / 1000)
-  return `${Math.floor(seconds / 60)} min ${seconds % 60} s`
+  return t("minutes", { m: Math.floor(seconds / 60), s: seconds % 60 })
 }
 
 /** "8.3" below 100, "142" from there on. */
@@ -27,13 +29,15 @@ export function formatTokens(tokens: number): string {
   return `${(tokens / 1_000_000).toFixed(1)}M`
 }
 
+export type AgeGroup = "today" | "yesterday" | "lastWeek" | "earlier"
+
 /** Which heading of the conversation list a time falls under, relative to `now` (both ms, local days). */
-export function ageGroup(time: number, now: number): string {
+export function ageGroup(time: number, now: number): AgeGroup {
   const today = new Date(now).setHours(0, 0, 0, 0)
-  if (time >= today) return "Today"
+  if (time >= today) return "today"
   // 20 hours back from midnight is yesterday whatever daylight saving does
   const yesterday = new Date(today - 20 * 3_600_000).setHours(0, 0, 0, 0)
-  if (time >= yesterday) return "Yesterday"
-  if (time >= yesterday - 6 * 86_400_000) return "Last 7 days"
-  return "Earlier"
+  if (time >= yesterday) return "yesterday"
+  if (time >= yesterday - 6 * 86_400_000) return "lastWeek"
+  return "earlier"
 }

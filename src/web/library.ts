@@ -1,4 +1,5 @@
 import { settle } from "./conversation.ts"
+import { t } from "./language.ts"
 import { saveDefaults } from "./preferences.ts"
 import {
   conversations,
@@ -72,7 +73,7 @@ async function reload(): Promise<void> {
     const busyIds = new Set(busy.map((each) => each.id))
     conversations.value = [...stored.filter((each) => !busyIds.has(each.id)), ...busy]
   } catch (error) {
-    notify(`Stored conversations cannot be read: ${reason(error)}.`, { isError: true })
+    notify(t("unreadableStore", { reason: reason(error) }), { isError: true })
   }
 }
 
@@ -88,13 +89,13 @@ export async function keep(conversation: Conversation): Promise<void> {
       for (const id of dropped) await store.remove(id)
       notify(
         dropped.length === 1
-          ? `The oldest conversation was removed: ${MAX_CONVERSATIONS} are kept.`
-          : `The ${dropped.length} oldest conversations were removed to stay within what is kept.`,
+          ? t("oldestRemoved", { n: MAX_CONVERSATIONS })
+          : t("oldestRemovedMany", { n: dropped.length }),
       )
     }
     channel?.postMessage(conversation.id)
   } catch (error) {
-    notify(`This conversation could not be stored: ${reason(error)}.`, { isError: true })
+    notify(t("notStored", { reason: reason(error) }), { isError: true })
   }
 }
 
@@ -140,10 +141,9 @@ export function deleteConversation(id: string): void {
   if (currentId.value === id) openConversation(null)
   store.remove(id).then(
     () => channel?.postMessage(id),
-    (error: unknown) =>
-      notify(`The conversation could not be deleted: ${reason(error)}.`, { isError: true }),
+    (error: unknown) => notify(t("notDeleted", { reason: reason(error) }), { isError: true }),
   )
-  notify(`Deleted “${conversation.title}”.`, {
+  notify(t("deleted", { title: conversation.title }), {
     undo: () => {
       update(settle(conversation))
       openConversation(id)
@@ -160,7 +160,7 @@ export function changeSettings(settings: Settings): void {
 export function makeDefault(settings: Settings): void {
   defaults.value = { ...settings }
   saveDefaults(settings)
-  notify("New chats start with these settings.")
+  notify(t("newChatsStart"))
 }
 
 export function forgetDefault(): void {
@@ -182,7 +182,7 @@ export function exportFile(list: readonly Conversation[]): void {
 
 export async function importFile(file: File): Promise<void> {
   if (file.size > MAX_IMPORT_BYTES) {
-    notify(`${file.name} is larger than ${MAX_IMPORT_BYTES / 1e6} MB.`, { isError: true })
+    notify(t("tooLarge", { name: file.name, n: MAX_IMPORT_BYTES / 1e6 }), { isError: true })
     return
   }
   const result = importConversations(await file.text(), conversations.value)
@@ -192,8 +192,8 @@ export async function importFile(file: File): Promise<void> {
   }
   conversations.value = [...conversations.value, ...result.conversations]
   for (const conversation of result.conversations) await keep(conversation)
-  const rejected = result.rejected === 0 ? "" : ` ${result.rejected} could not be read.`
-  notify(`Imported ${result.conversations.length} conversations.${rejected}`, {
+  const rejected = result.rejected === 0 ? "" : ` ${t("importRejected", { n: result.rejected })}`
+  notify(t("imported", { n: result.conversations.length }) + rejected, {
     isError: result.rejected > 0,
   })
 }

@@ -2,6 +2,7 @@ import { Marked } from "marked"
 import { markedHighlight } from "marked-highlight"
 
 import { escapeHtml, highlightCode } from "./highlight.ts"
+import { t } from "./language.ts"
 import { mathExtension } from "./math.ts"
 
 /**
@@ -32,10 +33,10 @@ marked.use({
     code({ text, lang, escaped }) {
       const language = lang?.match(/^[\w+#.-]+/)?.[0] ?? ""
       const html = escaped === true ? text : escapeHtml(text)
-      const label = escapeHtml(language === "" ? "text" : language)
+      const label = escapeHtml(language === "" ? t("text") : language)
       return (
         `<figure class="code"><figcaption><span>${label}</span>` +
-        `<button type="button" class="copy-code" aria-label="Copy code">Copy</button></figcaption>` +
+        `<button type="button" class="copy-code" aria-label="${t("copyCode")}">${t("copy")}</button></figcaption>` +
         `<pre tabindex="0"><code class="hljs">${html}\n</code></pre></figure>\n`
       )
     },
@@ -49,7 +50,7 @@ marked.use({
     },
     // Loading an image would tell its server what the model wrote, so it stays a link.
     image({ href, text }) {
-      const label = escapeHtml(text === "" ? "image" : text)
+      const label = escapeHtml(text === "" ? t("image") : text)
       if (!isSafeLink(href)) return label
       return `<a href="${escapeHtml(href)}" target="_blank" rel="noopener noreferrer nofollow">${label}</a>`
     },

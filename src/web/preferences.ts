@@ -1,3 +1,4 @@
+import { read, write } from "./local-storage.ts"
 import { readSettings } from "./settings.ts"
 import { EMPTY_SETTINGS, type Settings } from "./types.ts"
 
@@ -7,24 +8,6 @@ const THEME = "kt.theme"
 const API_KEY = "kt.apiKey"
 const DEFAULTS = "kt.defaults"
 const MODEL = "kt.model"
-
-/** Small things in localStorage. A browser that refuses (private window, full) only means that they last for this page. */
-function read(key: string): string | null {
-  try {
-    return localStorage.getItem(key)
-  } catch {
-    return null
-  }
-}
-
-function write(key: string, value: string): void {
-  try {
-    if (value === "") localStorage.removeItem(key)
-    else localStorage.setItem(key, value)
-  } catch {
-    // Kept in memory by the caller's signal.
-  }
-}
 
 export function loadTheme(): Theme {
   const value = read(THEME)

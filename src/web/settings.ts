@@ -1,12 +1,11 @@
+import { t } from "./language.ts"
 import { EMPTY_SETTINGS, type Settings } from "./types.ts"
 
 export type SamplingKey = Exclude<keyof Settings, "system">
 
-/** One row of the settings form: range, step and what it does. */
+/** One row of the settings form: its range and step. Its names are those of strings/. */
 export interface SamplingField {
   key: SamplingKey
-  label: string
-  hint: string
   min: number
   max: number
   step: number
@@ -16,8 +15,6 @@ export interface SamplingField {
 export const SAMPLING_FIELDS: readonly SamplingField[] = [
   {
     key: "temperature",
-    label: "Temperature",
-    hint: "0 always takes the likeliest token; higher is more varied",
     min: 0,
     max: 2,
     step: 0.05,
@@ -25,8 +22,6 @@ export const SAMPLING_FIELDS: readonly SamplingField[] = [
   },
   {
     key: "top_p",
-    label: "Top-p",
-    hint: "Keep the likeliest tokens up to this share of probability",
     min: 0.01,
     max: 1,
     step: 0.01,
@@ -34,8 +29,6 @@ export const SAMPLING_FIELDS: readonly SamplingField[] = [
   },
   {
     key: "top_k",
-    label: "Top-k",
-    hint: "Keep this many of the likeliest tokens; 0 keeps all",
     min: 0,
     max: 1000,
     step: 1,
@@ -43,8 +36,6 @@ export const SAMPLING_FIELDS: readonly SamplingField[] = [
   },
   {
     key: "min_p",
-    label: "Min-p",
-    hint: "Drop tokens below this fraction of the likeliest one",
     min: 0,
     max: 1,
     step: 0.01,
@@ -52,8 +43,6 @@ export const SAMPLING_FIELDS: readonly SamplingField[] = [
   },
   {
     key: "repetition_penalty",
-    label: "Repetition penalty",
-    hint: "Above 1 makes repeating less likely; 1 is off",
     min: 0.5,
     max: 2,
     step: 0.01,
@@ -61,8 +50,6 @@ export const SAMPLING_FIELDS: readonly SamplingField[] = [
   },
   {
     key: "max_tokens",
-    label: "Max tokens",
-    hint: "An answer ends here at the latest",
     min: 1,
     max: 1_000_000,
     step: 1,
@@ -70,8 +57,6 @@ export const SAMPLING_FIELDS: readonly SamplingField[] = [
   },
   {
     key: "seed",
-    label: "Seed",
-    hint: "The same seed and prompt give the same answer",
     min: 0,
     max: 2 ** 31 - 1,
     step: 1,
@@ -87,10 +72,10 @@ export function parseField(field: SamplingField, text: string): number | null | 
   const trimmed = text.trim()
   if (trimmed === "") return null
   const value = Number(trimmed)
-  if (!Number.isFinite(value)) return `${field.label} must be a number`
-  if (field.integer && !Number.isInteger(value)) return `${field.label} must be a whole number`
+  if (!Number.isFinite(value)) return t("mustBeNumber", { field: t(field.key) })
+  if (field.integer && !Number.isInteger(value)) return t("mustBeWhole", { field: t(field.key) })
   if (value < field.min || value > field.max)
-    return `${field.label} must be between ${field.min} and ${field.max}`
+    return t("mustBeBetween", { field: t(field.key), min: field.min, max: field.max })
   return value
 }
 

@@ -1,4 +1,5 @@
 import { settle } from "./conversation.ts"
+import { t } from "./language.ts"
 import { readConversation } from "./storage.ts"
 import { type Conversation, newId } from "./types.ts"
 
@@ -30,13 +31,12 @@ export function importConversations(
   try {
     data = JSON.parse(text) as unknown
   } catch {
-    return "This file is not JSON."
+    return t("notJson")
   }
-  if (typeof data !== "object" || data === null) return "This file holds no conversations."
+  if (typeof data !== "object" || data === null) return t("noConversations")
   const { format, version, conversations } = data as Record<string, unknown>
-  if (format !== FORMAT || !Array.isArray(conversations))
-    return "This file was not exported from this page."
-  if (version !== VERSION) return `This file has version ${String(version)}; ${VERSION} is known.`
+  if (format !== FORMAT || !Array.isArray(conversations)) return t("notExported")
+  if (version !== VERSION) return t("otherVersion", { version: String(version), known: VERSION })
   const known = new Map(existing.map((each) => [each.id, each]))
   const result: Imported = { conversations: [], rejected: 0 }
   for (const item of conversations as unknown[]) {

@@ -142,6 +142,40 @@ describe.skipIf(chromium === undefined)("the page in a browser", () => {
     expect(await s.texts(".badge")).toEqual([])
   })
 
+  test("in Chinese no English is left, and the choice lasts", async () => {
+    await s.page.select('select[aria-label="Language"]', "zh")
+    const lang = (): Promise<string> => s.page.evaluate(() => document.documentElement.lang)
+    await eventually(lang, "zh")
+    // the model's and the user's words are not the page's
+    await s.page.type("#prompt", "你好")
+    await s.page.keyboard.press("Enter")
+    await s.done(1)
+    await s.click("设置")
+    await s.page.waitForSelector("#system-prompt")
+    const shown = await s.page.evaluate(() => {
+      const foreign =
+        ".prose, .bubble, .item-title, .header-title, .model, .language, kbd, .brand, noscript, [aria-live]"
+      const texts: string[] = []
+      for (const element of document.querySelectorAll("body *")) {
+        if (element.closest(foreign) !== null) continue
+        for (const name of ["aria-label", "title", "placeholder"])
+          texts.push(element.getAttribute(name) ?? "")
+        for (const node of element.childNodes)
+          if (node.nodeType === Node.TEXT_NODE) texts.push(node.textContent ?? "")
+      }
+      return texts.filter((text) => /[a-z]{3}/i.test(text))
+    })
+    // what the world calls so, and names of keys
+    const known = /^(Top-p|Top-k|Min-p|.*API 密钥|.*[（(](Enter|Esc|Ctrl\+K)[)）]|.*你好.*)$/
+    expect(shown.filter((text) => !known.test(text.trim()))).toEqual([])
+    const { KT_SCREENSHOTS } = process.env
+    if (KT_SCREENSHOTS) await s.page.screenshot({ path: join(KT_SCREENSHOTS, "chinese.png") })
+    await s.page.reload()
+    await s.page.waitForSelector(".composer")
+    expect(await lang()).toBe("zh")
+    expect(await s.texts(".new-chat")).toEqual([expect.stringContaining("新对话")])
+  })
+
   test("dark and light, kept over a reload; the system's by default", async () => {
     const theme = (): Promise<string | undefined> =>
       s.page.evaluate(() => document.documentElement.dataset["theme"])

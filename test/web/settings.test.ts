@@ -58,5 +58,5 @@ test("ages follow the calendar", () => {
   const day = (n: number, hour: number): number => new Date(2026, 2, n, hour).getTime()
   expect(
     [day(31, 0), day(30, 23), day(30, 0), day(25, 12), day(20, 0)].map((t) => ageGroup(t, now)),
-  ).toEqual(["Today", "Yesterday", "Yesterday", "Last 7 days", "Earlier"])
+  ).toEqual(["today", "yesterday", "yesterday", "lastWeek", "earlier"])
 })

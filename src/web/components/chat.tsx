@@ -2,6 +2,7 @@ import type { JSX } from "preact"
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks"
 
 import { answerLast } from "../actions.ts"
+import { t } from "../language.ts"
 import { current, currentGeneration } from "../state.ts"
 import { EmptyState } from "./empty-state.tsx"
 import { Icon } from "./icons.tsx"
@@ -77,13 +78,13 @@ export function Chat(): JSX.Element {
           {conversation === undefined ? (
             <EmptyState />
           ) : (
-            <div class="messages" role="region" aria-label="Conversation">
+            <div class="messages" role="region" aria-label={t("conversation")}>
               {conversation.messages.map((message) => (
                 <MessageView key={message.id} message={message} />
               ))}
               {lacksAnswer && (
                 <button type="button" class="button answer-now" onClick={answerLast}>
-                  Answer this message
+                  {t("answerThis")}
                 </button>
               )}
             </div>
@@ -93,7 +94,7 @@ export function Chat(): JSX.Element {
       {isAway && conversation !== undefined && (
         <button type="button" class="to-end" onClick={toEnd}>
           <Icon name="down" />
-          Latest
+          {t("latest")}
         </button>
       )}
     </div>

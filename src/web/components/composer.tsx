@@ -5,6 +5,7 @@ import { send, stop } from "../actions.ts"
 import { contextTokens } from "../conversation.ts"
 import { draftStats } from "../draft.ts"
 import { formatCount, formatTokens } from "../format.ts"
+import { t } from "../language.ts"
 import {
   connection,
   current,
@@ -58,7 +59,7 @@ export function Composer(): JSX.Element {
     <div class="composer-wrap">
       {isOffline && (
         <p class="offline" role="status">
-          <Icon name="warning" /> The server does not answer. Trying again every few seconds.
+          <Icon name="warning" /> {t("offline")}
         </p>
       )}
       <form
@@ -72,9 +73,9 @@ export function Composer(): JSX.Element {
           id="prompt"
           ref={area}
           rows={1}
-          aria-label="Message"
+          aria-label={t("message")}
           aria-describedby="prompt-hint"
-          placeholder="Ask anything"
+          placeholder={t("askAnything")}
           value={text}
           onInput={(event) => setUnsent(key, event.currentTarget.value)}
           onKeyDown={onKeyDown}
@@ -83,8 +84,8 @@ export function Composer(): JSX.Element {
           <button
             type="button"
             class="send is-stop"
-            aria-label="Stop answering"
-            title="Stop (Esc)"
+            aria-label={t("stopAnswering")}
+            title={t("stopKey")}
             onClick={() => stop()}
           >
             <Icon name="stop" />
@@ -93,8 +94,8 @@ export function Composer(): JSX.Element {
           <button
             type="submit"
             class="send"
-            aria-label="Send message"
-            title="Send (Enter)"
+            aria-label={t("sendMessage")}
+            title={t("sendKey")}
             disabled={text.trim() === ""}
           >
             <Icon name="send" />
@@ -103,10 +104,10 @@ export function Composer(): JSX.Element {
       </form>
       <div class="composer-foot">
         <span id="prompt-hint" class="hint keys-hint">
-          <kbd>Enter</kbd> sends, <kbd>Shift</kbd> <kbd>Enter</kbd> makes a new line
+          <kbd>Enter</kbd> {t("hintSends")} <kbd>Shift</kbd> <kbd>Enter</kbd> {t("hintNewLine")}
           {isBusy && (
             <>
-              , <kbd>Esc</kbd> stops
+              , <kbd>Esc</kbd> {t("hintStops")}
             </>
           )}
         </span>
@@ -126,17 +127,18 @@ function ContextMeter(): JSX.Element | null {
   const used =
     live !== undefined && live.promptTokens === 0 ? (before ?? 0) + live.answerTokens : before
   if (used === undefined) return null
-  if (limit === undefined) return <span class="meter-text">{formatCount(used)} tokens</span>
+  if (limit === undefined)
+    return <span class="meter-text">{t("tokensUsed", { n: formatCount(used) })}</span>
   const share = Math.min(1, used / limit)
   return (
     <span
       class={share > NEARLY_FULL ? "meter is-full" : "meter"}
-      title={`${formatCount(used)} of ${formatCount(limit)} tokens of context used`}
+      title={t("contextUsedOf", { used: formatCount(used), limit: formatCount(limit) })}
     >
       <span
         class="meter-bar"
         role="meter"
-        aria-label="Context used"
+        aria-label={t("contextUsed")}
         aria-valuemin={0}
         aria-valuemax={limit}
         aria-valuenow={Math.min(used, limit)}
@@ -144,7 +146,7 @@ function ContextMeter(): JSX.Element | null {
         <span style={{ width: `${Math.max(2, share * 100)}%` }} />
       </span>
       <span class="meter-text">
-        {formatTokens(used)} of {formatTokens(limit)}
+        {t("usedOf", { used: formatTokens(used), limit: formatTokens(limit) })}
       </span>
     </span>
   )

@@ -1,6 +1,7 @@
 import type { JSX } from "preact"
 import { useLayoutEffect, useRef, useState } from "preact/hooks"
 
+import { t } from "../language.ts"
 import { deleteConversation, exportFile, openConversation, renameConversation } from "../library.ts"
 import { currentId, generations } from "../state.ts"
 import type { Conversation } from "../types.ts"
@@ -31,17 +32,21 @@ export function ConversationItem({ conversation }: { conversation: Conversation 
         title={title}
         onClick={() => openConversation(id)}
       >
-        {generations.value.has(id) && <span class="pulse" role="img" aria-label="Answering" />}
+        {generations.value.has(id) && <span class="pulse" role="img" aria-label={t("answering")} />}
         <span class="item-title">{title}</span>
       </button>
       <div class="item-actions">
-        <IconButton icon="edit" label={`Rename ${title}`} onClick={() => setRenaming(true)} />
+        <IconButton icon="edit" label={t("rename", { title })} onClick={() => setRenaming(true)} />
         <IconButton
           icon="download"
-          label={`Export ${title}`}
+          label={t("exportOne", { title })}
           onClick={() => exportFile([conversation])}
         />
-        <IconButton icon="trash" label={`Delete ${title}`} onClick={() => deleteConversation(id)} />
+        <IconButton
+          icon="trash"
+          label={t("deleteOne", { title })}
+          onClick={() => deleteConversation(id)}
+        />
       </div>
     </li>
   )
@@ -67,7 +72,7 @@ function TitleInput(props: {
     <input
       ref={input}
       class="item-input"
-      aria-label="Title"
+      aria-label={t("title")}
       defaultValue={props.title}
       onBlur={(event) => finish(event.currentTarget.value)}
       onKeyDown={(event) => {

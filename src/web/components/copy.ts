@@ -1,3 +1,4 @@
+import { t } from "../language.ts"
 import { announcement } from "../state.ts"
 
 /** Copies text; the clipboard API is missing on plain HTTP pages outside localhost, where the old command still works. */
@@ -9,7 +10,7 @@ export async function copyText(text: string): Promise<boolean> {
   } catch {
     isCopied = copyBySelection(text)
   }
-  announcement.value = isCopied ? "Copied" : "The browser did not allow copying"
+  announcement.value = t(isCopied ? "copied" : "copyRefused")
   return isCopied
 }
 

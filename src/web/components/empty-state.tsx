@@ -1,27 +1,15 @@
 import type { JSX } from "preact"
 
 import { send } from "../actions.ts"
+import { t } from "../language.ts"
 import { model } from "../state.ts"
 import { Mark } from "./icons.tsx"
 
 const EXAMPLES = [
-  {
-    title: "Explain something",
-    prompt: "Explain how a hash map works, with a small example, to someone who knows arrays.",
-  },
-  {
-    title: "Write code",
-    prompt: "Write a Python function that merges overlapping intervals, with three test cases.",
-  },
-  {
-    title: "Improve a text",
-    prompt:
-      "Rewrite this so that it is clear and friendly: “Per my last mail, the report is still outstanding, advise soonest.”",
-  },
-  {
-    title: "Work with numbers",
-    prompt: "Derive the quadratic formula step by step, and show the steps as equations.",
-  },
+  ["exampleExplain", "exampleExplainPrompt"],
+  ["exampleCode", "exampleCodePrompt"],
+  ["exampleText", "exampleTextPrompt"],
+  ["exampleNumbers", "exampleNumbersPrompt"],
 ] as const
 
 /** What a new chat shows: where the model runs, and a few ways to begin. */
@@ -30,21 +18,21 @@ export function EmptyState(): JSX.Element {
   return (
     <section class="empty" aria-labelledby="empty-title">
       <Mark />
-      <h2 id="empty-title">What are you working on?</h2>
+      <h2 id="empty-title">{t("emptyTitle")}</h2>
       <p class="empty-sub">
         {name !== undefined && (
           <>
-            <strong>{name}</strong> answers.{" "}
+            <strong>{name}</strong> {t("emptyAnswers")}{" "}
           </>
         )}
-        What you write goes to this server and nowhere else; chats are kept in this browser.
+        {t("emptyPrivacy")}
       </p>
       <ul class="examples">
-        {EXAMPLES.map(({ title, prompt }) => (
+        {EXAMPLES.map(([title, prompt]) => (
           <li key={title}>
-            <button type="button" class="example" onClick={() => send(prompt)}>
-              <span class="example-title">{title}</span>
-              <span class="example-prompt">{prompt}</span>
+            <button type="button" class="example" onClick={() => send(t(prompt))}>
+              <span class="example-title">{t(title)}</span>
+              <span class="example-prompt">{t(prompt)}</span>
             </button>
           </li>
         ))}

@@ -1,5 +1,6 @@
 import type { JSX } from "preact"
 
+import { t } from "../language.ts"
 import { openPanel } from "../state.ts"
 import type { Failure } from "../types.ts"
 import { Icon } from "./icons.tsx"
@@ -10,7 +11,8 @@ export function FailureView(props: {
   onRetry: (() => void) | undefined
 }): JSX.Element {
   const { failure, onRetry } = props
-  const wait = failure.retryAfter === undefined ? "" : ` Try again in ${failure.retryAfter} s.`
+  const wait =
+    failure.retryAfter === undefined ? "" : ` ${t("tryAgainIn", { n: failure.retryAfter })}`
   return (
     <div class="failure" role="alert">
       <Icon name="warning" />
@@ -21,12 +23,12 @@ export function FailureView(props: {
       <div class="failure-actions">
         {failure.kind === "auth" && (
           <button type="button" class="button" onClick={() => (openPanel.value = "key")}>
-            Enter key
+            {t("enterKey")}
           </button>
         )}
         {onRetry !== undefined && (
           <button type="button" class="button" onClick={onRetry}>
-            Try again
+            {t("tryAgain")}
           </button>
         )}
       </div>

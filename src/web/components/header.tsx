@@ -2,6 +2,7 @@ import type { JSX } from "preact"
 
 import { chooseModel } from "../actions.ts"
 import { formatCount } from "../format.ts"
+import { t } from "../language.ts"
 import { newChat } from "../library.ts"
 import { countChanged } from "../settings.ts"
 import { connection, current, isSidebarOpen, model, models, openPanel, settings } from "../state.ts"
@@ -9,10 +10,10 @@ import { IconButton } from "./icon-button.tsx"
 import { Icon } from "./icons.tsx"
 
 const CONNECTION_TEXT = {
-  unknown: "Connecting",
-  online: "Connected",
-  loading: "The model is loading",
-  offline: "Server not reachable",
+  unknown: "connecting",
+  online: "connected",
+  loading: "modelLoading",
+  offline: "notReachable",
 } as const
 
 export function Header(): JSX.Element {
@@ -21,27 +22,27 @@ export function Header(): JSX.Element {
     <header class="header">
       <IconButton
         icon="menu"
-        label="Conversations"
+        label={t("conversations")}
         class="only-narrow open-list"
         onClick={() => (isSidebarOpen.value = true)}
       />
       <div class="header-text">
-        <h1 class="header-title">{current.value?.title ?? "New chat"}</h1>
+        <h1 class="header-title">{current.value?.title ?? t("newChat")}</h1>
         <ModelName />
       </div>
       <button
         type="button"
         class="button is-quiet settings-button"
-        aria-label={changed === 0 ? "Settings" : `Settings, ${changed} changed`}
+        aria-label={changed === 0 ? t("settings") : t("settingsChanged", { n: changed })}
         onClick={() => (openPanel.value = "settings")}
       >
         <Icon name="sliders" />
-        <span class="only-wide">Settings</span>
+        <span class="only-wide">{t("settings")}</span>
         {changed > 0 && <span class="badge">{changed}</span>}
       </button>
       <IconButton
         icon="plus"
-        label="New chat"
+        label={t("newChat")}
         keys="Ctrl+K"
         class="only-narrow"
         onClick={newChat}
@@ -56,13 +57,13 @@ function ModelName(): JSX.Element {
   const context =
     chosen?.contextLength === undefined
       ? ""
-      : `, ${formatCount(chosen.contextLength)} tokens of context`
+      : t("contextTokens", { n: formatCount(chosen.contextLength) })
   return (
-    <div class="model" title={`${CONNECTION_TEXT[state]}${context}`}>
-      <span class={`dot is-${state}`} role="img" aria-label={CONNECTION_TEXT[state]} />
+    <div class="model" title={`${t(CONNECTION_TEXT[state])}${context}`}>
+      <span class={`dot is-${state}`} role="img" aria-label={t(CONNECTION_TEXT[state])} />
       {models.value.length > 1 ? (
         <select
-          aria-label="Model"
+          aria-label={t("model")}
           value={chosen?.id ?? ""}
           onChange={(event) => chooseModel(event.currentTarget.value)}
         >
@@ -73,7 +74,7 @@ function ModelName(): JSX.Element {
           ))}
         </select>
       ) : (
-        <span class="model-name">{chosen?.id ?? CONNECTION_TEXT[state]}</span>
+        <span class="model-name">{chosen?.id ?? t(CONNECTION_TEXT[state])}</span>
       )}
     </div>
   )

@@ -1,6 +1,7 @@
 import type { JSX } from "preact"
 import { useState } from "preact/hooks"
 
+import { t } from "../language.ts"
 import { copyText } from "./copy.ts"
 import { Icon, type IconName } from "./icons.tsx"
 
@@ -49,7 +50,7 @@ export function CopyButton({ label, text }: { label: string; text: () => string 
   return (
     <IconButton
       icon={isCopied ? "check" : "copy"}
-      label={isCopied ? "Copied" : label}
+      label={isCopied ? t("copied") : label}
       onClick={() => void copy()}
     />
   )

@@ -2,6 +2,7 @@ import type { JSX } from "preact"
 import { useState } from "preact/hooks"
 
 import { acceptApiKey } from "../actions.ts"
+import { t } from "../language.ts"
 import { apiKey } from "../state.ts"
 import { Panel } from "./panel.tsx"
 
@@ -14,7 +15,7 @@ export function KeyPanel(): JSX.Element {
   const [problem, setProblem] = useState<string | undefined>(undefined)
   const submit = async (): Promise<void> => setProblem((await acceptApiKey(key))?.message)
   return (
-    <Panel title="API key" class="is-small">
+    <Panel title={t("apiKey")} class="is-small">
       <form
         onSubmit={(event) => {
           event.preventDefault()
@@ -22,9 +23,7 @@ export function KeyPanel(): JSX.Element {
         }}
       >
         <label class="field">
-          <span class="hint">
-            This server asks for the key it was started with. It is kept in this browser only.
-          </span>
+          <span class="hint">{t("apiKeyHint")}</span>
           <input
             id="api-key"
             class="secret"
@@ -32,7 +31,7 @@ export function KeyPanel(): JSX.Element {
             spellcheck={false}
             autocomplete="off"
             autofocus
-            aria-label="API key"
+            aria-label={t("apiKey")}
             value={key}
             onInput={(event) => setKey(event.currentTarget.value)}
           />
@@ -48,7 +47,7 @@ export function KeyPanel(): JSX.Element {
             class="button is-primary"
             disabled={key.trim() === "" && apiKey.value === ""}
           >
-            {key.trim() === "" && apiKey.value !== "" ? "Remove the key" : "Use this key"}
+            {key.trim() === "" && apiKey.value !== "" ? t("removeKey") : t("useKey")}
           </button>
         </div>
       </form>

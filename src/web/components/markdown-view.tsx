@@ -1,6 +1,7 @@
 import type { JSX, TargetedMouseEvent } from "preact"
 import { useMemo, useRef } from "preact/hooks"
 
+import { t } from "../language.ts"
 import { type Block, renderBlocks } from "../markdown.ts"
 import { addMathStyle } from "../math-style.ts"
 import { sanitizeHtml } from "../sanitize.ts"
@@ -46,7 +47,7 @@ function onClick(event: TargetedMouseEvent<HTMLDivElement>): void {
   if (button === null || code === undefined || code === null) return
   void copyText(code.replace(/\n$/, "")).then((isCopied) => {
     if (!isCopied) return
-    button.textContent = "Copied"
-    setTimeout(() => (button.textContent = "Copy"), SHOWN_MS)
+    button.textContent = t("copied")
+    setTimeout(() => (button.textContent = t("copy")), SHOWN_MS)
   })
 }

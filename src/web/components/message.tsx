@@ -3,6 +3,7 @@ import { useLayoutEffect, useRef, useState } from "preact/hooks"
 
 import { deleteMessage, regenerate, resend } from "../actions.ts"
 import { fillMessage } from "../draft.ts"
+import { t } from "../language.ts"
 import { currentGeneration, editingId, type Generation } from "../state.ts"
 import { splitThinking } from "../think.ts"
 import type { Message } from "../types.ts"
@@ -24,19 +25,19 @@ function UserMessage({ message }: { message: Message }): JSX.Element {
   const isBusy = currentGeneration.value !== undefined
   if (editingId.value === message.id) return <Editor message={message} />
   return (
-    <article class="message from-user" aria-label="You">
+    <article class="message from-user" aria-label={t("you")}>
       <div class="bubble">{message.content}</div>
       <div class="actions">
-        <CopyButton label="Copy message" text={() => message.content} />
+        <CopyButton label={t("copyMessage")} text={() => message.content} />
         <IconButton
           icon="edit"
-          label="Edit and resend"
+          label={t("editAndResend")}
           disabled={isBusy}
           onClick={() => (editingId.value = message.id)}
         />
         <IconButton
           icon="trash"
-          label="Delete message"
+          label={t("deleteMessage")}
           disabled={isBusy}
           onClick={() => deleteMessage(message.id)}
         />
@@ -61,11 +62,11 @@ function Editor({ message }: { message: Message }): JSX.Element {
     document.getElementById("prompt")?.focus()
   }
   return (
-    <article class="message from-user is-editing" aria-label="Editing your message">
+    <article class="message from-user is-editing" aria-label={t("editingYours")}>
       <textarea
         ref={area}
         class="editor"
-        aria-label="Edit message"
+        aria-label={t("editMessage")}
         rows={Math.min(12, text.split("\n").length + 1)}
         value={text}
         onInput={(event) => setText(event.currentTarget.value)}
@@ -81,9 +82,9 @@ function Editor({ message }: { message: Message }): JSX.Element {
         }}
       />
       <div class="editor-actions">
-        <span class="hint">Answers below this message are replaced.</span>
+        <span class="hint">{t("answersReplaced")}</span>
         <button type="button" class="button is-quiet" onClick={cancel}>
-          Cancel
+          {t("cancel")}
         </button>
         <button
           type="button"
@@ -91,7 +92,7 @@ function Editor({ message }: { message: Message }): JSX.Element {
           disabled={text.trim() === ""}
           onClick={submit}
         >
-          Send
+          {t("send")}
         </button>
       </div>
     </article>
@@ -114,18 +115,16 @@ function Answer({ message }: { message: Message }): JSX.Element {
   const isWaiting = isStreaming && thinking === "" && split.answer === "" && !split.isOpen
   const again = (): void => regenerate(message.id)
   return (
-    <article class="message from-model" aria-label="Answer" aria-busy={isStreaming}>
+    <article class="message from-model" aria-label={t("answer")} aria-busy={isStreaming}>
       {(thinking !== "" || isThinking) && <ThinkingView text={thinking} isOpen={isThinking} />}
       {isWaiting && (
         <p class="waiting">
-          <span /> Reading the prompt
+          <span /> {t("readingPrompt")}
         </p>
       )}
       {split.answer !== "" && <MarkdownView text={split.answer} isStreaming={isStreaming} />}
-      {message.state === "stopped" && <p class="ended">Stopped here.</p>}
-      {message.state === "length" && (
-        <p class="ended">Cut off: the token limit or the end of the context was reached.</p>
-      )}
+      {message.state === "stopped" && <p class="ended">{t("stoppedHere")}</p>}
+      {message.state === "length" && <p class="ended">{t("cutOff")}</p>}
       {message.failure !== undefined && (
         <FailureView failure={message.failure} onRetry={isBusy ? undefined : again} />
       )}
@@ -133,11 +132,11 @@ function Answer({ message }: { message: Message }): JSX.Element {
         {message.stats !== undefined && <StatsLine stats={message.stats} />}
         {!isStreaming && (
           <div class="actions">
-            <CopyButton label="Copy answer" text={() => split.answer} />
-            <IconButton icon="retry" label="Regenerate answer" disabled={isBusy} onClick={again} />
+            <CopyButton label={t("copyAnswer")} text={() => split.answer} />
+            <IconButton icon="retry" label={t("regenerate")} disabled={isBusy} onClick={again} />
             <IconButton
               icon="trash"
-              label="Delete answer"
+              label={t("deleteAnswer")}
               disabled={isBusy}
               onClick={() => deleteMessage(message.id)}
             />

@@ -1,5 +1,6 @@
 import type { JSX } from "preact"
 
+import { t } from "../language.ts"
 import { closeNotice } from "../library.ts"
 import { notice } from "../state.ts"
 import { IconButton } from "./icon-button.tsx"
@@ -21,10 +22,10 @@ export function NoticeView(): JSX.Element {
                 closeNotice()
               }}
             >
-              Undo
+              {t("undo")}
             </button>
           )}
-          <IconButton icon="close" label="Dismiss" onClick={closeNotice} />
+          <IconButton icon="close" label={t("dismiss")} onClick={closeNotice} />
         </div>
       )}
     </div>

@@ -1,6 +1,7 @@
 import type { ComponentChildren, JSX } from "preact"
 import { useLayoutEffect, useRef } from "preact/hooks"
 
+import { t } from "../language.ts"
 import { openPanel } from "../state.ts"
 import { IconButton } from "./icon-button.tsx"
 
@@ -51,7 +52,7 @@ export function Panel({ title, class: extra, children }: Props): JSX.Element {
       <div class="panel-content">
         <div class="panel-head">
           <h2 id="panel-title">{title}</h2>
-          <IconButton icon="close" label="Close" onClick={() => (openPanel.value = "none")} />
+          <IconButton icon="close" label={t("close")} onClick={() => (openPanel.value = "none")} />
         </div>
         {children}
       </div>

@@ -1,6 +1,7 @@
 import type { JSX } from "preact"
 import { useState } from "preact/hooks"
 
+import { t } from "../language.ts"
 import { changeSettings, forgetDefault, makeDefault } from "../library.ts"
 import {
   countChanged,
@@ -29,39 +30,39 @@ export function SettingsPanel(): JSX.Element {
     setRound(round + 1)
   }
   return (
-    <Panel title="Settings of this chat" class="is-side">
+    <Panel title={t("settingsOfChat")} class="is-side">
       <div class="fields" key={round}>
         <label class="field">
-          <span class="field-label">System prompt</span>
+          <span class="field-label">{t("systemPrompt")}</span>
           <textarea
             id="system-prompt"
             rows={5}
             maxLength={MAX_SYSTEM_CHARS}
-            placeholder="How the model should behave in this chat"
+            placeholder={t("systemPromptHint")}
             value={now.system}
             onInput={(event) => changeSettings({ ...now, system: event.currentTarget.value })}
           />
         </label>
-        <h3>Sampling</h3>
-        <p class="hint">Empty fields leave the choice to the server.</p>
+        <h3>{t("sampling")}</h3>
+        <p class="hint">{t("emptyFields")}</p>
         {SAMPLING_FIELDS.map((field) => (
           <SamplingInput key={field.key} field={field} />
         ))}
       </div>
       <div class="panel-foot">
         <button type="button" class="button" disabled={isDefault} onClick={reset}>
-          Reset to defaults
+          {t("resetDefaults")}
         </button>
         <button type="button" class="button" disabled={isDefault} onClick={() => makeDefault(now)}>
-          Use for new chats
+          {t("useForNew")}
         </button>
         {countChanged(defaults.value) > 0 && (
           <button type="button" class="button is-quiet" onClick={clear}>
-            Forget my defaults
+            {t("forgetDefaults")}
           </button>
         )}
         <button type="button" class="button is-quiet" onClick={() => (openPanel.value = "key")}>
-          {apiKey.value === "" ? "Set API key" : "Change API key"}
+          {apiKey.value === "" ? t("setApiKey") : t("changeApiKey")}
         </button>
       </div>
     </Panel>
@@ -77,15 +78,15 @@ function SamplingInput({ field }: { field: SamplingField }): JSX.Element {
   return (
     <div class="field is-row">
       <label for={id}>
-        <span class="field-label">{field.label}</span>
-        <span class="hint">{field.hint}</span>
+        <span class="field-label">{t(field.key)}</span>
+        <span class="hint">{t(`${field.key}Hint`)}</span>
       </label>
       <input
         id={id}
         type="text"
         inputMode={field.integer ? "numeric" : "decimal"}
         autocomplete="off"
-        placeholder="default"
+        placeholder={t("default")}
         aria-invalid={problem !== undefined}
         aria-describedby={problem === undefined ? undefined : `${id}-problem`}
         value={text}

@@ -4,10 +4,12 @@ import { useEffect, useRef } from "preact/hooks"
 
 import { chooseTheme } from "../actions.ts"
 import { searchConversations } from "../conversation.ts"
-import { ageGroup } from "../format.ts"
+import { type AgeGroup, ageGroup } from "../format.ts"
+import { chooseLanguage, type Language, language, LANGUAGES, t } from "../language.ts"
 import { exportFile, importFile, newChat } from "../library.ts"
 import type { Theme } from "../preferences.ts"
 import { conversations, isLoaded, isSidebarOpen, sorted, theme } from "../state.ts"
+import type { StringKey } from "../strings/en.ts"
 import type { Conversation } from "../types.ts"
 import { ConversationItem } from "./conversation-item.tsx"
 import { IconButton } from "./icon-button.tsx"
@@ -29,7 +31,7 @@ export function Sidebar({ isModal }: { isModal: boolean }): JSX.Element {
       ref={root}
       id="conversations"
       class={isOpen ? "sidebar is-open" : "sidebar"}
-      aria-label="Conversations"
+      aria-label={t("conversations")}
       inert={isModal && !isOpen}
     >
       <div class="brand">
@@ -37,28 +39,28 @@ export function Sidebar({ isModal }: { isModal: boolean }): JSX.Element {
         <span>KTransformers</span>
         <IconButton
           icon="close"
-          label="Close conversations"
+          label={t("closeConversations")}
           class="only-narrow"
           onClick={() => (isSidebarOpen.value = false)}
         />
       </div>
-      <button type="button" class="new-chat" title="New chat (Ctrl+K)" onClick={newChat}>
-        <Icon name="plus" /> New chat <kbd>Ctrl K</kbd>
+      <button type="button" class="new-chat" title={t("newChatKey")} onClick={newChat}>
+        <Icon name="plus" /> {t("newChat")} <kbd>Ctrl K</kbd>
       </button>
       <label class="search">
         <Icon name="search" />
         <input
           type="search"
-          aria-label="Search conversations"
-          placeholder="Search"
+          aria-label={t("searchConversations")}
+          placeholder={t("search")}
           value={query.value}
           onInput={(event) => (query.value = event.currentTarget.value)}
         />
       </label>
       <div class="list">
         {groups(found).map(([name, items]) => (
-          <section key={name} aria-label={name}>
-            <h2>{name}</h2>
+          <section key={name} aria-label={t(name)}>
+            <h2>{t(name)}</h2>
             <ul>
               {items.map((conversation) => (
                 <ConversationItem key={conversation.id} conversation={conversation} />
@@ -67,9 +69,7 @@ export function Sidebar({ isModal }: { isModal: boolean }): JSX.Element {
           </section>
         ))}
         {isLoaded.value && found.length === 0 && (
-          <p class="list-empty">
-            {query.value === "" ? "Conversations will appear here." : "Nothing found."}
-          </p>
+          <p class="list-empty">{query.value === "" ? t("listEmpty") : t("nothingFound")}</p>
         )}
       </div>
       <Foot />
@@ -77,9 +77,9 @@ export function Sidebar({ isModal }: { isModal: boolean }): JSX.Element {
   )
 }
 
-function groups(list: readonly Conversation[]): [string, Conversation[]][] {
+function groups(list: readonly Conversation[]): [AgeGroup, Conversation[]][] {
   const now = Date.now()
-  const byAge = new Map<string, Conversation[]>()
+  const byAge = new Map<AgeGroup, Conversation[]>()
   for (const conversation of list) {
     const name = ageGroup(conversation.updatedAt, now)
     byAge.set(name, [...(byAge.get(name) ?? []), conversation])
@@ -87,23 +87,23 @@ function groups(list: readonly Conversation[]): [string, Conversation[]][] {
   return [...byAge]
 }
 
-const THEMES: readonly { value: Theme; label: string; icon: IconName }[] = [
-  { value: "system", label: "Theme of the system", icon: "screen" },
-  { value: "light", label: "Light theme", icon: "sun" },
-  { value: "dark", label: "Dark theme", icon: "moon" },
+const THEMES: readonly { value: Theme; label: StringKey; icon: IconName }[] = [
+  { value: "system", label: "themeSystem", icon: "screen" },
+  { value: "light", label: "themeLight", icon: "sun" },
+  { value: "dark", label: "themeDark", icon: "moon" },
 ]
 
 function Foot(): JSX.Element {
   const picker = useRef<HTMLInputElement>(null)
   return (
     <div class="sidebar-foot">
-      <div class="themes" role="radiogroup" aria-label="Theme">
+      <div class="themes" role="radiogroup" aria-label={t("theme")}>
         {THEMES.map(({ value, label, icon }) => (
-          <label key={value} title={label}>
+          <label key={value} title={t(label)}>
             <input
               type="radio"
               name="theme"
-              aria-label={label}
+              aria-label={t(label)}
               checked={theme.value === value}
               onChange={() => chooseTheme(value)}
             />
@@ -111,15 +111,27 @@ function Foot(): JSX.Element {
           </label>
         ))}
       </div>
+      <select
+        class="language"
+        aria-label={t("language")}
+        value={language.value}
+        onChange={(event) => chooseLanguage(event.currentTarget.value as Language)}
+      >
+        {LANGUAGES.map(([code, name]) => (
+          <option key={code} value={code} lang={code}>
+            {name}
+          </option>
+        ))}
+      </select>
       <span class="spacer" />
       <IconButton
         icon="upload"
-        label="Import conversations"
+        label={t("importConversations")}
         onClick={() => picker.current?.click()}
       />
       <IconButton
         icon="download"
-        label="Export all conversations"
+        label={t("exportAll")}
         disabled={conversations.value.length === 0}
         onClick={() => exportFile(sorted.value)}
       />

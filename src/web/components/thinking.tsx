@@ -1,6 +1,7 @@
 import type { JSX } from "preact"
 import { useState } from "preact/hooks"
 
+import { t } from "../language.ts"
 import { Icon } from "./icons.tsx"
 import { MarkdownView } from "./markdown-view.tsx"
 
@@ -16,7 +17,7 @@ export function ThinkingView({ text, isOpen }: { text: string; isOpen: boolean }
         onClick={() => setUnfolded(!isUnfolded)}
       >
         <Icon name="chevron" />
-        {isOpen ? "Thinking" : "Thoughts"}
+        {t(isOpen ? "thinking" : "thoughts")}
       </button>
       {isUnfolded && text !== "" && (
         <div class="thinking-body">
