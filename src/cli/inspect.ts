@@ -10,8 +10,8 @@ import type { WeightEntry } from "../weights/source.ts"
 import { JSON_FLAG } from "./args/common.ts"
 import { defineCommand } from "./args/spec.ts"
 import { readJson } from "./files.ts"
-import { mainType } from "./list.ts"
 import { formatBytes, formatCount, table, write, writeJson } from "./output.ts"
+import { mainType } from "./weights-summary.ts"
 
 /** Longest text that a table cell shows. */
 const MAX_CELL = 72

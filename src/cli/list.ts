@@ -1,12 +1,13 @@
 import { configFromFolder } from "../models/config-hf.ts"
-import type { GgufMetadata } from "../weights/metadata.ts"
 import { openWeights } from "../weights/open.ts"
-import type { WeightSource } from "../weights/source.ts"
 import { JSON_FLAG } from "./args/common.ts"
 import { defineCommand } from "./args/spec.ts"
-import { modelsFolder } from "./home.ts"
+import { createdFolder, modelsFolder } from "./home.ts"
+import { readMetadata } from "./library/metadata.ts"
+import { Store } from "./library/store.ts"
 import { type ListedModel, listModels } from "./model-resolve.ts"
 import { formatBytes, table, write, writeJson } from "./output.ts"
+import { mainType } from "./weights-summary.ts"
 
 export const list = defineCommand({
   name: "list",
@@ -19,7 +20,7 @@ export const list = defineCommand({
   ],
   async run({ flags }) {
     const folder = modelsFolder()
-    const models = listModels(folder).map(describeModel)
+    const models = [...listModels(folder).map(describeModel), ...createdRows(folder)]
     if (flags.json) return writeJson({ folder, models })
     if (models.length === 0)
       return write(`${folder} holds no models; \`kt pull org/repo:quant\` downloads one\n`)
@@ -34,7 +35,26 @@ export const list = defineCommand({
   },
 })
 
+/** Models that are made of others. */
+function createdRows(folder: string): ModelRow[] {
+  const created = new Store(createdFolder(), folder).created()
+  return created
+    .toSorted((a, b) => a.name.localeCompare(b.name))
+    .map(({ name, path, settings }) => {
+      const base = { name, path, parent: settings.parent }
+      try {
+        const { sizeBytes: size, details } = readMetadata(path)
+        return { ...base, size, architecture: details.family, quantization: details.quantization }
+      } catch (error) {
+        const problem = error instanceof Error ? error.message : String(error)
+        return { ...base, size: 0, architecture: "?", quantization: "unreadable", problem }
+      }
+    })
+}
+
 export interface ModelRow {
+  /** What a created model is made of. */
+  readonly parent?: string
   readonly name: string
   readonly size: number
   readonly architecture: string
@@ -60,26 +80,4 @@ export function describeModel(model: ListedModel): ModelRow {
     const problem = error instanceof Error ? error.message : String(error)
     return { ...base, architecture: "?", quantization: "unreadable", problem }
   }
-}
-
-/** The type that most of the bytes have. */
-export function mainType(weights: WeightSource): string {
-  const bytes = new Map<string, number>()
-  for (const name of weights.names()) {
-    const entry = weights.get(name)
-    if (entry !== undefined)
-      bytes.set(entry.dtype.name, (bytes.get(entry.dtype.name) ?? 0) + entry.byteLength)
-  }
-  return [...bytes].toSorted((a, b) => b[1] - a[1])[0]?.[0] ?? "vocabulary only"
-}
-
-/** Metadata that can be shown: scalars, and the lengths of arrays. */
-export function shownMetadata(metadata: GgufMetadata): Record<string, unknown> {
-  const shown: Record<string, unknown> = {}
-  for (const [key, value] of metadata) {
-    if (typeof value === "bigint") shown[key] = Number(value)
-    else if (typeof value !== "object") shown[key] = value
-    else shown[key] = null
-  }
-  return shown
 }

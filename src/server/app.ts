@@ -22,6 +22,7 @@ import { ServerMetrics } from "./metrics.ts"
 import { DEFAULT_KEEP_ALIVE_MS } from "./models/keep-alive.ts"
 import type { KnownModel, LoadedModel } from "./models/library.ts"
 import { type Lease, ModelManager } from "./models/manager.ts"
+import { addModelOverview } from "./models/overview.ts"
 import { addChat } from "./ollama/chat.ts"
 import { addEmbed } from "./ollama/embed.ts"
 import { addGenerate } from "./ollama/generate.ts"
@@ -114,6 +115,7 @@ export function createApp(deps: ServerDeps): ServerApp {
   addEmbed(app, context)
   addOllamaModels(app, context)
   addOllamaManagement(app, context)
+  addModelOverview(app, context)
   addChat(app, context)
   addGenerate(app, context)
   return Object.assign(app, { admission: workload, models })

@@ -205,7 +205,8 @@ export class FileModel implements KnownModel {
       readMetadata(this.path)
       return undefined
     } catch (error) {
-      return error instanceof Error ? error.message : String(error)
+      const known = withoutPath(error, this.path, this.name)
+      return known instanceof Error ? known.message : String(known)
     }
   }
 

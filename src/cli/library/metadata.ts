@@ -9,9 +9,9 @@ import type { ModelMetadata } from "../../server/types.ts"
 import { locateWeights, openWeights } from "../../weights/open.ts"
 import type { WeightSource } from "../../weights/source.ts"
 import { DEFAULT_MODEL } from "../home.ts"
-import { mainType, shownMetadata } from "../list.ts"
 import { modelName } from "../model-resolve.ts"
 import { formatCount } from "../output.ts"
+import { mainType, shownMetadata } from "../weights-summary.ts"
 
 /** What a model's files say of it without loading it. */
 export type FileMetadata = Omit<ModelMetadata, "name"> & {

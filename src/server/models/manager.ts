@@ -114,6 +114,17 @@ export class ModelManager {
     return this.#options.library
   }
 
+  /** What all models together may be, and take now. */
+  get limits(): { maxModels: number; memoryBytes: number; usedBytes: number } {
+    const { maxModels, memoryBytes } = this.#options
+    return { maxModels, memoryBytes, usedBytes: this.#usedBytes() }
+  }
+
+  /** Whether requests mean it that name no model. */
+  isDefault(model: KnownModel): boolean {
+    return this.#first?.name === model.name
+  }
+
   /** Takes a model that is loaded already and stays. */
   adopt(model: KnownModel, loaded: LoadedModel): void {
     const slot = this.#slot(this.library.describe(model))
@@ -453,7 +464,7 @@ export class ModelManager {
     }
   }
 
-  #usedBytes(except: Slot): number {
+  #usedBytes(except?: Slot): number {
     let bytes = 0
     for (const slot of this.#slots.values()) {
       if (slot === except || slot.loaded === undefined) continue
