@@ -7,7 +7,6 @@ export const IGNORED_FLAGS: Readonly<Record<string, string>> = {
   backend_type: SAME,
   sched_strategy: SAME,
   tp: RULES,
-  device: RULES,
   architectures: "the model's files say what it is",
   use_cuda_graph: "this build computes on the CPU only",
   web: "--no-ui leaves the web page out",
