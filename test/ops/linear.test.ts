@@ -177,6 +177,22 @@ describeBackends("linear", (backend) => {
     }
   })
 
+  test("a weight that ends where its memory ends is rearranged", () => {
+    backend.precision = "fast"
+    // whole pages, so that what follows may belong to nobody; the last field of a block is its only 16-bit one
+    const n = 256
+    const rows = 2048
+    for (const dtype of QUANTIZED.filter(({ name }) => ["Q3_K", "Q6_K", "TQ2_0"].includes(name))) {
+      const w = randomWeight(backend, dtype, [rows, n], 5)
+      const x = randomArray(n, 6)
+      const given = Tensor.from(backend, x, [1, n])
+      const packed = packWeight(w) as Tensor
+      const [plain, rearranged] = [w, packed].map((one) => linear(given, one).toFloat32Array())
+      expectClose(rearranged as Float32Array, plain as Float32Array, 1e-4)
+      backend.resetStep()
+    }
+  })
+
   test("bad operands are refused by name", () => {
     backend.precision = "fast"
     const w = randomWeight(backend, QUANTIZED[0], [4, 64], 1)
