@@ -68,7 +68,7 @@ export fn kt_gate_up_act(handle: Handle, x: Arg, norm_weight: Arg, eps: f32, off
     if (!check.size("out", to, 0, tx.shape[0]) or !check.size("out", to, 1, @intCast(gate.rows))) return invalid;
     const norm = normOf("norm_weight", norm_weight, eps, offset, tx.shape[1]) catch return invalid;
     const input = mm.Input.init(ctx, check.rows("x", tx) orelse return invalid, norm, &.{ gate, up });
-    const tasks = mm.Tasks.of(ctx, gate, input.tokens, input.tile_tokens);
+    const tasks = mm.Tasks.among(ctx, gate, gate.rows, mm.bytes_per_pair, input.tokens, input.tile_tokens);
     var layout: mm.Scratch = .{};
     const copies = layout.add(input.scratchBytes());
     const per_thread = mm.matmulScratch(ctx, gate.cols);
@@ -252,9 +252,9 @@ export fn kt_qkv_rope_store(handle: Handle, args: ?*const c.kt_qkv_args_t) c.kt_
         .input = input,
         .weights = .{ wq, wk, wv },
         .tasks = .{
-            mm.Tasks.among(ctx, wq, all_rows, input.tokens, input.tile_tokens),
-            mm.Tasks.among(ctx, wk, all_rows, input.tokens, input.tile_tokens),
-            mm.Tasks.among(ctx, wv, all_rows, input.tokens, input.tile_tokens),
+            mm.Tasks.among(ctx, wq, all_rows, mm.bytes_per_task, input.tokens, input.tile_tokens),
+            mm.Tasks.among(ctx, wk, all_rows, mm.bytes_per_task, input.tokens, input.tile_tokens),
+            mm.Tasks.among(ctx, wv, all_rows, mm.bytes_per_task, input.tokens, input.tile_tokens),
         },
         .biases = .{
             mm.vector("bq", a.bq, @intCast(wq.rows)) catch return invalid,

@@ -13,7 +13,9 @@ const isa = ctx_mod.isa;
 /// Up to this many tokens every thread prepares its own copy: cheaper than waiting for each other.
 const max_private_tokens = 2;
 /// Work between two claims in generation: enough to hide the claim, little enough to balance.
-const bytes_per_task = 32 << 10;
+pub const bytes_per_task = 32 << 10;
+/// The same where a task reads two weights in turns: longer pieces, since each begins anew for the prefetchers.
+pub const bytes_per_pair = 96 << 10;
 /// Many tokens: a task is rows times tokens. Few enough rows that its results stay in a cache, as many tasks as keep all threads
 /// busy to the end.
 const max_task_rows = 64;
@@ -301,19 +303,19 @@ pub const Tasks = struct {
     pub const Range = struct { row0: usize, row1: usize, token0: usize, token1: usize };
 
     pub fn of(ctx: *const ctx_mod.Ctx, w: Weight, tokens: usize, tile_tokens: usize) Tasks {
-        return among(ctx, w, w.rows, tokens, tile_tokens);
+        return among(ctx, w, w.rows, bytes_per_task, tokens, tile_tokens);
     }
 
     /// Of one of several weights with `all_rows` rows that make one phase: tasks of all of them have as many rows where their
-    /// types are the same.
-    pub fn among(ctx: *const ctx_mod.Ctx, w: Weight, all_rows: usize, tokens: usize, tile_tokens: usize) Tasks {
+    /// types are the same. `bytes`: of one weight in a task, in generation.
+    pub fn among(ctx: *const ctx_mod.Ctx, w: Weight, all_rows: usize, bytes: usize, tokens: usize, tile_tokens: usize) Tasks {
         const block: usize = @intCast(ctx.isa.row_block);
         const blocks = (w.rows + block - 1) / block;
         const threads = ctx.pool.num_threads;
         var per_task: usize = 1;
         var tokens_per_task = tokens;
         if (tokens <= 8) {
-            per_task = std.math.clamp(bytes_per_task / @max(1, w.bytesPerRow() * block), 1, @max(1, all_rows / block / (4 * threads)));
+            per_task = std.math.clamp(bytes / @max(1, w.bytesPerRow() * block), 1, @max(1, all_rows / block / (4 * threads)));
         } else {
             // the kernels go through the tokens in passes of this many: cutting there costs nothing
             tokens_per_task = @min(tokens, pass_tokens);

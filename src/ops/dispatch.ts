@@ -23,7 +23,10 @@ export function expectShape(
   tensor: Tensor,
   shape: readonly number[],
 ): void {
-  if (tensor.ndim === shape.length && shape.every((size, i) => tensor.shape[i] === size)) return
+  // a loop: this runs for every operand of every launch
+  let same = tensor.shape.length === shape.length
+  for (let i = 0; same && i < shape.length; i++) same = tensor.shape[i] === shape[i]
+  if (same) return
   throw new KtError(
     `${op}: ${name} has shape [${tensor.shape.join(", ")}], expected [${shape.join(", ")}]`,
   )
@@ -46,6 +49,7 @@ export function descOf(tensor: Tensor | null | undefined): number {
 
 /** Writes a pointer field of an option struct. */
 export function putPointer(view: DataView, offset: number, address: number): void {
-  view.setUint32(offset, address % 4294967296, true)
-  view.setUint32(offset + 4, Math.floor(address / 4294967296), true)
+  const high = Math.floor(address / 4294967296)
+  view.setUint32(offset, address - high * 4294967296, true)
+  view.setUint32(offset + 4, high, true)
 }

@@ -6,6 +6,13 @@ import { nativeView } from "../native/memory.ts"
 import { BF16, type DTypeInfo, F16, F32, I32, rowBytes } from "./dtype.ts"
 
 const FIELDS = layouts.kt_tensor.fields
+const DATA_WORD = FIELDS.data / 4
+const SHAPE_WORD = FIELDS.shape / 4
+const STRIDE_WORD = FIELDS.stride / 4
+const DTYPE_WORD = FIELDS.dtype / 4
+const NDIM_WORD = FIELDS.ndim / 4
+const DEVICE_WORD = FIELDS.device / 4
+const FLAGS_WORD = FIELDS.flags / 4
 const MAX_DIMS = 4
 
 export interface TensorOptions {
@@ -52,19 +59,17 @@ export class Tensor {
     const pool = this.persistent ? backend.descriptors : backend.stepDescriptors
     this.desc = pool.next()
     const { words, word } = pool
-    put64(words, word + FIELDS.data / 4, data)
+    const { length } = shape
+    put64(words, word + DATA_WORD, data)
     for (let i = 0; i < MAX_DIMS; i++) {
-      put64(words, word + FIELDS.shape / 4 + 2 * i, i < shape.length ? (shape[i] as number) : 1)
-      put64(
-        words,
-        word + FIELDS.stride / 4 + 2 * i,
-        i < shape.length ? (this.strides[i] as number) : 0,
-      )
+      const isUsed = i < length
+      put64(words, word + SHAPE_WORD + 2 * i, isUsed ? (shape[i] as number) : 1)
+      put64(words, word + STRIDE_WORD + 2 * i, isUsed ? (this.strides[i] as number) : 0)
     }
-    words[word + FIELDS.dtype / 4] = dtype.id
-    words[word + FIELDS.ndim / 4] = shape.length
-    words[word + FIELDS.device / 4] = backend.device
-    words[word + FIELDS.flags / 4] = this.packed ? KT_TENSOR_PACKED : 0
+    words[word + DTYPE_WORD] = dtype.id
+    words[word + NDIM_WORD] = length
+    words[word + DEVICE_WORD] = backend.device
+    words[word + FLAGS_WORD] = this.packed ? KT_TENSOR_PACKED : 0
   }
 
   /** Uninitialised, in the step arena: dead after the step. */
@@ -166,20 +171,19 @@ export class Tensor {
 
   /** Joins the dimensions from `start` on: [T, H, D].flatten(1) = [T, H*D]. */
   flatten(start: number): Tensor {
-    const inner = this.shape.slice(start)
-    const size = inner.reduce((a, b) => a * b, 1)
-    const innermost = this.strides[this.ndim - 1] as number
-    let expected = innermost
-    for (let i = this.ndim - 1; i >= start; i--) {
-      if (this.strides[i] !== expected && this.shape[i] !== 1)
+    const { shape, strides } = this
+    const innermost = strides[shape.length - 1] as number
+    let size = 1
+    for (let i = shape.length - 1; i >= start; i--) {
+      if (strides[i] !== innermost * size && shape[i] !== 1)
         throw new KtError("flatten of strided dimensions")
-      expected *= this.shape[i] as number
+      size *= shape[i] as number
     }
-    return this.#view(
-      [...this.shape.slice(0, start), size],
-      [...this.strides.slice(0, start), innermost],
-      this.data,
-    )
+    const outer = shape.slice(0, start)
+    const outerStrides = strides.slice(0, start)
+    outer.push(size)
+    outerStrides.push(innermost)
+    return this.#view(outer, outerStrides, this.data)
   }
 
   /** Rows start .. start+length of one dimension, as a view. On the innermost dimension, whole blocks only. */
@@ -280,6 +284,8 @@ export function byteLength(dtype: DTypeInfo, shape: readonly number[]): number {
 }
 
 function put64(words: Uint32Array, index: number, value: number): void {
-  words[index] = value % 4294967296
-  words[index + 1] = Math.floor(value / 4294967296)
+  // sizes are small; a remainder of doubles, which addresses are, is a division in a library
+  const high = value >= 0 && value < 4294967296 ? 0 : Math.floor(value / 4294967296)
+  words[index] = value - high * 4294967296
+  words[index + 1] = high
 }
