@@ -169,9 +169,9 @@ export class DiskClient implements DiskTier {
   }
 }
 
-/** In the binary the bundle's root stands for src/, and this code lies at the root whatever file it came from. */
+/** In the binary the bundle's root stands for src/, and this code lies in the program's file there or in the engine Worker's. */
 function workerEntry(): URL {
-  return Bun.isStandaloneExecutable
-    ? new URL("./kvcache/disk-worker.ts", import.meta.url)
-    : new URL("./disk-worker.ts", import.meta.url)
+  const { url } = import.meta
+  if (!Bun.isStandaloneExecutable) return new URL("./disk-worker.ts", url)
+  return new URL(`${/\/worker\/[^/]*$/.test(url) ? ".." : "."}/kvcache/disk-worker.ts`, url)
 }

@@ -64,7 +64,9 @@ describe.skipIf(!isTarget(host))(`the compiled binary (${host})`, () => {
   test("serves the page and a streamed chat, and stops on SIGTERM", async () => {
     const port = freePort()
     const url = `http://127.0.0.1:${port}`
-    const server = start("serve", "--port", String(port), "--model", model, "--precision", "f32")
+    const cache = join(folder, "cache")
+    const options = ["--port", String(port), "--model", model, "--precision", "f32"]
+    const server = start("serve", ...options, "--cache-dir", cache)
     try {
       await ready(url)
       const page = await fetch(url, { headers: { accept: "text/html" } })
@@ -99,6 +101,8 @@ describe.skipIf(!isTarget(host))(`the compiled binary (${host})`, () => {
     expect(await server.exited).toBe(0)
     // with nothing running the grace time is not waited for
     expect(performance.now() - stopping).toBeLessThan(5000)
+    // the prefix cache's thread is in the binary too
+    expect([...new Bun.Glob("*/*.index").scanSync({ cwd: cache })]).toHaveLength(1)
   })
 
   test("loads operators of a user's own from a folder without node_modules", async () => {
