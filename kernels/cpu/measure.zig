@@ -56,9 +56,10 @@ const Job = struct {
         if (member.index == 0) self.timer.reset();
         var repetition: usize = 0;
         while (true) : (repetition += 1) {
+            // before the others may begin: a late start would give them work that is not timed, and a rate beyond the machine's
+            if (member.index == 0) start = self.timer.read();
             member.meet();
             if (!self.going) return;
-            if (member.index == 0) start = self.timer.read();
             const done = self.work(member, repetition);
             if (member.index == 0) self.operations = done * member.count;
             member.meet();
