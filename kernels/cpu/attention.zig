@@ -121,6 +121,12 @@ const Sequence = struct {
     first_row: usize = 0,
 };
 
+/// The item that a thread guessed to be its next, and how many keys of its first split it fetched.
+const Ahead = struct { item: ?usize = null, keys: i32 = 0 };
+
+/// A kv head's splits from `first` up to `end`.
+const Share = struct { kv_head: i32, first: usize, end: usize };
+
 const Job = struct {
     ctx: *ctx_mod.Ctx,
     shared: isa.kt_attention_t,
@@ -149,10 +155,11 @@ const Job = struct {
     fn body(self: *const Job, member: *Member) void {
         const scratch = self.scratch + member.index * self.scratch_stride;
         var index: usize = 0; // claims grow, so the search goes on where it was
+        var ahead: Ahead = .{};
         while (member.claim(0, self.items)) |item| {
-            while (index + 1 < self.sequences.len and self.sequences[index + 1].first_item <= item) index += 1;
+            index = self.sequenceOf(item, index);
             const s = &self.sequences[index];
-            if (s.short) self.shortItem(s, item - s.first_item, scratch) else self.longItem(s, item - s.first_item, scratch);
+            if (s.short) self.shortItem(index, item, member, &ahead, scratch) else self.longItem(s, item - s.first_item, scratch);
         }
         if (self.rows == 0) return;
         member.barrier();
@@ -172,18 +179,55 @@ const Job = struct {
         self.ctx.isa.attention_combine.?(&self.shared, s.token + @as(i64, @intCast(query)), @intCast(head), partials, @intCast(s.split_count));
     }
 
-    /// Some splits of one kv head. Partial results lie by [kv head][query][head of the group][split].
-    fn shortItem(self: *const Job, s: *const Sequence, within: usize, scratch: [*]f32) void {
+    /// The sequence of an item, looked for from sequence `from` on.
+    fn sequenceOf(self: *const Job, item: usize, from: usize) usize {
+        var index = from;
+        while (index + 1 < self.sequences.len and self.sequences[index + 1].first_item <= item) index += 1;
+        return index;
+    }
+
+    /// A short sequence's share in one item.
+    fn shareOf(self: *const Job, s: *const Sequence, item: usize) Share {
         const kv_heads: usize = @intCast(self.shared.kv_heads);
+        const within = item - s.first_item;
+        const first = within / kv_heads * self.splits_per_item;
+        return .{ .kv_head = @intCast(within % kv_heads), .first = first, .end = @min(s.split_count, first + self.splits_per_item) };
+    }
+
+    fn setAhead(item: *isa.kt_attention_item_t, s: *const Sequence, kv_head: i32, split: usize) void {
+        const base: i64 = @intCast((s.split_first + split) * split_keys);
+        const keys = @min(split_keys, s.position + s.count - base);
+        item.ahead = .{ .table = s.table, .kv_head = kv_head, .base = base, .keys = @intCast(keys) };
+    }
+
+    /// Some splits of one kv head; while one's values are read, the keys of the next are fetched. Partial results lie by
+    /// [kv head][query][head of the group][split].
+    fn shortItem(self: *const Job, index: usize, number: usize, member: *const Member, ahead: *Ahead, scratch: [*]f32) void {
+        const s = &self.sequences[index];
+        const share = self.shareOf(s, number);
+        const kv_head: usize = @intCast(share.kv_head);
         const group: usize = @intCast(self.shared.group);
         const count: usize = @intCast(s.count);
-        const kv_head = within % kv_heads;
-        const first = within / kv_heads * self.splits_per_item;
-        const item: isa.kt_attention_item_t = .{ .table = s.table, .token = s.token, .position = s.position, .count = s.count, .kv_head = @intCast(kv_head), .keys = s.keys };
         const row_stride = s.split_count * self.partialFloats();
         const rows = self.partials + s.partials + kv_head * group * count * row_stride;
-        for (first..@min(s.split_count, first + self.splits_per_item)) |split|
-            self.ctx.isa.attention_split.?(&self.shared, &item, @intCast(s.split_first + split), rows + split * self.partialFloats(), @intCast(row_stride), scratch);
+        var item: isa.kt_attention_item_t = .{ .table = s.table, .token = s.token, .position = s.position, .count = s.count, .kv_head = share.kv_head, .keys = s.keys };
+        if (ahead.item == number) item.warm = ahead.keys;
+        ahead.item = null;
+        for (share.first..share.end) |split| {
+            item.ahead.keys = 0;
+            if (split + 1 < share.end) setAhead(&item, s, share.kv_head, split + 1) else {
+                // the next claim is a good guess now
+                const next = member.peek();
+                if (next < self.items) {
+                    const sequence_ahead = &self.sequences[self.sequenceOf(next, index)];
+                    const share_ahead = self.shareOf(sequence_ahead, next);
+                    setAhead(&item, sequence_ahead, share_ahead.kv_head, share_ahead.first);
+                    ahead.item = next;
+                }
+            }
+            item.warm = self.ctx.isa.attention_split.?(&self.shared, &item, @intCast(s.split_first + split), rows + split * self.partialFloats(), @intCast(row_stride), scratch);
+        }
+        ahead.keys = item.warm;
         if (s.split_count > 1) return;
         for (0..count * group) |row| {
             const head: i64 = @intCast(kv_head * group + row % group);

@@ -96,6 +96,12 @@ pub const Member = struct {
         return null;
     }
 
+    /// How many chunks of the phase claimed last are claimed, in vain included: the next claim's number unless others are faster.
+    pub fn peek(self: *const Member) usize {
+        if (self.count == 1) return self.pool.single;
+        return @as(u32, @truncate(self.pool.counters[self.phase][self.part].value.load(.monotonic)));
+    }
+
     fn begin(self: *Member, phase: usize, total: usize, parts: u32) void {
         self.phase = phase;
         self.total = total;

@@ -56,6 +56,12 @@ typedef struct kt_attention_item {
   int32_t count;
   int32_t kv_head;
   int32_t keys;         /* 0: causal; else every query sees keys 0 .. keys - 1 */
+  int32_t warm; /* keys of the split, from its beginning, that are in the cache */
+  struct {      /* keys that this thread reads next, fetched meanwhile */
+    int32_t kv_head, keys;
+    int64_t base;
+    const int32_t *table;
+  } ahead;
 } kt_attention_item_t;
 
 /* Floats of a row padded to whole vectors of any level, and of a partial result: values, maximum, sum. */
@@ -133,7 +139,7 @@ typedef struct kt_isa_table {
   void (*rope_row)(float *x, const float *table, int64_t n, uint32_t interleaved);
   /* attention.inc: one row of K or V to a cache of F16, F32 or Q8_0 */
   void (*store_row)(const float *x, void *out, uint32_t dtype, int64_t n);
-  void (*attention_split)(const kt_attention_t *a, const kt_attention_item_t *item, int64_t split, float *partials, int64_t partial_stride, float *scratch);
+  int32_t (*attention_split)(const kt_attention_t *a, const kt_attention_item_t *item, int64_t split, float *partials, int64_t partial_stride, float *scratch);
   void (*attention_combine)(const kt_attention_t *a, int64_t token, int64_t head, const float *partials, int64_t count);
   void (*attention_block)(const kt_attention_t *a, const kt_attention_item_t *item, float *scratch);
   /* delta_rule.inc; strides are floats, a NULL history is zeros */
