@@ -99,7 +99,7 @@ pub const Member = struct {
     /// How many chunks of the phase claimed last are claimed, in vain included: the next claim's number unless others are faster.
     pub fn peek(self: *const Member) usize {
         if (self.count == 1) return self.pool.single;
-        return @as(u32, @truncate(self.pool.counters[self.phase][self.part].value.load(.monotonic)));
+        return @as(u32, @truncate(self.pool.counter(self.phase, self.part).load(.monotonic)));
     }
 
     fn begin(self: *Member, phase: usize, total: usize, parts: u32) void {

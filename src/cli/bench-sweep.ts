@@ -31,7 +31,7 @@ export const sweep = defineCommand({
   summary: "Measure a prompt's chunk and generation against the length of the context",
   details: `For each length the context is computed once and then found in the prefix cache, so that only the
 chunk, or the generated tokens, are timed. The limit counts keys and values read and attention's products too.
---peer programs run with -d (or -gp, generation only) where they have it, after ours at each length.
+--peer programs run with -d (or -gp, generation only) where they have it, in turns with ours at each length.
 --json prints {"rows":[…]}.`,
   positionals: [MODEL_POSITIONAL],
   engine: benchEngine,
@@ -125,24 +125,19 @@ async function sweepModel(options: EngineConfig, bench: BenchOptions): Promise<B
       }
       results.push(measured)
       extend(engine, context, one)
-      for (let r = 0; r < repetitions; r++) measured.ours.push(runAt(engine, context, one))
-      for (const { peer, choice, rates } of measured.peers)
-        rates.push(await runPeer(peer, peerRun(options.model, one, repetitions), choice))
+      for (let r = 0; r < repetitions; r++) {
+        measured.ours.push(runAt(engine, context, one))
+        for (const { peer, choice, rates } of measured.peers)
+          rates.push(await runPeer(peer, peerRun(options.model, one, 1), choice))
+      }
       log(`${caseName(one)} -t ${threads}: ${measured.ours.at(-1)?.toFixed(1)} tokens/s`)
     }
   }
   limits.push(limitsOf(config, work))
   const machine = bestLimits(limits)
-  return cases.map((one, i) => {
-    const measured = results[i] as Measured
-    // a peer's own mean stands for each repetition
-    const peered = measured.peers.map((peer) => ({
-      ...peer,
-      rates: measured.ours.map(() => peer.rates[0] as number),
-    }))
-    const limit = limitOf(config, work, machine, one, kvBytes)
-    return rowOf(one, threads, { ...measured, peers: peered }, limit)
-  })
+  return cases.map((one, i) =>
+    rowOf(one, threads, results[i] as Measured, limitOf(config, work, machine, one, kvBytes)),
+  )
 }
 
 /** Computes the context once, which leaves its whole pages in the prefix cache, and warms up what is timed. */
