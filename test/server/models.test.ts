@@ -8,6 +8,7 @@ import {
   readdirSync,
   readFileSync,
   rmSync,
+  symlinkSync,
   writeFileSync,
 } from "node:fs"
 import { tmpdir } from "node:os"
@@ -16,6 +17,7 @@ import { join } from "node:path"
 import { Ollama } from "ollama"
 import OpenAI, { NotFoundError } from "openai"
 
+import { defaultModelPath } from "../../src/cli/home.ts"
 import { Catalog } from "../../src/cli/library/catalog.ts"
 import { Store } from "../../src/cli/library/store.ts"
 import { engineConfig } from "../../src/config.ts"
@@ -256,6 +258,44 @@ describe("several models", () => {
     expect((await server.post("/api/show", { model: "nope" })).status).toBe(404)
   }, 30_000)
 })
+
+const real = defaultModelPath()
+
+test.skipIf(!existsSync(real))(
+  "unloading gives the memory back, and loaded engines without work take no time",
+  async () => {
+    const path = join(folder, "real.gguf")
+    symlinkSync(real, path)
+    try {
+      await using server = serve({}, 1024)
+      const rss = (): number => process.memoryUsage.rss()
+      const use = async (): Promise<number> => {
+        await complete(server, "real")
+        const used = rss()
+        await server.post("/api/generate", { model: "real", keep_alive: 0 })
+        Bun.gc(true)
+        return used
+      }
+      // what the first use of a model leaves behind, such as compiled code, is not its memory
+      await use()
+      const before = rss()
+      const loads = [await use(), await use()]
+      await within(async () => Math.min(...loads) - rss() > 80 * 2 ** 20)
+      await within(async () => rss() - before < 40 * 2 ** 20)
+
+      await complete(server, "real")
+      await complete(server, LLAMA)
+      await Bun.sleep(300)
+      const started = process.cpuUsage()
+      await Bun.sleep(1000)
+      const { user, system } = process.cpuUsage(started)
+      expect((user + system) / 1000).toBeLessThan(250)
+    } finally {
+      rmSync(path)
+    }
+  },
+  60_000,
+)
 
 describe("created models", () => {
   test("create, show, use, copy and delete, through the client", async () => {
