@@ -9,6 +9,7 @@ import {
   readFileSync,
   rmSync,
   symlinkSync,
+  utimesSync,
   writeFileSync,
 } from "node:fs"
 import { tmpdir } from "node:os"
@@ -350,7 +351,11 @@ describe("created models", () => {
     await ollama.delete({ model: "pirate" })
     const names = (await ollama.list()).models.map(({ name }) => name)
     expect(names).toEqual(["broken", "buccaneer:v1", LLAMA, QWEN2, QWEN3])
+    await complete(server, "buccaneer:v1")
     await ollama.delete({ model: "buccaneer:v1" })
+    // its engine goes on under the name of what it was made of
+    expect(await loaded(server)).toEqual([LLAMA])
+    expect((await server.post("/tokenize", { content: "a" })).status).toBe(200)
     expect(readdirSync(join(home, "created")).filter((name) => name.endsWith(".json"))).toEqual([])
   }, 60_000)
 
@@ -432,6 +437,46 @@ describe("created models", () => {
     expect(readdirSync(join(home, "created", "weights"))).toEqual([])
     expect(await loaded(server)).toEqual([])
   }, 60_000)
+})
+
+describe("what a crash leaves behind", () => {
+  test("half a manifest, unfinished files and old blobs are no models, and do no harm", async () => {
+    const own = join(home, "crashed")
+    const store = (): Store => new Store(own, folder)
+    const config = engineConfig({ threads: 1 })
+    const first = new Catalog({ folder, config, store: store() })
+    const made = { name: "made", from: first.list().find(({ name }) => name === LLAMA) }
+    await first.store?.create(made, () => {})
+    const manifest = readFileSync(join(own, "made.json"), "utf8")
+    writeFileSync(join(own, "torn.json"), manifest.slice(0, 40))
+    writeFileSync(join(own, "other.json"), "{}")
+    writeFileSync(join(own, ".new-1-made.json"), manifest)
+    mkdirSync(join(own, "weights", ".new-2-abc"), { recursive: true })
+    mkdirSync(join(own, "blobs"))
+    const stale = join(own, "blobs", `sha256-${"1".repeat(64)}`)
+    const fresh = join(own, "blobs", `sha256-${"2".repeat(64)}`)
+    writeFileSync(stale, "x")
+    writeFileSync(fresh, "x")
+    const longAgo = new Date(Date.now() - 48 * 3600 * 1000)
+    for (const path of [stale, join(own, ".new-1-made.json"), join(own, "weights", ".new-2-abc")])
+      utimesSync(path, longAgo, longAgo)
+    const second = new Catalog({ folder, config, store: store() })
+    expect(second.list().map(({ name }) => name)).toEqual(
+      [...MODELS, "broken", "made"].toSorted((a, b) => a.localeCompare(b)),
+    )
+    expect([existsSync(stale), existsSync(fresh)]).toEqual([false, true])
+    expect(readdirSync(own).filter((name) => name.startsWith(".new-"))).toEqual([])
+    expect(readdirSync(join(own, "weights"))).toEqual([])
+    // its weights are gone: it says so, and can be deleted
+    writeFileSync(join(own, "made.json"), manifest.replace(LLAMA, "moved-away"))
+    const third = new Catalog({ folder, config, store: store() })
+    const lost = third.list().find(({ name }) => name === "made")
+    if (lost === undefined) throw new Error("it is listed")
+    expect(lost.problem).toContain("no such file")
+    expect(() => third.check(lost)).toThrow("no such file")
+    await third.store?.remove(lost)
+    expect(existsSync(join(own, "made.json"))).toBe(false)
+  })
 })
 
 describe("pull", () => {

@@ -2,7 +2,7 @@ import { realpathSync, statSync } from "node:fs"
 
 import type { EngineConfig } from "../../config.ts"
 import { engineConfig } from "../../config.ts"
-import { KtError } from "../../errors.ts"
+import { KtError, RequestError } from "../../errors.ts"
 import type {
   KnownModel,
   LoadedModel,
@@ -94,7 +94,11 @@ export class Catalog implements ModelLibrary {
   file(model: KnownModel): FileModel {
     if (model instanceof FileModel) return model
     const found = this.list().find(({ name }) => name === model.name)
-    if (found === undefined) throw new KtError(`model "${model.name}" is gone`)
+    if (found === undefined)
+      throw new RequestError(404, `model "${model.name}" not found; it was deleted meanwhile`, {
+        code: "model_not_found",
+        param: "model",
+      })
     return found
   }
 

@@ -136,7 +136,14 @@ export class ModelManager {
   /** Names have changed: models were made, copied, brought or deleted. */
   changed(): void {
     this.#remembered.clear()
-    for (const slot of this.#slots.values()) slot.described.clear()
+    const models = this.library.list()
+    // an engine goes on under another name of its weights
+    for (const slot of this.#slots.values()) {
+      slot.described.clear()
+      if (models.some(({ name }) => name === slot.model.name)) continue
+      slot.model = models.find(({ key }) => key === slot.key) ?? slot.model
+    }
+    if (!models.some(({ name }) => name === this.#first?.name)) this.#first = undefined
   }
 
   /** Models that are loaded, most recently used first. */
@@ -170,7 +177,11 @@ export class ModelManager {
     const models = this.library.list()
     const found = findModel(name, models, this.#options.aliases)
     if (found !== undefined) return this.#remember(name, found)
-    if (orDefault || plainName(name) === MODEL_ALIAS) return this.#default()
+    if (orDefault || plainName(name) === MODEL_ALIAS) {
+      const model = this.#default()
+      // another one may be the default tomorrow where none was given at the start
+      return model.key === this.#first?.key ? this.#remember(name, model) : model
+    }
     throw new RequestError(404, `model "${name}" not found; ${whatThereIs(models)}`, {
       code: "model_not_found",
       param: "model",
