@@ -1,12 +1,22 @@
-import { configure, getLogger, type Logger, type LogRecord } from "@logtape/logtape"
+import {
+  configure,
+  getLogger,
+  jsonLinesFormatter,
+  type Logger,
+  type LogRecord,
+} from "@logtape/logtape"
 
 export type LogLevel = "debug" | "info" | "warning" | "error"
 
+/** How lines are written: for people, or as one JSON object each. */
+export type LogFormat = "text" | "json"
+
 /** Everything that is logged goes to stderr: stdout is for results. */
-export async function configureLogging(level: LogLevel): Promise<void> {
+export async function configureLogging(level: LogLevel, format: LogFormat = "text"): Promise<void> {
+  const formatted = format === "json" ? jsonLinesFormatter : formatRecord
   await configure({
     reset: true,
-    sinks: { stderr: (record) => void process.stderr.write(formatRecord(record)) },
+    sinks: { stderr: (record) => void process.stderr.write(formatted(record)) },
     loggers: [
       { category: ["kt"], lowestLevel: level, sinks: ["stderr"] },
       { category: ["logtape", "meta"], lowestLevel: "error", sinks: ["stderr"] },

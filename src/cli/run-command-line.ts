@@ -39,7 +39,10 @@ export async function runCommandLine(argv: readonly string[]): Promise<number> {
     const { invocation, warnings } = parseArguments(command, rest)
     verbose = invocation.flags["verbose"] === true
     const level = command.logLevel ?? "warning"
-    await configureLogging(verbose ? "debug" : invocation.flags["quiet"] === true ? "error" : level)
+    await configureLogging(
+      verbose ? "debug" : invocation.flags["quiet"] === true ? "error" : level,
+      invocation.flags["log-format"] === "json" ? "json" : "text",
+    )
     for (const warning of warnings) logger("cli").warn(warning)
     await command.run(invocation)
     return Number(process.exitCode ?? 0)

@@ -109,6 +109,12 @@ SIGTERM and Ctrl-C let running answers finish for --grace seconds, a second one 
       help: "web page origin that may call; * for all",
     },
     ui: { type: "boolean", default: true, help: "serve the web page" },
+    "log-format": {
+      type: "enum",
+      values: ["text", "json"],
+      default: "text",
+      help: "json: each line of the log is an object",
+    },
     grace: {
       type: "number",
       min: 0,
@@ -240,7 +246,13 @@ function withAccessLog(app: ServerApp): ServerApp {
     const response = await app.fetch(...args)
     const ms = (performance.now() - started).toFixed(0)
     const id = response.headers.get("x-request-id") ?? "-"
-    log.info(`${request.method} ${new URL(request.url).pathname} ${response.status} ${ms} ms ${id}`)
+    log.info("{method} {path} {status} {ms} ms {id}", {
+      method: request.method,
+      path: new URL(request.url).pathname,
+      status: response.status,
+      ms: Number(ms),
+      id,
+    })
     return response
   }
   return Object.assign(Object.create(app) as ServerApp, { fetch: logged })

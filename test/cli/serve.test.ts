@@ -64,6 +64,24 @@ describe("kt serve", () => {
     expect(log).not.toContain("secret-1")
   }, 30_000)
 
+  test("the log as JSON, with a request's parts by name", async () => {
+    const { url, child } = await serving(["--log-format", "json", "--ctx", "128"])
+    try {
+      await fetch(`${url}/health`, { headers: { "x-request-id": "mine" } })
+    } finally {
+      child.kill("SIGTERM")
+    }
+    const log = (await new Response(child.stderr).text()).trimEnd().split("\n")
+    const records = log.map((line) => JSON.parse(line) as { properties?: unknown })
+    expect(records).toContainEqual(
+      expect.objectContaining({
+        level: "INFO",
+        logger: "kt.access",
+        properties: expect.objectContaining({ path: "/health", status: 200, id: "mine" }),
+      }),
+    )
+  })
+
   test("a KTransformers config.yaml: known keys work, unknown ones are told with their line", async () => {
     const file = join(folder.path, "config.yaml")
     writeFileSync(
