@@ -301,16 +301,18 @@ export class DiskStore {
     const share = limitBytes / (1 + others.live)
     if (bytes > share || others.liveBytes + bytes > limitBytes) return false
     for (;;) {
-      const isOverShare = this.#bytes + bytes > share
-      const total = this.#bytes + others.liveBytes + others.idleBytes + bytes
+      // entries that the journal is about to get take room too
+      const own = this.#bytes + this.#pending.length * this.#options.headerBytes + bytes
+      const isOverShare = own > share
+      const total = own + others.liveBytes + others.idleBytes
       if (!isOverShare && total <= limitBytes) return true
-      const own = oldest([...this.#segments.values()].filter((s) => s !== this.#active?.segment))
+      const mine = oldest([...this.#segments.values()].filter((s) => s !== this.#active?.segment))
       const other = isOverShare ? undefined : oldest(others.idle)
-      if (other !== undefined && (own === undefined || other.usedMs < own.usedMs)) {
+      if (other !== undefined && (mine === undefined || other.usedMs < mine.usedMs)) {
         others.idle.splice(others.idle.indexOf(other), 1)
         others.idleBytes -= other.bytes
         removeSegment(this.#files, other.path)
-      } else if (own !== undefined) this.#remove(own)
+      } else if (mine !== undefined) this.#remove(mine)
       else if (this.#active !== undefined) await this.#seal()
       else return false
     }
