@@ -133,11 +133,13 @@ export function chatPrompt(
     tools.map(({ function: { name, parameters } }) => [name, parameters ?? {}]),
   )
   const decoder = new TextDecoder()
+  // reasoning that stays in the content keeps its marks
+  const marked: ChatFormat = { ...format, reasoning }
   return {
     text,
     ids: tokenizer.encodePrompt(text),
     prefix: separates ? "" : prefix,
-    keepToken: (id) => isMarker(format, decoder.decode(tokenizer.tokenBytes(id))),
+    keepToken: (id) => isMarker(marked, decoder.decode(tokenizer.tokenBytes(id))),
     parser: () =>
       answerParser(format, {
         ...(tools.length > 0 ? { tools: parameters } : {}),

@@ -6,7 +6,9 @@ import {
   errorSchema,
   modelListSchema,
 } from "../../src/server/openai/schema.ts"
-import { at, EOS, type Json, json, list, sseItems, testServer } from "./fakes.ts"
+import type { ServerTokenizer } from "../../src/server/types.ts"
+import { THINK_TAGS } from "../../src/tokenizer/chat-formats.ts"
+import { at, byteTokenizer, EOS, type Json, json, list, sseItems, testServer } from "./fakes.ts"
 
 const CHAT = "/v1/chat/completions"
 const TEXT = "/v1/completions"
@@ -300,6 +302,31 @@ describe("chat completions", () => {
     expect(thought.join("")).toBe("hm")
     const whole = await json(post(CHAT, { ...hello, reasoning_format: "none" }))
     expect(at(whole, "choices", 0, "message", "content")).toBe("<think>\nhm\n</think>\n\nyes")
+  })
+
+  test("marks of reasoning that are control tokens stay where the reasoning does", async () => {
+    const marks = new Map([
+      [250, "<think>"],
+      [251, "</think>"],
+    ])
+    const tokenizer: ServerTokenizer = {
+      ...byteTokenizer,
+      tokenBytes: (id) => {
+        const mark = marks.get(id)
+        return mark === undefined ? byteTokenizer.tokenBytes(id) : new TextEncoder().encode(mark)
+      },
+      isSpecial: (id) => marks.has(id) || byteTokenizer.isSpecial(id),
+      chatFormat: { reasoning: THINK_TAGS, toolCalls: undefined },
+    }
+    const answer = [250, ...new TextEncoder().encode("hm"), 251, ...new TextEncoder().encode("yes")]
+    const { post } = testServer({ answer }, {}, { tokenizer })
+    const split = await json(post(CHAT, hello))
+    expect(at(split, "choices", 0, "message")).toMatchObject({
+      reasoning_content: "hm",
+      content: "yes",
+    })
+    const whole = await json(post(CHAT, { ...hello, reasoning_format: "none" }))
+    expect(at(whole, "choices", 0, "message", "content")).toBe("<think>hm</think>yes")
   })
 
   describe("tool calls", () => {
