@@ -24,6 +24,8 @@ const max_immediate = 64;
 /// Bytes of weights of one task, gate and up together, and down: little enough to balance, and long enough for the prefetchers.
 const gate_up_bytes = 256 << 10;
 const down_bytes = 128 << 10;
+/// The same where tiles may take it: every task reads its expert's activations, which are larger than its weights.
+const tile_factor = 2;
 /// Columns that activations are quantised together in.
 const quant_columns = 32;
 const line = 64;
@@ -495,8 +497,9 @@ export fn kt_fused_experts(handle: ?*c.kt_ctx_t, args: ?*const c.kt_experts_args
     region.middle.least_bf16 = least_bf16;
     const unit = if (region.middle.int8 or least_bf16 < never) @max(block, quant_columns) else block;
     const down_unit = if (least_bf16 < never) unit else block;
-    region.gate_up_rows = .of(ctx, wg.rows, groups.rowsPerTask(wg.rows, unit, wg.bytesPerRow() + wu.bytesPerRow(), gate_up_bytes, bound, threads));
-    region.down_rows = .of(ctx, wd.rows, groups.rowsPerTask(wd.rows, down_unit, wd.bytesPerRow(), down_bytes, bound, threads));
+    const factor: usize = if (least_bf16 < never) tile_factor else 1;
+    region.gate_up_rows = .of(ctx, wg.rows, groups.rowsPerTask(wg.rows, unit, wg.bytesPerRow() + wu.bytesPerRow(), factor * gate_up_bytes, bound, threads));
+    region.down_rows = .of(ctx, wd.rows, groups.rowsPerTask(wd.rows, down_unit, wd.bytesPerRow(), factor * down_bytes, bound, threads));
     const buffer = std.mem.alignForward(usize, region.gate_up_rows.per_piece * groups.taskTokens(pairs) * 4, line);
     region.room_bytes = region.scratch_bytes + 2 * buffer;
 

@@ -35,6 +35,8 @@ export interface Parameter {
   readonly transposed?: TransposedStack
   /** Whole path of the tensor to take where the checkpoint has none of this name (tied embeddings). */
   readonly fallback?: string
+  /** The stored values in another type, in memory of their own, or null: they stay as they are. On the CPU only. */
+  readonly convert?: (stored: Tensor) => Tensor | null
   bind(tensor: Tensor): void
 }
 

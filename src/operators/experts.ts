@@ -1,7 +1,8 @@
 import { z } from "zod"
 
-import { type Module, registerModules } from "../nn/module.ts"
+import { type Module, type Parameter, registerModules } from "../nn/module.ts"
 import { Experts } from "../nn/moe.ts"
+import { backendNotes, BACKENDS, type CpuBackend, heldAs } from "./cpu-backend.ts"
 import type { OperatorRegistry } from "./registry.ts"
 import { standIns } from "./stand-ins.ts"
 
@@ -16,14 +17,12 @@ const EXPERTS_OPS = [
   "KSFTExpertsCPU",
   "None",
 ] as const
-const BACKENDS = ["llamafile", "AMXInt8", "AMXBF16"] as const
 
 const Op = z.enum(EXPERTS_OPS, `expected one of ${EXPERTS_OPS.join(", ")}`).nullable()
 
 const schema = z.object({
   prefill_op: Op.optional(),
   generate_op: Op.optional(),
-  // one set of kernels reads every type and chooses by the CPU, so this has no effect
   backend: z.enum(BACKENDS, `expected one of ${BACKENDS.join(", ")}`).optional(),
   num_bits: z.number().int().optional(),
   group_size: z.number().int().optional(),
@@ -38,8 +37,15 @@ export class KTransformersExperts extends Experts {
   readonly prefillOp = CPU_OP
   readonly generateOp = CPU_OP
 
-  constructor(original: Experts) {
+  readonly #backend: CpuBackend | undefined
+
+  constructor(original: Experts, backend?: CpuBackend) {
     super(original.options)
+    this.#backend = backend
+  }
+
+  override parameters(): Parameter[] {
+    return heldAs(super.parameters(), this.#backend)
   }
 }
 
@@ -62,8 +68,11 @@ export function registerExperts(registry: OperatorRegistry): void {
       "KExpertsCPUW8A8",
     ],
     rejects,
-    notes: (kwargs) => standIns(CPU_OP, [kwargs.generate_op, kwargs.prefill_op]),
-    create: (original) =>
-      original instanceof Experts ? new KTransformersExperts(original) : original,
+    notes: (kwargs) => [
+      ...standIns(CPU_OP, [kwargs.generate_op, kwargs.prefill_op]),
+      ...backendNotes(kwargs.backend),
+    ],
+    create: (original, { backend }) =>
+      original instanceof Experts ? new KTransformersExperts(original, backend) : original,
   })
 }

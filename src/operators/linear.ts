@@ -1,7 +1,8 @@
 import { z } from "zod"
 
 import { Linear } from "../nn/layers.ts"
-import { type Module, registerModules } from "../nn/module.ts"
+import { type Module, type Parameter, registerModules } from "../nn/module.ts"
+import { backendNotes, BACKENDS, type CpuBackend, heldAs } from "./cpu-backend.ts"
 import type { OperatorRegistry } from "./registry.ts"
 import { standIns } from "./stand-ins.ts"
 
@@ -32,6 +33,7 @@ const schema = z.object({
   // the names these had in the first releases, as KTransformers' README still has them
   generate_linear_type: Op.optional(),
   prefill_linear_type: Op.optional(),
+  backend: z.enum(BACKENDS, `expected one of ${BACKENDS.join(", ")}`).optional(),
   // of Marlin, CPUInfer, FP8 and IPEX-LLM: accepted, of no effect on the CPU
   num_bits: z.number().int().optional(),
   group_size: z.number().int().optional(),
@@ -52,8 +54,15 @@ export class KTransformersLinear extends Linear {
   readonly prefillOp = CPU_OP
   readonly generateOp = CPU_OP
 
-  constructor(original: Linear) {
+  readonly #backend: CpuBackend | undefined
+
+  constructor(original: Linear, backend?: CpuBackend) {
     super(original.inFeatures, original.outFeatures, original.options)
+    this.#backend = backend
+  }
+
+  override parameters(): Parameter[] {
+    return heldAs(super.parameters(), this.#backend)
   }
 }
 
@@ -66,12 +75,14 @@ export function registerLinear(registry: OperatorRegistry): void {
     schema,
     aliases: ["KTransformerLinear", "KTransformersLinearW8A8A2", "KLinearCPU"],
     rejects,
-    notes: (kwargs) =>
-      standIns(CPU_OP, [
+    notes: (kwargs) => [
+      ...standIns(CPU_OP, [
         kwargs.generate_op ?? kwargs.generate_linear_type,
         kwargs.prefill_op ?? kwargs.prefill_linear_type,
       ]),
-    create: (original) =>
-      original instanceof Linear ? new KTransformersLinear(original) : original,
+      ...backendNotes(kwargs.backend),
+    ],
+    create: (original, { backend }) =>
+      original instanceof Linear ? new KTransformersLinear(original, backend) : original,
   })
 }

@@ -384,19 +384,22 @@ class Binder implements LoadedWeights {
               : this.#mapping(entries[0] as WeightEntry, shape)
     const isPlain = transposed === undefined && grouped === undefined && entries.length === 1
     const isCut = rows === undefined || (isBuilt && isPlain)
-    const tensor = isCut ? whole : whole.narrow(0, rows.start, rows.count)
+    const stored = isCut ? whole : whole.narrow(0, rows.start, rows.count)
     if (this.#host !== this.#options.backend) {
       const name = !isStacked && isCut ? entries[0]?.name : undefined
-      const placed = this.#upload(tensor, kind === "table", name)
+      const placed = this.#upload(stored, kind === "table", name)
       if (isStacked) whole[Symbol.dispose]()
       return placed
     }
+    const converted = parameter.convert?.(stored) ?? null
+    const tensor = converted ?? stored
     const packed = kind === "table" ? null : (this.#options.pack?.(tensor) ?? null)
-    if (packed !== null) {
+    if (packed !== null || converted !== null) {
       if (isStacked) whole[Symbol.dispose]()
       else for (const entry of entries) this.#weights.drop(entry.name)
       this.packedBytes += byteLength(tensor.dtype, tensor.shape)
-      return this.#own(packed)
+      if (packed !== null) converted?.[Symbol.dispose]()
+      return this.#own(packed ?? tensor)
     }
     if (isStacked) {
       this.packedBytes += byteLength(tensor.dtype, tensor.shape)
