@@ -103,6 +103,8 @@ extern "C" kt_status_t kt_store_kv(kt_ctx_t *handle, const kt_tensor_t *k, const
 #define TILE 64
 /* Of a sequence: bounds the memory of partial results. */
 #define MAX_SEGMENTS 256
+#define AT_ONCE 4
+#define VALUES_AT_ONCE 8
 
 struct attention_job {
   kt_heads q;
@@ -181,23 +183,36 @@ template <int KIND, int HEADS, int COLUMNS> __global__ void attention_kernel(con
     __syncthreads();
     for (int tile = from; tile < until; tile += TILE) {
       const int count = min(TILE, until - tile);
-      for (int i = warp; i < count; i += WARPS) {
-        const int key = tile + i;
-        const char *row = job.k.data + table[key / job.page_size] * job.k.page_stride + kv_head * job.k.head_stride + key % job.page_size * job.k.slot_stride;
-        float dot[HEADS];
+      /* AT_ONCE keys a warp, whose loads overlap */
+      for (int i = AT_ONCE * warp; i < count; i += AT_ONCE * WARPS) {
+        const char *row[AT_ONCE];
+        float dot[AT_ONCE][HEADS];
 #pragma unroll
-        for (int g = 0; g < HEADS; g++) dot[g] = 0;
+        for (int k = 0; k < AT_ONCE; k++) {
+          const int key = min(tile + i + k, until - 1);
+          row[k] = job.k.data + table[key / job.page_size] * job.k.page_stride + kv_head * job.k.head_stride + key % job.page_size * job.k.slot_stride;
+#pragma unroll
+          for (int g = 0; g < HEADS; g++) dot[k][g] = 0;
+        }
         for (int c = lane; c < k_dim; c += KT_WARP) {
-          const float value = cached<KIND>(row, c);
+          float value[AT_ONCE];
 #pragma unroll
-          for (int g = 0; g < HEADS; g++) dot[g] += q[g * k_dim + c] * value;
+          for (int k = 0; k < AT_ONCE; k++) value[k] = cached<KIND>(row[k], c);
+#pragma unroll
+          for (int g = 0; g < HEADS; g++) {
+            const float own = q[g * k_dim + c];
+#pragma unroll
+            for (int k = 0; k < AT_ONCE; k++) dot[k][g] += own * value[k];
+          }
         }
 #pragma unroll
-        for (int g = 0; g < HEADS; g++) {
-          float score = kt_warp_sum(dot[g]);
-          if (job.params.soft_cap != 0) score = job.params.soft_cap * tanhf(score / job.params.soft_cap);
-          if (lane == 0) scores[g][i] = score;
-        }
+        for (int k = 0; k < AT_ONCE; k++)
+#pragma unroll
+          for (int g = 0; g < HEADS; g++) {
+            float score = kt_warp_sum(dot[k][g]);
+            if (job.params.soft_cap != 0) score = job.params.soft_cap * tanhf(score / job.params.soft_cap);
+            if (lane == 0) scores[g][i + k] = score;
+          }
       }
       __syncthreads();
       for (int g = warp; g < HEADS; g += WARPS) {
@@ -217,16 +232,24 @@ template <int KIND, int HEADS, int COLUMNS> __global__ void attention_kernel(con
       for (int g = 0; g < HEADS; g++)
 #pragma unroll
         for (int c = 0; c < COLUMNS; c++) acc[g][c] *= shrink[g];
-      for (int i = 0; i < count; i++) {
-        const int key = tile + i;
-        const char *row = job.v.data + table[key / job.page_size] * job.v.page_stride + kv_head * job.v.head_stride + key % job.page_size * job.v.slot_stride;
+      for (int i = 0; i < count; i += VALUES_AT_ONCE) {
+        float value[VALUES_AT_ONCE][COLUMNS];
 #pragma unroll
-        for (int c = 0; c < COLUMNS; c++) {
-          const int column = thread + c * THREADS;
-          const float value = column < job.v_dim ? cached<KIND>(row, column) : 0.0f;
+        for (int k = 0; k < VALUES_AT_ONCE; k++) {
+          const int key = min(tile + i + k, until - 1); /* weighs nothing beyond the last */
+          const char *row = job.v.data + table[key / job.page_size] * job.v.page_stride + kv_head * job.v.head_stride + key % job.page_size * job.v.slot_stride;
 #pragma unroll
-          for (int g = 0; g < HEADS; g++) acc[g][c] += scores[g][i] * value;
+          for (int c = 0; c < COLUMNS; c++) {
+            const int column = thread + c * THREADS;
+            value[k][c] = column < job.v_dim ? cached<KIND>(row, column) : 0.0f;
+          }
         }
+#pragma unroll
+        for (int k = 0; k < VALUES_AT_ONCE; k++)
+#pragma unroll
+          for (int g = 0; g < HEADS; g++)
+#pragma unroll
+            for (int c = 0; c < COLUMNS; c++) acc[g][c] += scores[g][i + k] * value[k][c];
       }
       __syncthreads();
     }

@@ -62,8 +62,53 @@ __device__ __forceinline__ void scale_min(uint4 head, int sub, float *scale, flo
   *minimum = (float)(sub < 4 ? b & 63 : (c >> 4 & 15) | (b >> 6 & 3) << 4);
 }
 
-/* One lane's 16 bytes of a row, and their products with each token's codes. */
+/* One lane's 16 bytes of a row, the codes and scales of a token that belong to them (`input`), and their product. */
 template <uint32_t TYPE> struct piece;
+template <uint32_t TYPE> struct input;
+
+template <> struct input<KT_Q4_K> {
+  uint4 a, b;
+  float2 s0, s1;
+  __device__ __forceinline__ void load(const int8_t *x, const float2 *scales, int64_t c) {
+    const int w = (int)(c % 8);
+    const int64_t col = c / 8 * 256 + w / 2 * 64 + w % 2 * 16, block = c / 8 * 8 + w / 2 * 2;
+    const float4 both = __ldg((const float4 *)(scales + block));
+    s0 = make_float2(both.x, both.y), s1 = make_float2(both.z, both.w);
+    a = codes16(x, col), b = codes16(x, col + 32);
+  }
+};
+
+template <> struct input<KT_PACKED(KT_Q6_K)> {
+  uint2 codes[4];
+  float scale[4];
+  __device__ __forceinline__ void load(const int8_t *x, const float2 *scales, int64_t c) {
+    const int w = (int)(c % 8);
+    const int64_t col = c / 8 * 256 + w / 4 * 128 + w % 4 * 8, block = c / 8 * 8 + w / 4 * 4;
+#pragma unroll
+    for (int g = 0; g < 4; g++) codes[g] = __ldg((const uint2 *)(x + col + 32 * g)), scale[g] = __ldg(&scales[block + g].x);
+  }
+};
+
+/* Blocks of 32 codes. */
+struct input32 {
+  uint4 a, b;
+  float2 s;
+  __device__ __forceinline__ void load(const int8_t *x, const float2 *scales, int64_t c) {
+    s = __ldg(scales + c);
+    a = codes16(x, 32 * c), b = codes16(x, 32 * c + 16);
+  }
+};
+template <> struct input<KT_PACKED(KT_Q4_0)> : input32 {};
+template <> struct input<KT_PACKED(KT_Q4_1)> : input32 {};
+
+template <> struct input<KT_PACKED(KT_Q8_0)> {
+  uint4 a;
+  float scale;
+  __device__ __forceinline__ void load(const int8_t *x, const float2 *scales, int64_t c) {
+    scale = __ldg(&scales[c / 2].x);
+    a = codes16(x, 16 * c);
+  }
+};
 
 template <> struct piece<KT_Q4_K> {
   static constexpr int VALUES = 32;
@@ -79,12 +124,9 @@ template <> struct piece<KT_Q4_K> {
     scale_min(head, w / 2 * 2 + 1, &d1, &m1);
     d0 *= d, d1 *= d, m0 *= minimum, m1 *= minimum;
   }
-  __device__ __forceinline__ float times(const int8_t *x, const float2 *scales, int64_t c) const {
-    const int w = (int)(c % 8);
-    const int64_t col = c / 8 * 256 + w / 2 * 64 + w % 2 * 16, block = c / 8 * 8 + w / 2 * 2;
-    const float2 s0 = __ldg(scales + block), s1 = __ldg(scales + block + 1);
-    const int dot0 = dot16(nibbles(q, 0), codes16(x, col)), dot1 = dot16(nibbles(q, 4), codes16(x, col + 32));
-    return d0 * s0.x * (float)dot0 - m0 * s0.y + (d1 * s1.x * (float)dot1 - m1 * s1.y);
+  __device__ __forceinline__ float times(const input<KT_Q4_K> &x) const {
+    const int dot0 = dot16(nibbles(q, 0), x.a), dot1 = dot16(nibbles(q, 4), x.b);
+    return d0 * x.s0.x * (float)dot0 - m0 * x.s0.y + (d1 * x.s1.x * (float)dot1 - m1 * x.s1.y);
   }
 };
 
@@ -106,16 +148,13 @@ template <> struct piece<KT_PACKED(KT_Q6_K)> {
     d[2] = scale * (float)(int8_t)(scales.y >> shift);
     d[3] = scale * (float)(int8_t)(scales.y >> (16 + shift));
   }
-  __device__ __forceinline__ float times(const int8_t *x, const float2 *scales, int64_t c) const {
-    const int w = (int)(c % 8);
-    const int64_t col = c / 8 * 256 + w / 4 * 128 + w % 4 * 8, block = c / 8 * 8 + w / 4 * 4;
+  __device__ __forceinline__ float times(const input<KT_PACKED(KT_Q6_K)> &x) const {
     float sum = 0;
 #pragma unroll
     for (int g = 0; g < 4; g++) {
       const uint32_t a = (g % 2 == 0 ? low.x : low.z) >> (g / 2 * 4) & 0x0f0f0f0f, b = (g % 2 == 0 ? low.y : low.w) >> (g / 2 * 4) & 0x0f0f0f0f;
       const uint32_t qa = __vsub4(a | (high.x >> (2 * g) & 0x03030303) << 4, 0x20202020), qb = __vsub4(b | (high.y >> (2 * g) & 0x03030303) << 4, 0x20202020);
-      const uint2 codes = __ldg((const uint2 *)(x + col + 32 * g));
-      sum += d[g] * __ldg(&scales[block + g].x) * (float)__dp4a((int)qb, (int)codes.y, __dp4a((int)qa, (int)codes.x, 0));
+      sum += d[g] * x.scale[g] * (float)__dp4a((int)qb, (int)x.codes[g].y, __dp4a((int)qa, (int)x.codes[g].x, 0));
     }
     return sum;
   }
@@ -129,9 +168,8 @@ template <> struct piece<KT_PACKED(KT_Q4_0)> {
     q = stream16(row + c * 16);
     d = half_at(row + n / 2 + c * 2);
   }
-  __device__ __forceinline__ float times(const int8_t *x, const float2 *scales, int64_t c) const {
-    const float2 s = __ldg(scales + c);
-    return d * (s.x * (float)(dot16(nibbles(q, 0), codes16(x, 32 * c)) + dot16(nibbles(q, 4), codes16(x, 32 * c + 16))) - 8.0f * s.y);
+  __device__ __forceinline__ float times(const input32 &x) const {
+    return d * (x.s.x * (float)(dot16(nibbles(q, 0), x.a) + dot16(nibbles(q, 4), x.b)) - 8.0f * x.s.y);
   }
 };
 
@@ -144,9 +182,8 @@ template <> struct piece<KT_PACKED(KT_Q4_1)> {
     const uint32_t both = __ldg((const uint32_t *)(row + n / 2 + c * 4));
     d = half_of(both & 0xffff), m = half_of(both >> 16);
   }
-  __device__ __forceinline__ float times(const int8_t *x, const float2 *scales, int64_t c) const {
-    const float2 s = __ldg(scales + c);
-    return d * s.x * (float)(dot16(nibbles(q, 0), codes16(x, 32 * c)) + dot16(nibbles(q, 4), codes16(x, 32 * c + 16))) + m * s.y;
+  __device__ __forceinline__ float times(const input32 &x) const {
+    return d * x.s.x * (float)(dot16(nibbles(q, 0), x.a) + dot16(nibbles(q, 4), x.b)) + m * x.s.y;
   }
 };
 
@@ -158,9 +195,7 @@ template <> struct piece<KT_PACKED(KT_Q8_0)> {
     q = stream16(row + c * 16);
     d = half_at(row + n + c / 2 * 2);
   }
-  __device__ __forceinline__ float times(const int8_t *x, const float2 *scales, int64_t c) const {
-    return d * __ldg(&scales[c / 2].x) * (float)dot16(q, codes16(x, 16 * c));
-  }
+  __device__ __forceinline__ float times(const input<KT_PACKED(KT_Q8_0)> &x) const { return d * x.scale * (float)dot16(q, x.a); }
 };
 
 __device__ __forceinline__ float activate(uint32_t act, float gate, float up) {
@@ -189,74 +224,98 @@ __device__ __forceinline__ bool place(const gemv_args &a, int64_t *matrix, int64
   return *expert >= 0 && *expert < a.experts;
 }
 
-/* Sums of one row over the warps that share it, and the row's last step. */
-template <int TOKENS, bool DUAL>
-__device__ __forceinline__ void finish(const gemv_args &a, float (&acc)[TOKENS], float (&acc_up)[TOKENS], int64_t row, int64_t out_row, int64_t expert, bool valid) {
-  __shared__ float shared[DUAL ? 2 : 1][WARPS][TOKENS];
+/* Sums of a warp's rows over the warps that share them, and the rows' last step. */
+template <int TOKENS, bool DUAL, int ROWS>
+__device__ __forceinline__ void finish(const gemv_args &a, float (&acc)[ROWS][TOKENS], float (&acc_up)[ROWS][TOKENS], int64_t row, int64_t out_row, int64_t expert, bool valid) {
+  __shared__ float shared[DUAL ? 2 : 1][WARPS][ROWS][TOKENS];
   const int warp = threadIdx.x / KT_WARP, lane = threadIdx.x % KT_WARP, part = warp % a.parts;
 #pragma unroll
-  for (int t = 0; t < TOKENS; t++) {
-    acc[t] = kt_warp_sum(acc[t]);
-    if (DUAL) acc_up[t] = kt_warp_sum(acc_up[t]);
-  }
+  for (int r = 0; r < ROWS; r++)
+#pragma unroll
+    for (int t = 0; t < TOKENS; t++) {
+      acc[r][t] = kt_warp_sum(acc[r][t]);
+      if (DUAL) acc_up[r][t] = kt_warp_sum(acc_up[r][t]);
+    }
   if (a.parts > 1) {
     if (lane == 0)
 #pragma unroll
-      for (int t = 0; t < TOKENS; t++) {
-        shared[0][warp][t] = acc[t];
-        if (DUAL) shared[DUAL ? 1 : 0][warp][t] = acc_up[t];
-      }
+      for (int r = 0; r < ROWS; r++)
+#pragma unroll
+        for (int t = 0; t < TOKENS; t++) {
+          shared[0][warp][r][t] = acc[r][t];
+          if (DUAL) shared[DUAL ? 1 : 0][warp][r][t] = acc_up[r][t];
+        }
     __syncthreads();
     if (part != 0) return;
 #pragma unroll
-    for (int t = 0; t < TOKENS; t++)
-      for (int other = 1; other < a.parts; other++) {
-        acc[t] += shared[0][warp + other][t];
-        if (DUAL) acc_up[t] += shared[DUAL ? 1 : 0][warp + other][t];
-      }
-  }
-  if (row >= a.rows || lane != 0) return;
-  const float bias = a.bias != NULL ? a.bias[expert * a.bias_stride + row] : 0.0f;
+    for (int r = 0; r < ROWS; r++)
 #pragma unroll
-  for (int t = 0; t < TOKENS; t++) {
-    if (t >= a.tokens) break;
-    float *to = a.out + (out_row + t) * a.out_stride + row;
-    float value = acc[t] + bias;
-    if (DUAL) value = activate(a.act, value, acc_up[t] + (a.up_bias != NULL ? a.up_bias[expert * a.bias_stride + row] : 0.0f));
-    if (!valid) value = __int_as_float(0x7fc00000);
-    *to = a.add ? *to + value : value;
+      for (int t = 0; t < TOKENS; t++)
+        for (int other = 1; other < a.parts; other++) {
+          acc[r][t] += shared[0][warp + other][r][t];
+          if (DUAL) acc_up[r][t] += shared[DUAL ? 1 : 0][warp + other][r][t];
+        }
+  }
+  /* a lane a row */
+#pragma unroll
+  for (int r = 0; r < ROWS; r++) {
+    const int64_t own = row + r;
+    if (own >= a.rows || lane != r) continue;
+    const float bias = a.bias != NULL ? a.bias[expert * a.bias_stride + own] : 0.0f;
+#pragma unroll
+    for (int t = 0; t < TOKENS; t++) {
+      if (t >= a.tokens) break;
+      float *to = a.out + (out_row + t) * a.out_stride + own;
+      float value = acc[r][t] + bias;
+      if (DUAL) value = activate(a.act, value, acc_up[r][t] + (a.up_bias != NULL ? a.up_bias[expert * a.bias_stride + own] : 0.0f));
+      if (!valid) value = __int_as_float(0x7fc00000);
+      *to = a.add ? *to + value : value;
+    }
   }
 }
 
-template <uint32_t TYPE, int TOKENS, bool DUAL> __global__ void __launch_bounds__(THREADS) gemv_int8_kernel(const gemv_args a) {
+/* ROWS rows to a warp, so that activations are loaded once for them and many loads are under way. */
+template <uint32_t TYPE, int TOKENS, bool DUAL, int ROWS> __global__ void __launch_bounds__(THREADS) gemv_int8_kernel(const gemv_args a) {
   const int warp = threadIdx.x / KT_WARP, lane = threadIdx.x % KT_WARP, part = warp % a.parts;
-  const int64_t row = blockIdx.x * (int64_t)(WARPS / a.parts) + warp / a.parts;
+  const int64_t row = (blockIdx.x * (int64_t)(WARPS / a.parts) + warp / a.parts) * ROWS;
   int64_t matrix, x_row, out_row, expert;
   const bool valid = place(a, &matrix, &x_row, &out_row, &expert);
-  float acc[TOKENS], acc_up[TOKENS];
+  float acc[ROWS][TOKENS], acc_up[ROWS][TOKENS];
 #pragma unroll
-  for (int t = 0; t < TOKENS; t++) acc[t] = acc_up[t] = 0;
+  for (int r = 0; r < ROWS; r++)
+#pragma unroll
+    for (int t = 0; t < TOKENS; t++) acc[r][t] = acc_up[r][t] = 0;
   if (row < a.rows && valid) {
-    const uint8_t *w = a.w.data + matrix + row * a.w.row_stride;
-    const uint8_t *up = DUAL ? a.up.data + matrix + row * a.up.row_stride : NULL;
+    const uint8_t *w[ROWS], *up[ROWS];
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+      /* beyond the last row the last is computed once more, and nothing written */
+      const int64_t own = min(row + r, a.rows - 1);
+      w[r] = a.w.data + matrix + own * a.w.row_stride;
+      up[r] = DUAL ? a.up.data + matrix + own * a.up.row_stride : NULL;
+    }
     const int64_t pieces = a.n / piece<TYPE>::VALUES;
-#pragma unroll 2
     for (int64_t c = part * KT_WARP + lane; c < pieces; c += a.parts * KT_WARP) {
-      piece<TYPE> p, u;
-      p.load(w, c, a.n);
-      if (DUAL) u.load(up, c, a.n);
+      piece<TYPE> p[ROWS], u[DUAL ? ROWS : 1];
+#pragma unroll
+      for (int r = 0; r < ROWS; r++) {
+        p[r].load(w[r], c, a.n);
+        if (DUAL) u[DUAL ? r : 0].load(up[r], c, a.n);
+      }
 #pragma unroll
       for (int t = 0; t < TOKENS; t++) {
-        /* beyond the last token the last is computed once more, and nothing written */
         const int64_t token = x_row + (TOKENS == 1 ? 0 : min(t, a.tokens - 1));
-        const int8_t *codes = a.codes + token * a.n;
-        const float2 *scales = a.scales + token * (a.n / 32);
-        acc[t] += p.times(codes, scales, c);
-        if (DUAL) acc_up[t] += u.times(codes, scales, c);
+        input<TYPE> x;
+        x.load(a.codes + token * a.n, a.scales + token * (a.n / 32), c);
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+          acc[r][t] += p[r].times(x);
+          if (DUAL) acc_up[r][t] += u[DUAL ? r : 0].times(x);
+        }
       }
     }
   }
-  finish<TOKENS, DUAL>(a, acc, acc_up, row, out_row, expert, valid);
+  finish<TOKENS, DUAL, ROWS>(a, acc, acc_up, row, out_row, expert, valid);
 }
 
 template <uint32_t TYPE, int TOKENS> __global__ void __launch_bounds__(THREADS) gemv_float_kernel(const gemv_args a) {
@@ -264,9 +323,9 @@ template <uint32_t TYPE, int TOKENS> __global__ void __launch_bounds__(THREADS) 
   const int64_t row = blockIdx.x * (int64_t)(WARPS / a.parts) + warp / a.parts;
   int64_t matrix, x_row, out_row, expert;
   const bool valid = place(a, &matrix, &x_row, &out_row, &expert);
-  float acc[TOKENS], unused[TOKENS];
+  float acc[1][TOKENS], unused[1][TOKENS];
 #pragma unroll
-  for (int t = 0; t < TOKENS; t++) acc[t] = unused[t] = 0;
+  for (int t = 0; t < TOKENS; t++) acc[0][t] = unused[0][t] = 0;
   if (row < a.rows && valid) {
     const uint8_t *w = a.w.data + matrix + row * a.w.row_stride;
     const float *x = a.x + x_row * a.x_stride;
@@ -277,7 +336,7 @@ template <uint32_t TYPE, int TOKENS> __global__ void __launch_bounds__(THREADS) 
       for (int t = 0; t < TOKENS; t++) {
         const float *from = x + (TOKENS == 1 ? 0 : min(t, a.tokens - 1)) * a.x_stride + col;
 #pragma unroll
-        for (int j = 0; j < 8; j++) acc[t] += values[j] * from[j];
+        for (int j = 0; j < 8; j++) acc[0][t] += values[j] * from[j];
       }
     }
     if constexpr (TYPE == KT_F32 || TYPE == KT_F16 || TYPE == KT_BF16) {
@@ -288,29 +347,31 @@ template <uint32_t TYPE, int TOKENS> __global__ void __launch_bounds__(THREADS) 
         else if constexpr (TYPE == KT_F16) value = __half2float(((const __half *)w)[col]);
         else value = __uint_as_float((uint32_t)((const uint16_t *)w)[col] << 16);
 #pragma unroll
-        for (int t = 0; t < TOKENS; t++) acc[t] += value * x[(TOKENS == 1 ? 0 : min(t, a.tokens - 1)) * a.x_stride + col];
+        for (int t = 0; t < TOKENS; t++) acc[0][t] += value * x[(TOKENS == 1 ? 0 : min(t, a.tokens - 1)) * a.x_stride + col];
       }
     }
   }
-  finish<TOKENS, false>(a, acc, unused, row, out_row, expert, valid);
+  finish<TOKENS, false, 1>(a, acc, unused, row, out_row, expert, valid);
 }
 
 /* So many warps to a row that all multiprocessors have some, each with at least 32 pieces. */
 static int parts_for(kt_ctx *ctx, int64_t rows, int64_t pieces) {
   int parts = 1;
-  while (parts < WARPS && rows * parts < 40 * (int64_t)ctx->multiprocessors && pieces >= 2 * parts * KT_WARP) parts *= 2;
+  while (parts < WARPS && rows * parts < 32 * (int64_t)ctx->multiprocessors && pieces >= 2 * parts * KT_WARP) parts *= 2;
   return parts;
 }
 
 static dim3 grid_for(const gemv_args &a, int64_t pairs) { return dim3((unsigned)kt_div_up(a.rows, WARPS / a.parts), (unsigned)pairs); }
 
 template <uint32_t TYPE, bool DUAL> static void launch_int8(kt_ctx *ctx, gemv_args &a, int64_t pairs) {
-  a.parts = parts_for(ctx, a.rows * (a.ids != NULL ? pairs : 1), a.n / piece<TYPE>::VALUES);
-  const dim3 grid = grid_for(a, pairs);
-  if (a.tokens == 1) gemv_int8_kernel<TYPE, 1, DUAL><<<grid, THREADS, 0, ctx->stream>>>(a);
-  else if (a.tokens == 2) gemv_int8_kernel<TYPE, 2, DUAL><<<grid, THREADS, 0, ctx->stream>>>(a);
-  else if (a.tokens <= 4) gemv_int8_kernel<TYPE, 4, DUAL><<<grid, THREADS, 0, ctx->stream>>>(a);
-  else gemv_int8_kernel<TYPE, 8, DUAL><<<grid, THREADS, 0, ctx->stream>>>(a);
+  constexpr int SINGLE = DUAL ? 2 : 4, SEVERAL = DUAL ? 1 : 2;
+  const int rows = a.tokens <= 2 ? SINGLE : SEVERAL;
+  a.parts = parts_for(ctx, kt_div_up(a.rows, rows) * (a.ids != NULL ? pairs : 1), a.n / piece<TYPE>::VALUES);
+  const dim3 grid((unsigned)kt_div_up(a.rows, (int64_t)rows * (WARPS / a.parts)), (unsigned)pairs);
+  if (a.tokens == 1) gemv_int8_kernel<TYPE, 1, DUAL, SINGLE><<<grid, THREADS, 0, ctx->stream>>>(a);
+  else if (a.tokens == 2) gemv_int8_kernel<TYPE, 2, DUAL, SINGLE><<<grid, THREADS, 0, ctx->stream>>>(a);
+  else if (a.tokens <= 4) gemv_int8_kernel<TYPE, 4, DUAL, SEVERAL><<<grid, THREADS, 0, ctx->stream>>>(a);
+  else gemv_int8_kernel<TYPE, 8, DUAL, SEVERAL><<<grid, THREADS, 0, ctx->stream>>>(a);
 }
 
 template <bool DUAL> static kt_status_t dispatch_int8(kt_ctx *ctx, gemv_args &a, int64_t pairs) {

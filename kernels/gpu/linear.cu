@@ -112,10 +112,13 @@ extern "C" kt_status_t kt_linear(kt_ctx_t *handle, const kt_tensor_t *x, const k
   return kt_gpu_matmul(ctx, from, w, b, false, to);
 }
 
-/* norm(x) in every form that is asked for: codes at once where no other is. */
-static kt_status_t normed(kt_ctx *ctx, kt_frows x, const kt_norm *norm, activations *out) {
+/* norm(x) as the products with `weights` take it: codes at once where all do. */
+static kt_status_t normed(kt_ctx *ctx, kt_frows x, const kt_norm *norm, activations *out, const kt_tensor_t *const *weights, int count) {
   *out = {x, {}, NULL};
   if (norm == NULL) return KT_OK;
+  bool codes = kt_gpu_can_norm_quantize(x, *norm);
+  for (int i = 0; i < count; i++) codes = codes && way_of(ctx, weights[i], x.count) == WAY_INT8;
+  if (codes) return kt_gpu_norm_quantize(ctx, x, *norm, &out->codes);
   void *memory = NULL;
   KT_TRY(kt_gpu_scratch(ctx, KT_SCRATCH_TEMP, x.count * x.n * 4, &memory));
   out->x = {(float *)memory, x.count, x.n, x.n};
@@ -139,7 +142,7 @@ extern "C" kt_status_t kt_norm_linear(kt_ctx_t *handle, const kt_tensor_t *x, co
   if (norm.weight == NULL) return KT_INVALID("norm_weight is NULL");
   KT_TRY(out_rows(ctx, "out", out, from.count, w->shape[0], &to));
   activations in;
-  KT_TRY(normed(ctx, from, &norm, &in));
+  KT_TRY(normed(ctx, from, &norm, &in, &w, 1));
   return multiply(ctx, &in, w, NULL, false, to);
 }
 
@@ -189,13 +192,14 @@ extern "C" kt_status_t kt_gate_up_act(kt_ctx_t *handle, const kt_tensor_t *x, co
   KT_TRY(norm_of(ctx, "norm_weight", norm_weight, eps, offset, from.n, &norm));
   KT_TRY(out_rows(ctx, "out", out, from.count, wg->shape[0], &to));
   activations in;
-  KT_TRY(normed(ctx, from, norm.weight == NULL ? NULL : &norm, &in));
+  const kt_tensor_t *weights[2] = {wg, wu};
+  KT_TRY(normed(ctx, from, norm.weight == NULL ? NULL : &norm, &in, weights, 2));
   const kt_weight up = kt_weight_of(wu);
   if (way_of(ctx, wg, from.count) == WAY_INT8 && way_of(ctx, wu, from.count) == WAY_INT8 && up.type == kt_weight_of(wg).type) {
     kt_product p = product_of(wg, NULL, false, to);
     p.up = up;
     p.act = act;
-    KT_TRY(kt_gpu_quantize(ctx, in.x, &in.codes));
+    if (in.codes.codes == NULL) KT_TRY(kt_gpu_quantize(ctx, in.x, &in.codes));
     return kt_gpu_gemv_int8(ctx, p, in.codes, from.count);
   }
   void *memory = NULL;
@@ -327,7 +331,8 @@ extern "C" kt_status_t kt_qkv_rope_store(kt_ctx_t *handle, const kt_qkv_args_t *
   KT_TRY(norm_of(ctx, "k_norm", a->k_norm, a->qk_eps, a->qk_norm_offset, whole ? kv_heads * k_dim : k_dim, &job.k_norm));
   job.has_norm = !whole && (a->q_norm != NULL || a->unit_qk_norm == 1);
   activations in;
-  KT_TRY(normed(ctx, x, norm.weight == NULL ? NULL : &norm, &in));
+  const kt_tensor_t *weights[3] = {a->wq, a->wk, a->wv};
+  KT_TRY(normed(ctx, x, norm.weight == NULL ? NULL : &norm, &in, weights, 3));
   void *memory = NULL;
   KT_TRY(kt_gpu_scratch(ctx, KT_SCRATCH_TEMP2, tokens * kv_heads * (k_dim + v_dim) * 4, &memory));
   const int64_t q_stride = tokens == 1 ? heads * k_dim : q->stride[0] / 4;

@@ -12,6 +12,9 @@ struct kt_int8_rows {
   int64_t n;
 };
 kt_status_t kt_gpu_quantize(kt_ctx *ctx, kt_frows x, kt_int8_rows *out);
+/* The codes of rms_norm(x) in one launch, where a row fits a block's registers. */
+bool kt_gpu_can_norm_quantize(kt_frows x, kt_norm norm);
+kt_status_t kt_gpu_norm_quantize(kt_ctx *ctx, kt_frows x, kt_norm norm, kt_int8_rows *out);
 /* out [rows][width] bf16, zeros behind x's n columns. */
 kt_status_t kt_gpu_to_bf16(kt_ctx *ctx, kt_frows x, int64_t width, void *out);
 

@@ -19,9 +19,35 @@ __global__ void rms_norm_kernel(kt_frows x, const float *add, int64_t add_stride
   for (int64_t i = threadIdx.x; i < x.n; i += blockDim.x) to[i] = row[i] * scale * (norm.weight != NULL ? norm.weight[i] + norm.offset : 1.0f);
 }
 
-static int threads_for(int64_t n) { return n <= 128 ? 32 : n <= 1024 ? 128 : n <= 4096 ? 512 : 1024; }
+/* The same where a row is at most four values a thread, 16-byte aligned: one pass over memory. */
+__global__ void rms_norm4_kernel(kt_frows x, const float *add, int64_t add_stride, kt_norm norm, kt_frows out) {
+  __shared__ float shared[32];
+  float4 *row = (float4 *)(x.data + blockIdx.x * x.stride);
+  const int64_t i = threadIdx.x;
+  const bool own = 4 * i < x.n;
+  float4 v = own ? row[i] : make_float4(0, 0, 0, 0);
+  const float4 w = own && norm.weight != NULL ? ((const float4 *)norm.weight)[i] : make_float4(1 - norm.offset, 1 - norm.offset, 1 - norm.offset, 1 - norm.offset);
+  if (add != NULL && own) {
+    const float4 more = ((const float4 *)(add + blockIdx.x * add_stride))[i];
+    row[i] = v = make_float4(v.x + more.x, v.y + more.y, v.z + more.z, v.w + more.w);
+  }
+  const float sum = kt_block_sum(v.x * v.x + v.y * v.y + (v.z * v.z + v.w * v.w), shared);
+  const float scale = 1.0f / sqrtf(sum / (float)x.n + norm.eps);
+  if (own)
+    ((float4 *)(out.data + blockIdx.x * out.stride))[i] =
+        make_float4(v.x * scale * (w.x + norm.offset), v.y * scale * (w.y + norm.offset), v.z * scale * (w.z + norm.offset), v.w * scale * (w.w + norm.offset));
+}
+
+static bool aligned(const float *data, int64_t stride) { return (uintptr_t)data % 16 == 0 && stride % 4 == 0; }
+
+static int threads_for(int64_t n) { return n <= 128 ? 32 : n <= 512 ? 128 : 1024; }
 
 static kt_status_t launch(kt_ctx *ctx, kt_frows x, const float *add, int64_t add_stride, kt_norm norm, kt_frows out) {
+  if (x.n % 4 == 0 && x.n > 512 && x.n <= 4096 && aligned(x.data, x.stride) && aligned(out.data, out.stride) && aligned(norm.weight, 0) && aligned(add, add_stride)) {
+    rms_norm4_kernel<<<(unsigned)x.count, (unsigned)(kt_div_up(x.n / 4, KT_WARP) * KT_WARP), 0, ctx->stream>>>(x, add, add_stride, norm, out);
+    KT_LAUNCHED("rms_norm");
+    return KT_OK;
+  }
   rms_norm_kernel<<<(unsigned)x.count, threads_for(x.n), 0, ctx->stream>>>(x, add, add_stride, norm, out);
   KT_LAUNCHED("rms_norm");
   return KT_OK;

@@ -59,7 +59,8 @@ export class Sampler {
     const isPlain = ({ grammar, params }: Sequence): boolean =>
       grammar === undefined && params.logprobs === undefined
     if (!seqs.every((seq) => isGreedy(seq) && isPlain(seq))) return undefined
-    argmax(logits, this.#tokens.view([logits.dim(0)]))
+    argmax(logits, this.#tokens.target([logits.dim(0)]))
+    this.#backend.synchronize()
     return this.#tokens.values
   }
 

@@ -42,7 +42,7 @@ export class KVPool {
   readonly bytes: number
   /** Of one page over all layers: what copyOut() and copyIn() move. */
   readonly pieceBytes: number
-  readonly #pieces: readonly Pieces[]
+  readonly #entries: readonly Entries[]
 
   /** @throws NativeError when the address space cannot be had */
   constructor(
@@ -71,20 +71,20 @@ export class KVPool {
       this[Symbol.dispose]()
       throw error
     }
-    this.#pieces = made.flatMap(({ k, v }, i) =>
-      (layers[i]?.valuesInKeys ? [k] : [k, v]).map(piecesOf),
+    this.#entries = made.flatMap(({ k, v }, i) =>
+      (layers[i]?.valuesInKeys ? [k] : [k, v]).map(entriesOf),
     )
-    this.pieceBytes = this.#pieces.reduce((sum, { bytes }) => sum + bytes, 0)
+    this.pieceBytes = this.#entries.reduce((sum, { bytes }) => sum + bytes, 0)
   }
 
   /** Writes a page's K and V, layer after layer, to memory of `pieceBytes`. */
   copyOut(page: number, to: Uint8Array): void {
-    copyOut(this.#pieces, page, to)
+    copyOut(this.#entries, page, to)
   }
 
   /** Overwrites a page with what copyOut() gave. */
   copyIn(page: number, from: Uint8Array): void {
-    copyIn(this.#pieces, page, from)
+    copyIn(this.#entries, page, from)
   }
 
   [Symbol.dispose](): void {
@@ -95,25 +95,35 @@ export class KVPool {
   }
 }
 
-/** The entries of a contiguous tensor's first dimension. */
-export function piecesOf({ data, shape, strides }: Tensor): Pieces {
-  return new Pieces(data, strides[0] as number, shape[0] as number)
+/** The entries of a contiguous tensor's first dimension, wherever they lie. */
+export interface Entries {
+  readonly backend: Tensor["backend"]
+  readonly pieces: Pieces
+  readonly bytes: number
+}
+
+export function entriesOf({ backend, data, shape, strides }: Tensor): Entries {
+  const bytes = strides[0] as number
+  return { backend, pieces: new Pieces(data, bytes, shape[0] as number), bytes }
 }
 
 /** Joins entry `index` of every tensor. */
-export function copyOut(pieces: readonly Pieces[], index: number, to: Uint8Array): void {
+export function copyOut(entries: readonly Entries[], index: number, to: Uint8Array): void {
   let at = 0
-  for (const piece of pieces) {
-    to.set(piece.view(index), at)
-    at += piece.bytes
+  for (const { backend, pieces, bytes } of entries) {
+    if (backend.isHost) to.set(pieces.view(index), at)
+    else backend.copy(to.subarray(at, at + bytes), pieces.addressOf(index), bytes)
+    at += bytes
   }
 }
 
 /** Divides what copyOut() joined. */
-export function copyIn(pieces: readonly Pieces[], index: number, from: Uint8Array): void {
+export function copyIn(entries: readonly Entries[], index: number, from: Uint8Array): void {
   let at = 0
-  for (const piece of pieces) {
-    piece.view(index).set(from.subarray(at, at + piece.bytes))
-    at += piece.bytes
+  for (const { backend, pieces, bytes } of entries) {
+    const part = from.subarray(at, at + bytes)
+    if (backend.isHost) pieces.view(index).set(part)
+    else backend.copy(pieces.addressOf(index), part, bytes)
+    at += bytes
   }
 }

@@ -1,9 +1,8 @@
 import { KtError } from "../errors.ts"
-import type { Pieces } from "../native/memory.ts"
 import type { LayerStateCache } from "../nn/forward-batch.ts"
 import { F32 } from "../tensor/dtype.ts"
 import { Tensor } from "../tensor/tensor.ts"
-import { copyIn, copyOut, piecesOf } from "./pool.ts"
+import { copyIn, copyOut, type Entries, entriesOf } from "./pool.ts"
 
 /** What one layer keeps of a sequence, whatever its length. */
 export interface StateLayerSpec {
@@ -33,7 +32,7 @@ export class StatePool implements Disposable {
   readonly bytes: number
   /** Of one slot over all layers: what copyOut() and copyIn() move. */
   readonly pieceBytes: number
-  readonly #pieces: readonly Pieces[]
+  readonly #entries: readonly Entries[]
 
   /** @throws NativeError when the address space cannot be had */
   constructor(backend: Tensor["backend"], layers: readonly StateLayerSpec[], slots: number) {
@@ -53,18 +52,18 @@ export class StatePool implements Disposable {
       this[Symbol.dispose]()
       throw error
     }
-    this.#pieces = made.flatMap(({ conv, state }) => [conv, state].map(piecesOf))
-    this.pieceBytes = this.#pieces.reduce((sum, { bytes }) => sum + bytes, 0)
+    this.#entries = made.flatMap(({ conv, state }) => [conv, state].map(entriesOf))
+    this.pieceBytes = this.#entries.reduce((sum, { bytes }) => sum + bytes, 0)
   }
 
   /** Writes a slot's states, layer after layer, to memory of `pieceBytes`. */
   copyOut(slot: number, to: Uint8Array): void {
-    copyOut(this.#pieces, slot, to)
+    copyOut(this.#entries, slot, to)
   }
 
   /** Overwrites a slot with what copyOut() gave. */
   copyIn(slot: number, from: Uint8Array): void {
-    copyIn(this.#pieces, slot, from)
+    copyIn(this.#entries, slot, from)
   }
 
   [Symbol.dispose](): void {
