@@ -306,6 +306,204 @@ template <int KIND, int HEADS, int COLUMNS> __global__ void attention_kernel(con
   }
 }
 
+/* ---- prompts ---- */
+#define FLASH_ROWS 64
+#define FLASH_KEYS 64
+
+__device__ __forceinline__ void copy_async16(uint32_t shared, const void *from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(from));
+}
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;"); }
+template <int PENDING> __device__ __forceinline__ void wait_copies() { asm volatile("cp.async.wait_group %0;" ::"n"(PENDING)); }
+__device__ __forceinline__ void multiply_halves(float *c, const uint32_t *a, uint32_t b0, uint32_t b1) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+__device__ __forceinline__ uint32_t halves(float a, float b) {
+  const __half2 both = __floats2half2_rn(a, b);
+  return *(const uint32_t *)&both;
+}
+
+/* Flash attention of a prompt's tokens over half caches, by tensor cores: queries, weights of keys and values in half, sums in f32. A
+ * block has FLASH_ROWS rows, a row a head of a token, all of one kv head and one sequence; a warp has 16 of them. */
+template <int DIM> __global__ void __launch_bounds__(THREADS) flash_kernel(const attention_job job) {
+  extern __shared__ __align__(128) uint8_t tiles[]; /* keys [FLASH_KEYS][DIM], values [FLASH_KEYS][DIM] */
+  constexpr int PIECES = DIM / 8, ROW_BYTES = DIM * 2;
+  const uint32_t keys = (uint32_t)__cvta_generic_to_shared(tiles), values = keys + FLASH_KEYS * ROW_BYTES;
+  const int thread = threadIdx.x, warp = thread / KT_WARP, lane = thread % KT_WARP, kv_head = blockIdx.y;
+  const int per_block = FLASH_ROWS / job.group;
+  /* which sequence's tokens: blocks are counted through the sequences */
+  int block = blockIdx.x, sequence = 0, first = 0, count = 0;
+  for (; sequence < job.sequences; sequence++) {
+    const int from = job.query_start[sequence], length = job.query_start[sequence + 1] - from, blocks = (length + per_block - 1) / per_block;
+    if (block < blocks) {
+      first = from + block * per_block;
+      count = min(per_block, from + length - first);
+      break;
+    }
+    block -= blocks;
+  }
+  if (count == 0) return;
+  const sight head_sight = sight_of(job, sequence, first), tail_sight = sight_of(job, sequence, first + count - 1);
+  const int begin = head_sight.begin, end = tail_sight.end;
+  /* a thread's two rows */
+  sight seen[2];
+  const float *from[2];
+  float *to[2];
+  bool wanted[2];
+  int head_of[2];
+  uint32_t q[DIM / 16][4];
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    const int row = warp * 16 + half * 8 + lane / 4, token = row / job.group;
+    wanted[half] = token < count;
+    head_of[half] = kv_head * job.group + row % job.group;
+    const int64_t own = first + min(token, count - 1);
+    seen[half] = sight_of(job, sequence, own);
+    from[half] = job.q.data + own * job.q.token_stride + head_of[half] * job.q.head_stride;
+    to[half] = job.out + own * job.out_token_stride + head_of[half] * job.out_head_stride;
+    float scale = job.params.scale;
+    if (job.params.temperature_scale != 0)
+      scale *= 1.0f + job.params.temperature_scale * logf(1.0f + floorf((float)(seen[half].position + 1) / job.params.temperature_floor));
+#pragma unroll
+    for (int k = 0; k < DIM / 16; k++)
+#pragma unroll
+      for (int side = 0; side < 2; side++) {
+        const int column = 16 * k + 8 * side + lane % 4 * 2;
+        q[k][2 * side + half] = halves(from[half][column] * scale, from[half][column + 1] * scale);
+      }
+  }
+  const int32_t *table = job.block_tables + sequence * job.table_stride;
+  const auto fetch = [&](const cache_view &cache, uint32_t target, int tile) {
+    if (tile < end)
+      for (int i = thread; i < FLASH_KEYS * PIECES; i += THREADS) {
+        const int row = i / PIECES, piece = i % PIECES, key = min(tile + row, end - 1);
+        const char *at = cache.data + table[key / job.page_size] * cache.page_stride + kv_head * cache.head_stride + key % job.page_size * cache.slot_stride;
+        copy_async16(target + row * ROW_BYTES + ((piece ^ (row & 7)) << 4), at + piece * 16);
+      }
+    commit_copies();
+  };
+  float out[DIM / 8][4], most[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
+#pragma unroll
+  for (int n = 0; n < DIM / 8; n++)
+#pragma unroll
+    for (int k = 0; k < 4; k++) out[n][k] = 0;
+  fetch(job.k, keys, begin);
+  fetch(job.v, values, begin);
+  for (int tile = begin; tile < end; tile += FLASH_KEYS) {
+    float scores[FLASH_KEYS / 8][4];
+#pragma unroll
+    for (int n = 0; n < FLASH_KEYS / 8; n++)
+#pragma unroll
+      for (int k = 0; k < 4; k++) scores[n][k] = 0;
+    wait_copies<1>();
+    __syncthreads();
+#pragma unroll
+    for (int k = 0; k < DIM / 16; k++)
+#pragma unroll
+      for (int n = 0; n < FLASH_KEYS / 16; n++) {
+        const int row = 16 * n + lane % 8 + lane / 16 * 8, piece = 2 * k + lane / 8 % 2;
+        uint32_t b[4];
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                     : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3])
+                     : "r"(keys + row * ROW_BYTES + ((piece ^ (row & 7)) << 4)));
+        multiply_halves(scores[2 * n], q[k], b[0], b[1]);
+        multiply_halves(scores[2 * n + 1], q[k], b[2], b[3]);
+      }
+    __syncthreads();
+    fetch(job.k, keys, tile + FLASH_KEYS);
+    float joined[2] = {most[0], most[1]};
+#pragma unroll
+    for (int n = 0; n < FLASH_KEYS / 8; n++)
+#pragma unroll
+      for (int k = 0; k < 4; k++) {
+        const int key = tile + 8 * n + lane % 4 * 2 + k % 2, half = k / 2;
+        float score = scores[n][k];
+        if (job.params.soft_cap != 0) score = job.params.soft_cap * tanhf(score / job.params.soft_cap);
+        scores[n][k] = key >= seen[half].begin && key < seen[half].end ? score : -INFINITY;
+        joined[half] = fmaxf(joined[half], scores[n][k]);
+      }
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      joined[half] = fmaxf(joined[half], __shfl_xor_sync(KT_FULL_MASK, joined[half], 1));
+      joined[half] = fmaxf(joined[half], __shfl_xor_sync(KT_FULL_MASK, joined[half], 2));
+      /* a row that saw no key yet has nothing to shrink */
+      const float base = joined[half] == -INFINITY ? 0.0f : joined[half], shrink = __expf(most[half] - base);
+      most[half] = joined[half];
+      joined[half] = base;
+      sum[half] *= shrink;
+#pragma unroll
+      for (int n = 0; n < DIM / 8; n++) out[n][2 * half] *= shrink, out[n][2 * half + 1] *= shrink;
+    }
+#pragma unroll
+    for (int n = 0; n < FLASH_KEYS / 8; n++)
+#pragma unroll
+      for (int k = 0; k < 4; k++) {
+        scores[n][k] = __expf(scores[n][k] - joined[k / 2]);
+        sum[k / 2] += scores[n][k];
+      }
+    wait_copies<1>();
+    __syncthreads();
+#pragma unroll
+    for (int k = 0; k < FLASH_KEYS / 16; k++) {
+      const uint32_t a[4] = {halves(scores[2 * k][0], scores[2 * k][1]), halves(scores[2 * k][2], scores[2 * k][3]),
+                             halves(scores[2 * k + 1][0], scores[2 * k + 1][1]), halves(scores[2 * k + 1][2], scores[2 * k + 1][3])};
+#pragma unroll
+      for (int n = 0; n < DIM / 16; n++) {
+        const int row = 16 * k + lane % 8 + lane / 8 % 2 * 8, piece = 2 * n + lane / 16;
+        uint32_t b[4];
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                     : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3])
+                     : "r"(values + row * ROW_BYTES + ((piece ^ (row & 7)) << 4)));
+        multiply_halves(out[2 * n], a, b[0], b[1]);
+        multiply_halves(out[2 * n + 1], a, b[2], b[3]);
+      }
+    }
+    __syncthreads();
+    fetch(job.v, values, tile + FLASH_KEYS);
+  }
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    float total = sum[half];
+    total += __shfl_xor_sync(KT_FULL_MASK, total, 1);
+    total += __shfl_xor_sync(KT_FULL_MASK, total, 2);
+    float factor = 1.0f;
+    if (job.sinks != NULL) {
+      float all;
+      const join j = join_of(most[half], job.sinks[head_of[half]], &all);
+      factor = j.before;
+      total = total * factor + j.after;
+    }
+    if (!wanted[half]) continue;
+#pragma unroll
+    for (int n = 0; n < DIM / 8; n++) {
+      const int column = 8 * n + lane % 4 * 2;
+      to[half][column] = out[n][2 * half] * factor / total;
+      to[half][column + 1] = out[n][2 * half + 1] * factor / total;
+    }
+  }
+}
+
+/* Fewer tokens are better divided among blocks by their keys. */
+#define FLASH_TOKENS 32
+
+static bool takes_flash(kt_ctx *ctx, const attention_job &job, int kind) {
+  if (ctx->precision != KT_PRECISION_FAST || kind != CACHE_F16 || job.q.tokens < FLASH_TOKENS || job.group > FLASH_ROWS) return false;
+  if (job.q.dim != job.v_dim || (job.v_dim != 64 && job.v_dim != 128)) return false;
+  const int64_t apart = job.k.page_stride | job.k.head_stride | job.k.slot_stride | job.v.page_stride | job.v.head_stride | job.v.slot_stride;
+  return (((uintptr_t)job.k.data | (uintptr_t)job.v.data | (uintptr_t)apart) & 15) == 0;
+}
+
+template <int DIM> static kt_status_t launch_flash(kt_ctx *ctx, const attention_job &job) {
+  const int shared = 2 * FLASH_KEYS * DIM * 2;
+  KT_CUDA(cudaFuncSetAttribute(flash_kernel<DIM>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
+  const int64_t blocks = kt_div_up(job.q.tokens, FLASH_ROWS / job.group) + job.sequences;
+  flash_kernel<DIM><<<dim3((unsigned)blocks, (unsigned)job.kv_heads), THREADS, shared, ctx->stream>>>(job);
+  KT_LAUNCHED("paged_attention");
+  return KT_OK;
+}
+
 /* One block a head of a token: its segments in their order. */
 __global__ void combine_kernel(const attention_job job) {
   __shared__ int sequence_of;
@@ -398,6 +596,7 @@ extern "C" kt_status_t kt_paged_attention(kt_ctx_t *handle, const kt_tensor_t *q
   job.group = (int)(heads / kv_heads);
   job.v_dim = (int)v_dim;
   job.params = *params;
+  if (takes_flash(ctx, job, kind)) return job.v_dim == 64 ? launch_flash<64>(ctx, job) : launch_flash<128>(ctx, job);
   const int per_block = job.group >= 8 ? 8 : job.group >= 3 ? 4 : job.group;
   job.chunks = (int)kt_div_up(job.group, per_block);
   /* The lengths lie on the device: blocks for the longest that may be, of which short sequences leave some without work. */

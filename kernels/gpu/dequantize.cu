@@ -62,6 +62,18 @@ __global__ void pack_kernel(const uint8_t *w, int64_t stride, uint8_t *out, int6
     for (int i = 0; i < 2; i++) to[blocks * 208 + block * 2 + i] = p[208 + i];
     return;
   }
+  if (dtype == KT_Q4_K) {
+    const uint8_t *p = row + block * 144;
+    for (int i = 0; i < 128; i++) to[block * 128 + i] = p[16 + i];
+    for (int sub = 0; sub < 8; sub++) {
+      int scale, minimum;
+      kt_scale_min(p + 4, sub, &scale, &minimum);
+      to[blocks * 128 + block * 16 + 2 * sub] = (uint8_t)scale;
+      to[blocks * 128 + block * 16 + 2 * sub + 1] = (uint8_t)minimum;
+    }
+    for (int i = 0; i < 4; i++) to[blocks * 144 + block * 4 + i] = p[i];
+    return;
+  }
   const int scales = dtype == KT_Q4_1 ? 4 : 2, codes = dtype == KT_Q8_0 ? 32 : 16;
   const uint8_t *p = row + block * (scales + codes);
   for (int i = 0; i < codes; i++) to[block * codes + i] = p[scales + i];

@@ -32,12 +32,12 @@ struct gemv_args {
 /* Weights are read once: they pass by the first cache, which keeps the activations. */
 __device__ __forceinline__ uint4 stream16(const uint8_t *p) {
   uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+  asm("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
   return v;
 }
 __device__ __forceinline__ uint2 stream8(const uint8_t *p) {
   uint2 v;
-  asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
+  asm("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
   return v;
 }
 __device__ __forceinline__ float half_of(uint32_t bits) { return __half2float(__ushort_as_half((unsigned short)bits)); }
@@ -54,19 +54,11 @@ __device__ __forceinline__ uint4 nibbles(uint4 q, int shift) {
 }
 __device__ __forceinline__ uint4 codes16(const int8_t *codes, int64_t at) { return __ldg((const uint4 *)(codes + at)); }
 
-/* Six bits of scale and minimum of sub-block `sub`, from the twelve bytes as words. */
-__device__ __forceinline__ void scale_min(uint4 head, int sub, float *scale, float *minimum) {
-  const int t = (sub & 3) * 8;
-  const uint32_t a = head.y >> t, b = head.z >> t, c = head.w >> t;
-  *scale = (float)(sub < 4 ? a & 63 : (c & 15) | (a >> 6 & 3) << 4);
-  *minimum = (float)(sub < 4 ? b & 63 : (c >> 4 & 15) | (b >> 6 & 3) << 4);
-}
-
 /* One lane's 16 bytes of a row, the codes and scales of a token that belong to them (`input`), and their product. */
 template <uint32_t TYPE> struct piece;
 template <uint32_t TYPE> struct input;
 
-template <> struct input<KT_Q4_K> {
+template <> struct input<KT_PACKED(KT_Q4_K)> {
   uint4 a, b;
   float2 s0, s1;
   __device__ __forceinline__ void load(const int8_t *x, const float2 *scales, int64_t c) {
@@ -110,21 +102,21 @@ template <> struct input<KT_PACKED(KT_Q8_0)> {
   }
 };
 
-template <> struct piece<KT_Q4_K> {
+template <> struct piece<KT_PACKED(KT_Q4_K)> {
   static constexpr int VALUES = 32;
   uint4 q;
   float d0, m0, d1, m1;
-  __device__ __forceinline__ void load(const uint8_t *row, int64_t c, int64_t) {
-    const uint8_t *block = row + c / 8 * 144;
-    const int w = (int)(c % 8);
-    const uint4 head = __ldg((const uint4 *)block);
-    q = stream16(block + 16 + w * 16);
-    const float d = half_of(head.x & 0xffff), minimum = w % 2 == 0 ? half_of(head.x >> 16) : 0.0f;
-    scale_min(head, w / 2 * 2, &d0, &m0);
-    scale_min(head, w / 2 * 2 + 1, &d1, &m1);
-    d0 *= d, d1 *= d, m0 *= minimum, m1 *= minimum;
+  __device__ __forceinline__ void load(const uint8_t *row, int64_t c, int64_t n) {
+    const int64_t blocks = n / 256, block = c / 8;
+    q = stream16(row + c * 16);
+    /* two lanes share two sub-blocks: scale, minimum, scale, minimum */
+    const uint32_t scales = __ldg((const uint32_t *)(row + blocks * 128 + block * 16 + c % 8 / 2 * 4));
+    const uint32_t both = __ldg((const uint32_t *)(row + blocks * 144 + block * 4));
+    const float d = half_of(both & 0xffff), minimum = c % 2 == 0 ? half_of(both >> 16) : 0.0f;
+    d0 = d * (float)(scales & 255), m0 = minimum * (float)(scales >> 8 & 255);
+    d1 = d * (float)(scales >> 16 & 255), m1 = minimum * (float)(scales >> 24);
   }
-  __device__ __forceinline__ float times(const input<KT_Q4_K> &x) const {
+  __device__ __forceinline__ float times(const input<KT_PACKED(KT_Q4_K)> &x) const {
     const int dot0 = dot16(nibbles(q, 0), x.a), dot1 = dot16(nibbles(q, 4), x.b);
     return d0 * x.s0.x * (float)dot0 - m0 * x.s0.y + (d1 * x.s1.x * (float)dot1 - m1 * x.s1.y);
   }
@@ -376,7 +368,7 @@ template <uint32_t TYPE, bool DUAL> static void launch_int8(kt_ctx *ctx, gemv_ar
 
 template <bool DUAL> static kt_status_t dispatch_int8(kt_ctx *ctx, gemv_args &a, int64_t pairs) {
   switch (a.w.type) {
-    case KT_Q4_K: launch_int8<KT_Q4_K, DUAL>(ctx, a, pairs); break;
+    case KT_PACKED(KT_Q4_K): launch_int8<KT_PACKED(KT_Q4_K), DUAL>(ctx, a, pairs); break;
     case KT_PACKED(KT_Q6_K): launch_int8<KT_PACKED(KT_Q6_K), DUAL>(ctx, a, pairs); break;
     case KT_PACKED(KT_Q4_0): launch_int8<KT_PACKED(KT_Q4_0), DUAL>(ctx, a, pairs); break;
     case KT_PACKED(KT_Q4_1): launch_int8<KT_PACKED(KT_Q4_1), DUAL>(ctx, a, pairs); break;

@@ -20,7 +20,7 @@ kt_status_t kt_gpu_to_bf16(kt_ctx *ctx, kt_frows x, int64_t width, void *out);
 
 /* Whether kt_gpu_gemv_int8 reads the type. */
 static inline bool kt_has_int8(uint32_t type) {
-  return type == KT_Q4_K || type == KT_PACKED(KT_Q6_K) || type == KT_PACKED(KT_Q4_0) || type == KT_PACKED(KT_Q4_1) || type == KT_PACKED(KT_Q8_0);
+  return type == KT_PACKED(KT_Q4_K) || type == KT_PACKED(KT_Q6_K) || type == KT_PACKED(KT_Q4_0) || type == KT_PACKED(KT_Q4_1) || type == KT_PACKED(KT_Q8_0);
 }
 
 /* out[t][r] = x[t] . w[r] (+ bias[r]) (+ out[t][r]). One or more tokens at a time; the sums do not depend on how many. */
