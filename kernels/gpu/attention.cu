@@ -221,6 +221,7 @@ template <int KIND, int HEADS, int COLUMNS> __global__ void attention_kernel(con
         const float wa = expf(a - most), wb = expf(b - most), sum = kt_warp_sum(wa + wb);
         scores[g][lane] = wa;
         scores[g][lane + 32] = wb;
+        __syncwarp(); /* all lanes have read what lane 0 changes */
         if (lane == 0) {
           shrink[g] = expf(before - most);
           sums[g] = sums[g] * shrink[g] + sum;
