@@ -206,7 +206,10 @@ export async function acceptApiKey(key: string): Promise<Failure | undefined> {
   return undefined
 }
 
+/** For the conversation on screen, and for new ones. */
 export function chooseModel(id: string): void {
+  const conversation = current.value
+  if (conversation !== undefined) update({ ...conversation, model: id })
   modelId.value = id
   saveModel(id)
 }

@@ -137,7 +137,9 @@ export async function fetchModels(apiKey: string): Promise<Answer<Model[]>> {
       asNumber(record["context_length"]) ??
       asNumber(record["max_model_len"]) ??
       asNumber(asRecord(record["meta"])?.["n_ctx"])
-    return [{ id, contextLength }]
+    const status = asRecord(record["status"])?.["value"]
+    const isLoaded = typeof status === "string" ? status === "loaded" : undefined
+    return [{ id, contextLength, isLoaded }]
   })
   return { value: models }
 }
@@ -155,7 +157,7 @@ export async function fetchHealth(): Promise<"online" | "loading" | "offline"> {
   }
 }
 
-async function getJson(path: string, apiKey: string): Promise<Answer<unknown>> {
+export async function getJson(path: string, apiKey: string): Promise<Answer<unknown>> {
   try {
     const response = await fetch(path, {
       headers: authorization(apiKey),
@@ -185,7 +187,7 @@ export async function responseFailure(response: Response): Promise<Failure> {
   return { kind, message: said ?? t("failedWith", { status: response.status }) }
 }
 
-function errorMessage(body: Record<string, unknown> | undefined): string | undefined {
+export function errorMessage(body: Record<string, unknown> | undefined): string | undefined {
   const error = body?.["error"]
   const message = typeof error === "string" ? error : asRecord(error)?.["message"]
   return typeof message === "string" && message !== "" ? message : undefined
@@ -195,11 +197,11 @@ function fail(kind: Failure["kind"], message: string): ChatEvent {
   return { type: "failure", failure: { kind, message } }
 }
 
-function authorization(apiKey: string): Record<string, string> {
+export function authorization(apiKey: string): Record<string, string> {
   return apiKey === "" ? {} : { authorization: `Bearer ${apiKey}` }
 }
 
-function parseJson(text: string): unknown {
+export function parseJson(text: string): unknown {
   try {
     return JSON.parse(text) as unknown
   } catch {
@@ -207,13 +209,13 @@ function parseJson(text: string): unknown {
   }
 }
 
-function asRecord(value: unknown): Record<string, unknown> | undefined {
+export function asRecord(value: unknown): Record<string, unknown> | undefined {
   return typeof value === "object" && value !== null && !Array.isArray(value)
     ? (value as Record<string, unknown>)
     : undefined
 }
 
-function asNumber(value: unknown): number | undefined {
+export function asNumber(value: unknown): number | undefined {
   return typeof value === "number" && Number.isFinite(value) ? value : undefined
 }
 

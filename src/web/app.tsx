@@ -12,13 +12,17 @@ import { SettingsPanel } from "./components/settings-panel.tsx"
 import { Sidebar } from "./components/sidebar.tsx"
 import { language, t } from "./language.ts"
 import { loadLibrary, newChat } from "./library.ts"
+import { MachineView } from "./machine/machine-view.tsx"
+import { ModelsView } from "./models/models-view.tsx"
 import {
   announcement,
   current,
   currentGeneration,
+  isDark,
   isSidebarOpen,
   openPanel,
   theme,
+  view,
 } from "./state.ts"
 
 /** Below this width the list of conversations is a drawer; styles/layout.css has the same number. */
@@ -29,16 +33,24 @@ function App(): JSX.Element {
   const isDrawerOpen = isNarrow && isSidebarOpen.value
   return (
     <>
-      <a class="skip" href="#prompt" onClick={focusPrompt}>
-        {t("skipToMessage")}
+      <a class="skip" href="#prompt" onClick={focusMain}>
+        {t(view.value === "chat" ? "skipToMessage" : "skipToContent")}
       </a>
       <div class="layout">
         <Sidebar isModal={isNarrow} />
         {isDrawerOpen && <div class="scrim" onClick={() => (isSidebarOpen.value = false)} />}
         <main class="main" inert={isDrawerOpen}>
-          <Header />
-          <Chat />
-          <Composer />
+          {view.value === "models" ? (
+            <ModelsView />
+          ) : view.value === "machine" ? (
+            <MachineView />
+          ) : (
+            <>
+              <Header />
+              <Chat />
+              <Composer />
+            </>
+          )}
         </main>
       </div>
       {openPanel.value === "settings" && <SettingsPanel />}
@@ -63,9 +75,9 @@ function useMedia(query: string): boolean {
 }
 
 /** The address carries the conversation, so the link must not change it. */
-function focusPrompt(event: Event): void {
+function focusMain(event: Event): void {
   event.preventDefault()
-  document.getElementById("prompt")?.focus()
+  document.getElementById(view.value === "chat" ? "prompt" : "view-title")?.focus()
 }
 
 function onKeyDown(event: KeyboardEvent): void {
@@ -82,8 +94,9 @@ function onKeyDown(event: KeyboardEvent): void {
 const prefersDark = matchMedia("(prefers-color-scheme: dark)")
 
 function applyTheme(): void {
-  const isDark = theme.value === "system" ? prefersDark.matches : theme.value === "dark"
-  document.documentElement.dataset["theme"] = isDark ? "dark" : "light"
+  const dark = theme.value === "system" ? prefersDark.matches : theme.value === "dark"
+  document.documentElement.dataset["theme"] = dark ? "dark" : "light"
+  isDark.value = dark
 }
 
 effect(applyTheme)
@@ -92,8 +105,8 @@ effect(() => {
 })
 prefersDark.addEventListener("change", applyTheme)
 effect(() => {
-  document.title =
-    current.value === undefined ? "KTransformers" : `${current.value.title} · KTransformers`
+  const title = view.value === "chat" ? current.value?.title : t(view.value)
+  document.title = title === undefined ? "KTransformers" : `${title} · KTransformers`
 })
 window.addEventListener("keydown", onKeyDown)
 window.addEventListener("pagehide", leave)

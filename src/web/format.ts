@@ -29,6 +29,20 @@ export function formatTokens(tokens: number): string {
   return `${(tokens / 1_000_000).toFixed(1)}M`
 }
 
+const BYTE_UNITS = ["B", "KiB", "MiB", "GiB", "TiB"] as const
+
+/** "512 B", "1.20 GiB", "16.0 GiB", "638 MiB", as the command line shows them. */
+export function formatBytes(bytes: number): string {
+  let value = bytes
+  let unit = 0
+  while (value >= 1024 && unit < BYTE_UNITS.length - 1) {
+    value /= 1024
+    unit++
+  }
+  const digits = unit === 0 ? 0 : value < 10 ? 2 : value < 100 ? 1 : 0
+  return `${value.toFixed(digits)} ${BYTE_UNITS[unit]}`
+}
+
 export type AgeGroup = "today" | "yesterday" | "lastWeek" | "earlier"
 
 /** Which heading of the conversation list a time falls under, relative to `now` (both ms, local days). */

@@ -12,6 +12,8 @@ import {
   type Notice,
   notice,
   pendingSettings,
+  type View,
+  view,
 } from "./state.ts"
 import {
   excess,
@@ -109,6 +111,7 @@ export function update(conversation: Conversation, options: { store?: boolean } 
 export function openConversation(id: string | null): void {
   editingId.value = null
   isSidebarOpen.value = false
+  view.value = "chat"
   currentId.value = id
   const hash = id === null ? "" : `#${id}`
   if (location.hash !== hash) history.pushState(null, "", hash === "" ? location.pathname : hash)
@@ -120,8 +123,20 @@ export function newChat(): void {
   document.getElementById("prompt")?.focus()
 }
 
+/** The address of each view that is no conversation; ids of conversations have no slash. */
+export const VIEW_ADDRESS: Readonly<Record<Exclude<View, "chat">, string>> = {
+  models: "#/models",
+  machine: "#/machine",
+}
+
 function followAddress(): void {
   const id = location.hash.slice(1)
+  const other = (["models", "machine"] as const).find((each) => VIEW_ADDRESS[each] === `#${id}`)
+  if (other !== undefined) {
+    isSidebarOpen.value = false
+    view.value = other
+    return
+  }
   openConversation(conversations.value.some((each) => each.id === id) ? id : null)
 }
 

@@ -13,6 +13,10 @@ export const conversations = signal<readonly Conversation[]>([])
 export const currentId = signal<string | null>(null)
 export const isLoaded = signal(false)
 
+export type View = "chat" | "models" | "machine"
+/** What fills the page beside the list of conversations. */
+export const view = signal<View>("chat")
+
 export const current = computed(() =>
   conversations.value.find((conversation) => conversation.id === currentId.value),
 )
@@ -39,14 +43,18 @@ export const settings = computed(() => current.value?.settings ?? pendingSetting
 
 export const models = signal<readonly Model[]>([])
 export const modelId = signal(loadModel())
-/** The model that answers next: the chosen one while the server has it, else the server's first. */
-export const model = computed(
-  () => models.value.find((each) => each.id === modelId.value) ?? models.value[0],
-)
+/** The model that answers next: the conversation's while the server has it, else the chosen one, else the server's first. */
+export const model = computed(() => {
+  const known = (id: string | undefined): Model | undefined =>
+    models.value.find((each) => each.id === id)
+  return known(current.value?.model) ?? known(modelId.value) ?? models.value[0]
+})
 
 export const connection = signal<"unknown" | "online" | "loading" | "offline">("unknown")
 export const apiKey = signal(loadApiKey())
 export const theme = signal(loadTheme())
+/** What the theme comes to, for what is drawn without styles; set once the page has its colours. */
+export const isDark = signal(false)
 
 export const openPanel = signal<"none" | "settings" | "key">("none")
 export const isSidebarOpen = signal(false)
@@ -65,7 +73,9 @@ export interface Notice {
 
 export const notice = signal<Notice | undefined>(undefined)
 
-/** A conversation with the settings chosen for it. */
+/** A conversation with the settings and the model chosen for it. */
 export function startConversation(now: number): Conversation {
-  return newConversation(pendingSettings.value, now)
+  const conversation = newConversation(pendingSettings.value, now)
+  const id = model.value?.id
+  return id === undefined ? conversation : { ...conversation, model: id }
 }

@@ -10,6 +10,7 @@ export const MAX_CONVERSATION_CHARS = 10_000_000
 export const MAX_MESSAGES = 5_000
 /** Longer than any title that titleFrom makes, for those typed by hand. */
 export const MAX_STORED_TITLE_CHARS = 200
+const MAX_MODEL_CHARS = 500
 
 /** Where conversations are kept. Each call may fail with the browser's reason. */
 export interface Store {
@@ -48,7 +49,10 @@ export function excess(conversations: readonly Conversation[], keepId: string | 
 /** A conversation out of unknown data, or `undefined` when it is not one or exceeds a limit. */
 export function readConversation(data: unknown): Conversation | undefined {
   if (typeof data !== "object" || data === null) return undefined
-  const { id, title, createdAt, updatedAt, settings, messages } = data as Record<string, unknown>
+  const { id, title, createdAt, updatedAt, settings, model, messages } = data as Record<
+    string,
+    unknown
+  >
   if (typeof id !== "string" || id === "" || id.length > 64) return undefined
   if (typeof title !== "string" || !Array.isArray(messages) || messages.length > MAX_MESSAGES)
     return undefined
@@ -61,6 +65,7 @@ export function readConversation(data: unknown): Conversation | undefined {
     createdAt: created,
     updatedAt: Math.max(created, asTime(updatedAt)),
     settings: readSettings(settings),
+    ...(typeof model === "string" && model.length <= MAX_MODEL_CHARS ? { model } : {}),
     messages: read.filter((message) => message !== undefined),
   }
   if (conversationChars(conversation) > MAX_CONVERSATION_CHARS) return undefined

@@ -55,6 +55,8 @@ export interface Conversation {
   createdAt: number
   updatedAt: number
   settings: Settings
+  /** The one chosen for it; without one the chosen for new chats answers. */
+  model?: string
   messages: Message[]
 }
 
@@ -62,6 +64,8 @@ export interface Model {
   id: string
   /** Tokens the model can hold, `undefined` where the server does not say. */
   contextLength: number | undefined
+  /** `undefined` where the server does not say. */
+  isLoaded: boolean | undefined
 }
 
 export const EMPTY_SETTINGS: Settings = {

@@ -1,4 +1,5 @@
 import index from "../../src/web/index.html"
+import { FakeMachine } from "./fake-machine.ts"
 
 export interface Reply {
   chunks: readonly string[]
@@ -35,6 +36,8 @@ export interface FakeServer {
   apiKey: string
   contextLength: number
   isHealthy: boolean
+  /** Its models beside the one that /v1/models always names, and what they run on. */
+  machine: FakeMachine
   stop(): Promise<void>
 }
 
@@ -46,6 +49,7 @@ export function startFakeServer(): FakeServer {
     apiKey: "",
     contextLength: 8192,
     isHealthy: true,
+    machine: new FakeMachine(),
     stop: () => server.stop(true),
   }
   const isAllowed = (request: Request): boolean =>
@@ -62,7 +66,10 @@ export function startFakeServer(): FakeServer {
         if (!isAllowed(request)) return unauthorized()
         return Response.json({
           object: "list",
-          data: [{ id: "SmolLM2-135M-Instruct", context_length: fake.contextLength }],
+          data: [
+            { id: "SmolLM2-135M-Instruct", context_length: fake.contextLength },
+            ...fake.machine.names(),
+          ],
         })
       },
       "/v1/chat/completions": {
@@ -78,7 +85,8 @@ export function startFakeServer(): FakeServer {
         },
       },
     },
-    fetch: () => new Response("not found", { status: 404 }),
+    fetch: (request) =>
+      isAllowed(request) ? fake.machine.answer(request) : Promise.resolve(unauthorized()),
   })
   fake.url = `http://127.0.0.1:${server.port}`
   return fake

@@ -3,14 +3,14 @@ import { useLayoutEffect, useRef, useState } from "preact/hooks"
 
 import { t } from "../language.ts"
 import { deleteConversation, exportFile, openConversation, renameConversation } from "../library.ts"
-import { currentId, generations } from "../state.ts"
+import { currentId, generations, view } from "../state.ts"
 import type { Conversation } from "../types.ts"
 import { IconButton } from "./icon-button.tsx"
 
 export function ConversationItem({ conversation }: { conversation: Conversation }): JSX.Element {
   const [isRenaming, setRenaming] = useState(false)
   const { id, title } = conversation
-  const isCurrent = currentId.value === id
+  const isCurrent = view.value === "chat" && currentId.value === id
   if (isRenaming)
     return (
       <li class="item">

@@ -1,11 +1,12 @@
 import type { JSX } from "preact"
 
-import { chooseModel } from "../actions.ts"
+import { chooseModel, refreshModels } from "../actions.ts"
 import { formatCount } from "../format.ts"
 import { t } from "../language.ts"
 import { newChat } from "../library.ts"
 import { countChanged } from "../settings.ts"
 import { connection, current, isSidebarOpen, model, models, openPanel, settings } from "../state.ts"
+import type { Model } from "../types.ts"
 import { IconButton } from "./icon-button.tsx"
 import { Icon } from "./icons.tsx"
 
@@ -51,6 +52,26 @@ export function Header(): JSX.Element {
   )
 }
 
+/** Loaded models apart from those that the first message loads, where the server tells. */
+function ModelOptions(): JSX.Element {
+  const list = (shown: readonly Model[]): JSX.Element[] =>
+    shown.map((each) => (
+      <option key={each.id} value={each.id}>
+        {each.id}
+      </option>
+    ))
+  const all = models.value
+  const loaded = all.filter((each) => each.isLoaded === true)
+  const others = all.filter((each) => each.isLoaded === false)
+  if (loaded.length + others.length < all.length) return <>{list(all)}</>
+  return (
+    <>
+      {loaded.length > 0 && <optgroup label={t("loadedNow")}>{list(loaded)}</optgroup>}
+      {others.length > 0 && <optgroup label={t("loadedOnDemand")}>{list(others)}</optgroup>}
+    </>
+  )
+}
+
 function ModelName(): JSX.Element {
   const state = connection.value
   const chosen = model.value
@@ -65,13 +86,10 @@ function ModelName(): JSX.Element {
         <select
           aria-label={t("model")}
           value={chosen?.id ?? ""}
+          onFocus={() => void refreshModels()}
           onChange={(event) => chooseModel(event.currentTarget.value)}
         >
-          {models.value.map((each) => (
-            <option key={each.id} value={each.id}>
-              {each.id}
-            </option>
-          ))}
+          <ModelOptions />
         </select>
       ) : (
         <span class="model-name">{chosen?.id ?? t(CONNECTION_TEXT[state])}</span>

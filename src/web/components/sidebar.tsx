@@ -6,9 +6,9 @@ import { chooseTheme } from "../actions.ts"
 import { searchConversations } from "../conversation.ts"
 import { type AgeGroup, ageGroup } from "../format.ts"
 import { chooseLanguage, type Language, language, LANGUAGES, t } from "../language.ts"
-import { exportFile, importFile, newChat } from "../library.ts"
+import { exportFile, importFile, newChat, VIEW_ADDRESS } from "../library.ts"
 import type { Theme } from "../preferences.ts"
-import { conversations, isLoaded, isSidebarOpen, sorted, theme } from "../state.ts"
+import { conversations, isLoaded, isSidebarOpen, sorted, theme, view } from "../state.ts"
 import type { StringKey } from "../strings/en.ts"
 import type { Conversation } from "../types.ts"
 import { ConversationItem } from "./conversation-item.tsx"
@@ -47,6 +47,7 @@ export function Sidebar({ isModal }: { isModal: boolean }): JSX.Element {
       <button type="button" class="new-chat" title={t("newChatKey")} onClick={newChat}>
         <Icon name="plus" /> {t("newChat")} <kbd>Ctrl K</kbd>
       </button>
+      <Views />
       <label class="search">
         <Icon name="search" />
         <input
@@ -74,6 +75,30 @@ export function Sidebar({ isModal }: { isModal: boolean }): JSX.Element {
       </div>
       <Foot />
     </nav>
+  )
+}
+
+const VIEWS = [
+  { name: "models", label: "models", icon: "box" },
+  { name: "machine", label: "machine", icon: "chip" },
+] as const
+
+function Views(): JSX.Element {
+  return (
+    <ul class="views">
+      {VIEWS.map(({ name, label, icon }) => (
+        <li key={name}>
+          <a
+            href={VIEW_ADDRESS[name]}
+            aria-current={view.value === name ? "page" : undefined}
+            // where the address is this one already, nothing else would close the drawer
+            onClick={() => (isSidebarOpen.value = false)}
+          >
+            <Icon name={icon} /> {t(label)}
+          </a>
+        </li>
+      ))}
+    </ul>
   )
 }
 

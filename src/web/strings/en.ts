@@ -1,5 +1,8 @@
+import { viewsEn } from "./views-en.ts"
+
 /** Every sentence and label of the page. `{name}` stands for a value. */
 export const en = {
+  ...viewsEn,
   newChat: "New chat",
   skipToMessage: "Skip to the message box",
   conversation: "Conversation",

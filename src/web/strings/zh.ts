@@ -1,6 +1,8 @@
 import type { StringKey } from "./en.ts"
+import { viewsZh } from "./views-zh.ts"
 
 export const zh: Readonly<Record<StringKey, string>> = {
+  ...viewsZh,
   newChat: "新对话",
   skipToMessage: "跳到输入框",
   conversation: "对话",

@@ -1,0 +1,88 @@
+import { type Answer, asRecord, authorization, getJson, responseFailure } from "../api.ts"
+import { t } from "../language.ts"
+
+export interface ModuleEntry {
+  path: string
+  operator: string
+  device: string
+  packed: boolean
+  /** Bytes by type. */
+  types: Record<string, number>
+}
+
+export interface ExpertCounts {
+  path: string
+  /** By expert. */
+  counts: number[]
+}
+
+export interface EngineInfo {
+  architecture: string
+  quantization: string
+  weightBytes: number
+  contextLength: number
+  maxBatchSize: number
+  kvCacheTokens: number
+  kvCacheBytes: number
+  threads: number
+  numaNodes: number
+  isa: string
+  device: string
+  precision: string
+  loadMs: number
+}
+
+export interface EngineStats {
+  running: number
+  waiting: number
+  kvPagesTotal: number
+  kvPagesFree: number
+  cacheDeviceBytes: number
+  cacheHostBytes: number
+  cacheHostLimitBytes: number
+  cacheDiskBytes: number
+  cacheDiskLimitBytes: number
+  cacheHostTokensTotal: number
+  cacheDiskTokensTotal: number
+  promptTokensTotal: number
+  cachedTokensTotal: number
+  generatedTokensTotal: number
+}
+
+export interface MachineModel {
+  name: string
+  info: EngineInfo
+  /** `null` while a long step keeps the engine busy. */
+  stats: EngineStats | null
+  modules: ModuleEntry[]
+  experts: ExpertCounts[]
+}
+
+/** The answer of GET /api/machine. */
+export interface Machine {
+  memory: { resident: number }
+  queue: { active: number; waiting: number }
+  models: MachineModel[]
+}
+
+export async function fetchMachine(apiKey: string): Promise<Answer<Machine>> {
+  const answer = await getJson("/api/machine", apiKey)
+  if ("failure" in answer) return answer
+  if (!Array.isArray(asRecord(answer.value)?.["models"]))
+    return { failure: { kind: "server", message: t("serverError") } }
+  return { value: answer.value as Machine }
+}
+
+/** GET /metrics, in Prometheus' text format. */
+export async function fetchMetrics(apiKey: string): Promise<Answer<string>> {
+  try {
+    const response = await fetch("/metrics", {
+      headers: authorization(apiKey),
+      signal: AbortSignal.timeout(10_000),
+    })
+    if (!response.ok) return { failure: await responseFailure(response) }
+    return { value: await response.text() }
+  } catch {
+    return { failure: { kind: "connection", message: t("unreachable") } }
+  }
+}
