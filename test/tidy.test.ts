@@ -211,7 +211,7 @@ test("errors are the classes of errors.ts", () => {
 
 test("files are named in kebab-case, models by their model_type", () => {
   const odd = sources.filter((file) => {
-    const name = basename(file).replace(/(\.(generated|macro))?\.tsx?$/, "")
+    const name = basename(file).replace(/(\.(generated|macro|d))?\.tsx?$/, "")
     return !(
       file.startsWith("src/models/") ? /^[a-z0-9][a-z0-9_-]*$/ : /^[a-z0-9][a-z0-9-]*$/
     ).test(name)

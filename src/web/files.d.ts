@@ -1,10 +1,10 @@
 /** Files that the bundler serves as they are; their import is the address. */
 declare module "*.iife.min.js" {
   const url: string
-  export default url
+  export { url as default }
 }
 
 declare module "*.woff2" {
   const url: string
-  export default url
+  export { url as default }
 }
