@@ -4,6 +4,7 @@ import type { ChatFormat, ReasoningFormat, ToolCallFormat } from "../tokenizer/c
 import { BYTE_TO_CHAR } from "../tokenizer/vocabulary.ts"
 import type { EngineClient, GenerateParams } from "../worker/protocol.ts"
 import { type RequestContext, type ServerContext, startGeneration } from "./context.ts"
+import { goingOn, unfinishedAnswer, writtenText } from "./continue.ts"
 import {
   type ChoiceTimings,
   type ChoiceUsage,
@@ -48,6 +49,10 @@ export interface ChatOptions {
   readonly content?: AnswerFormat | undefined
   /** "none" leaves reasoning in the content, as the model marks it. */
   readonly reasoning: "auto" | "none"
+  /** The last message is an answer's beginning; the model goes on where it ends. */
+  readonly continues?: boolean
+  /** End the prompt with the beginning of an answer; default true. */
+  readonly addGenerationPrompt?: boolean
 }
 
 /** A conversation as the model gets it, and how its answer is read. */
@@ -105,7 +110,11 @@ export function chatPrompt(
   options: ChatOptions,
 ): ChatPrompt {
   const { tokenizer, config } = context
-  const messages = withOwnMessages(context.settings, given)
+  const unfinished = options.continues === true ? unfinishedAnswer(given) : undefined
+  const messages = withOwnMessages(
+    context.settings,
+    options.continues === true ? given.slice(0, -1) : given,
+  )
   const known: ChatFormat = tokenizer.chatFormat ?? { reasoning: undefined, toolCalls: undefined }
   const tools = options.tools ?? []
   // a model that was not made for tools is told of them in words
@@ -114,6 +123,7 @@ export function chatPrompt(
   let text = renderOr400(tokenizer, told, {
     ...(options.vars === undefined ? {} : { vars: options.vars }),
     ...(tools.length > 0 && !isGeneric ? { tools } : {}),
+    ...(options.addGenerationPrompt === false ? { addGenerationPrompt: false } : {}),
   })
   const reasoning = known.reasoning ?? (config.forceThink ? THINK_TAGS : undefined)
   const format: ChatFormat = {
@@ -123,15 +133,30 @@ export function chatPrompt(
   const place = reasoning === undefined ? "none" : reasoningAtEnd(text, reasoning)
   let isOpen = place === "open"
   let prefix = ""
-  if (config.forceThink && reasoning !== undefined) {
+  if (config.forceThink && reasoning !== undefined && unfinished === undefined) {
     if (!isOpen) text += reasoning.start
     isOpen = true
     prefix = reasoning.start
   }
   const separates = format.reasoning !== undefined
+  const written = unfinished === undefined ? "" : writtenText(unfinished, format.reasoning, isOpen)
+  text += written
   const parameters: ToolParameters = new Map(
     tools.map(({ function: { name, parameters } }) => [name, parameters ?? {}]),
   )
+  const grammar = grammarOf(
+    options,
+    format.toolCalls,
+    parameters,
+    reasoning,
+    isOpen ? "open" : place,
+  )
+  if (unfinished !== undefined && grammar !== undefined)
+    throw new RequestError(
+      400,
+      "continue_final_message: an answer that must match a grammar or a schema cannot be continued",
+      { code: "unsupported_value", param: "continue_final_message" },
+    )
   const decoder = new TextDecoder()
   // reasoning that stays in the content keeps its marks
   const marked: ChatFormat = { ...format, reasoning }
@@ -141,11 +166,13 @@ export function chatPrompt(
     prefix: separates ? "" : prefix,
     keepToken: (id) => isMarker(marked, decoder.decode(tokenizer.tokenBytes(id))),
     parser: () =>
-      answerParser(format, {
-        ...(tools.length > 0 ? { tools: parameters } : {}),
-        reasoningOpen: separates && isOpen,
-      }),
-    grammar: grammarOf(options, format.toolCalls, parameters, reasoning, isOpen ? "open" : place),
+      goingOn(written, () =>
+        answerParser(format, {
+          ...(tools.length > 0 ? { tools: parameters } : {}),
+          reasoningOpen: separates && isOpen,
+        }),
+      ),
+    grammar,
     // Mistral's templates refuse ids that are not nine letters and digits
     callId: (written) =>
       written ??
@@ -282,6 +309,8 @@ export type ChatEvent =
       readonly choice: number
       readonly parts: readonly AnswerPart[]
       readonly logprobs: readonly TokenLogprob[]
+      /** Tokens of the choice so far; undefined where the text ends. */
+      readonly completionTokens: number | undefined
     }
   | {
       readonly type: "end"
@@ -313,7 +342,13 @@ async function* chatEvents(
     if (oneCall) parts = parts.filter((part) => !("index" in part) || part.index === 0)
     if (parts.some(({ type }) => type === "call")) hasCalls[choice] = true
     if (parts.length > 0 || (event.type === "end" && held.length > 0))
-      yield { type: "parts", choice, parts, logprobs: held.splice(0) }
+      yield {
+        type: "parts",
+        choice,
+        parts,
+        logprobs: held.splice(0),
+        completionTokens: event.type === "text" ? event.completionTokens : undefined,
+      }
     if (event.type === "text") continue
     const calls = hasCalls[choice] === true && event.finishReason === "stop"
     yield { ...event, finishReason: calls ? "tool_calls" : event.finishReason }

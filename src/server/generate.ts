@@ -58,6 +58,8 @@ export type GenerationEvent =
       readonly text: string
       /** Tokens whose text is complete with this event, when asked for. */
       readonly logprobs: readonly TokenLogprob[]
+      /** Tokens of the choice so far. */
+      readonly completionTokens: number
     }
   | {
       readonly type: "end"
@@ -217,7 +219,7 @@ async function* runChoice(
       if (delta.logprobs.length > 0) logprobs = [...logprobs, ...delta.logprobs]
       if (text.stopString !== undefined) break
     }
-    if (piece !== "") yield { type: "text", choice, text: piece, logprobs }
+    if (piece !== "") yield { type: "text", choice, text: piece, logprobs, completionTokens }
     if (text.stopString !== undefined) {
       finishReason = "stop"
       break
@@ -230,7 +232,8 @@ async function* runChoice(
     })
   }
   const rest = text.flush()
-  if (rest.text !== "" || rest.logprobs.length > 0) yield { type: "text", choice, ...rest }
+  if (rest.text !== "" || rest.logprobs.length > 0)
+    yield { type: "text", choice, ...rest, completionTokens }
   const decodeMs = lastMs - firstMs
   // A stop string may come to light only with the last characters.
   const reason = text.stopString === undefined ? finishReason : "stop"

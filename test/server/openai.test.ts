@@ -329,6 +329,108 @@ describe("chat completions", () => {
     expect(at(whole, "choices", 0, "message", "content")).toBe("<think>hm</think>yes")
   })
 
+  describe("continue_final_message", () => {
+    const begun = (message: object): object => ({
+      ...hello,
+      messages: [...hello.messages, { role: "assistant", ...message }],
+      continue_final_message: true,
+      add_generation_prompt: false,
+    })
+
+    test("goes on where the last message ends, and gives what is new", async () => {
+      const { post, client } = testServer({ answer: " two three" })
+      const body = await json(post(CHAT, begun({ content: "one " })))
+      expect(client.prompt()).toBe("user:hi\nassistant:one ")
+      expect(at(body, "choices", 0, "message", "content")).toBe(" two three")
+      const items = await streamed(await post(CHAT, { ...begun({ content: "x" }), stream: true }))
+      expect(contentOf(items)).toBe(" two three")
+      expect(client.prompt(1)).toBe("user:hi\nassistant:x")
+    })
+
+    test("an answer without text is begun", async () => {
+      const { post, client } = testServer()
+      const body = await json(post(CHAT, begun({ content: "" })))
+      expect(client.prompt()).toBe("user:hi\nassistant:")
+      expect(at(body, "choices", 0, "message", "content")).toBe("Hello, world!")
+    })
+
+    test("spaces and beginnings of markers are not sent again", async () => {
+      const tools = [{ type: "function", function: { name: "f" } }]
+      for (const content of ["a  ", "a <", "a <tool_", "\n\n a"]) {
+        const { post } = testServer({ answer: " b <c" })
+        const body = await json(post(CHAT, { ...begun({ content }), tools }))
+        expect(at(body, "choices", 0, "message", "content")).toBe(" b <c")
+      }
+      const { post } = testServer({ answer: 'call>{"name": "f", "arguments": {}}</tool_call>' })
+      const body = await json(post(CHAT, { ...begun({ content: "a <tool_" }), tools }))
+      expect(at(body, "choices", 0, "message", "tool_calls", 0, "function", "name")).toBe("f")
+    })
+
+    test("reasoning goes on as reasoning, or lies before the content", async () => {
+      const tokenizer: ServerTokenizer = {
+        ...byteTokenizer,
+        chatFormat: { reasoning: THINK_TAGS, toolCalls: undefined },
+      }
+      const { post, client } = testServer({ answer: " b</think>yes" }, {}, { tokenizer })
+      const body = await json(post(CHAT, begun({ content: "", reasoning_content: "a" })))
+      expect(client.prompt()).toBe("user:hi\nassistant:<think>\na")
+      expect(at(body, "choices", 0, "message")).toMatchObject({
+        reasoning_content: " b",
+        content: "yes",
+      })
+      const after = testServer({ answer: " more" }, { forceThink: true }, { tokenizer })
+      const whole = await json(after.post(CHAT, begun({ content: "ye", reasoning_content: "a" })))
+      expect(after.client.prompt()).toBe("user:hi\nassistant:<think>\na\n</think>\n\nye")
+      expect(at(whole, "choices", 0, "message")).toMatchObject({ content: " more" })
+      await after.post(CHAT, { ...begun({ content: "<think>\na" }), reasoning_format: "none" })
+      expect(after.client.prompt(1)).toBe("user:hi\nassistant:<think>\na")
+    })
+
+    test.each([
+      [{ messages: hello.messages }, 'the last message\'s role is "user"'],
+      [{ add_generation_prompt: true }, "is not begun anew"],
+      [{ response_format: { type: "json_object" } }, "cannot be continued"],
+      [
+        {
+          messages: [
+            ...hello.messages,
+            { role: "assistant", tool_calls: [{ function: { name: "f", arguments: "{}" } }] },
+          ],
+        },
+        "ends in tool calls",
+      ],
+    ])("refuses %j", async (change, reason) => {
+      const response = await testServer().post(CHAT, { ...begun({ content: "a" }), ...change })
+      expect(response.status).toBe(400)
+      expect(at(await json(response), "error", "message")).toContain(reason)
+    })
+  })
+
+  test("without add_generation_prompt the prompt ends with the last message", async () => {
+    const { post, client } = testServer()
+    await post(CHAT, { ...hello, add_generation_prompt: false })
+    expect(client.prompt()).toBe("user:hi\n")
+  })
+
+  test("continuous_usage_stats tells the tokens so far", async () => {
+    const { post, client } = testServer({ delayMs: 1 })
+    const items = await streamed(
+      await post(CHAT, {
+        ...hello,
+        stream: true,
+        stream_options: { include_usage: true, continuous_usage_stats: true },
+      }),
+    )
+    const prompt = client.prompt().length + 1
+    const counts = items
+      .filter((item) => contentOf([item]) !== "")
+      .map((item) => at(item, "usage", "completion_tokens") as number)
+    expect(counts).toEqual([...counts].sort((a, b) => a - b))
+    expect(counts.at(-1)).toBeWithin(1, 15)
+    expect(at(items[2], "usage")).toMatchObject({ prompt_tokens: prompt })
+    expect(at(items.at(-1), "usage", "completion_tokens")).toBe(14)
+  })
+
   describe("tool calls", () => {
     const tools = [{ type: "function", function: { name: "f", parameters: { type: "object" } } }]
     const call = (x: number): string =>

@@ -1,3 +1,4 @@
+import { RequestError } from "../../errors.ts"
 import { openaiErrorBody } from "../api-error.ts"
 import {
   addParts,
@@ -65,6 +66,7 @@ export function addChatCompletions(app: App, root: ServerRoot): void {
       prompt,
       wantLogprobs: logprobs !== undefined,
       includeUsage: body.stream_options?.include_usage === true,
+      tellsUsage: body.stream_options?.continuous_usage_stats === true,
     }
     if (body.stream !== true) return c.json(await whole(answer))
     return sseResponse(chunks(answer), streamOptions(context, c, generation, openaiErrorBody))
@@ -79,9 +81,19 @@ interface Answer {
   readonly prompt: ChatPrompt
   readonly wantLogprobs: boolean
   readonly includeUsage: boolean
+  /** Chunks tell the tokens so far. */
+  readonly tellsUsage: boolean
 }
 
+/** RequestError 400 where an answer is to be continued and begun anew. */
 function chatOptions(body: ChatRequest, reasoning: "auto" | "none"): ChatOptions {
+  const continues = body.continue_final_message === true
+  if (continues && body.add_generation_prompt === true)
+    throw new RequestError(
+      400,
+      "add_generation_prompt: an answer that is continued (continue_final_message) is not begun anew",
+      { code: "invalid_value", param: "add_generation_prompt" },
+    )
   return {
     vars: {
       ...(body.reasoning_effort ? { reasoning_effort: body.reasoning_effort } : {}),
@@ -96,6 +108,9 @@ function chatOptions(body: ChatRequest, reasoning: "auto" | "none"): ChatOptions
     content: contentFormat(body),
     reasoning:
       body.reasoning_format === "none" ? "none" : body.reasoning_format ? "auto" : reasoning,
+    continues,
+    // what is continued goes behind the beginning of an answer, as it did when it was written
+    addGenerationPrompt: continues || body.add_generation_prompt !== false,
   }
 }
 
@@ -172,6 +187,15 @@ function deltaOf(part: AnswerPart, prompt: ChatPrompt): unknown {
   }
 }
 
+function usageSoFar(prompt: ChatPrompt, written: readonly number[]): unknown {
+  const completion = written.reduce((sum, tokens) => sum + tokens, 0)
+  return {
+    prompt_tokens: prompt.ids.length,
+    completion_tokens: completion,
+    total_tokens: prompt.ids.length + completion,
+  }
+}
+
 async function* chunks(answer: Answer): AsyncGenerator<unknown> {
   const { context, wantLogprobs } = answer
   const head = envelope(answer.id, "chat.completion.chunk", context)
@@ -182,7 +206,7 @@ async function* chunks(answer: Answer): AsyncGenerator<unknown> {
     delta: unknown,
     finish: string | null,
     logprobs: unknown,
-  ): unknown => ({
+  ): object => ({
     ...head,
     choices: [{ index, delta, logprobs, finish_reason: finish }],
     ...usage,
@@ -194,18 +218,20 @@ async function* chunks(answer: Answer): AsyncGenerator<unknown> {
       yield chunk(i, { content: answer.prompt.prefix }, null, null)
   }
   const finished: FinishedChoice[] = []
+  const written = Array.from({ length: answer.count }, () => 0)
   for await (const event of answer.events) {
     if (event.type === "parts") {
+      written[event.choice] = event.completionTokens ?? written[event.choice] ?? 0
+      const sofar = answer.tellsUsage ? { usage: usageSoFar(answer.prompt, written) } : {}
       const logprobs = wantLogprobs ? chatLogprobs(context.tokenizer, event.logprobs) : null
       const deltas =
         event.parts.length > 0 ? event.parts.map((part) => deltaOf(part, answer.prompt)) : [{}]
       for (const [i, delta] of deltas.entries())
-        yield chunk(event.choice, delta, null, i === 0 ? logprobs : null)
+        yield { ...chunk(event.choice, delta, null, i === 0 ? logprobs : null), ...sofar }
     } else {
       const choice = { prompt: 0, usage: event.usage, timings: event.timings }
       finished.push(choice)
-      const last = chunk(event.choice, {}, event.finishReason, null) as object
-      yield { ...last, timings: timingsOf([choice]) }
+      yield { ...chunk(event.choice, {}, event.finishReason, null), timings: timingsOf([choice]) }
     }
   }
   if (answer.includeUsage) {

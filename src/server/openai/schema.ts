@@ -129,6 +129,10 @@ const common = {
   stream_options: z
     .strictObject({
       include_usage: z.boolean().nullish(),
+      continuous_usage_stats: z
+        .boolean()
+        .nullish()
+        .openapi({ description: "Extension; chats' chunks tell the tokens so far" }),
       include_obfuscation: refused("", isFalse),
     })
     .nullish(),
@@ -168,6 +172,14 @@ export const chatRequestSchema = z
       .record(z.string(), z.unknown())
       .nullish()
       .openapi({ description: "Extension; variables for the chat template" }),
+    continue_final_message: z
+      .boolean()
+      .nullish()
+      .openapi({ description: "Extension; the answer goes on where the last message ends" }),
+    add_generation_prompt: z
+      .boolean()
+      .nullish()
+      .openapi({ description: "Extension; false: the prompt ends with the last message" }),
     response_format: responseFormat,
     ...constraints,
     modalities: refused(
