@@ -19,18 +19,24 @@ describe("modules", () => {
       { ...entry, path: "layers.2.q", device: "cuda:0" },
       { ...entry, path: "layers.3.q", types: { q4_k: 8, f32: 4 } },
       { ...entry, path: "layers.12.q", packed: true },
+      { ...entry, path: "layers.4.q" },
       { ...entry, path: "layer2.q" },
+      { ...entry, path: "layers.0.k" },
+      { ...entry, path: "layers.1.k" },
     ])
-    expect(
-      groups.map(({ pattern, count, device, bytes }) => [pattern, count, device, bytes]),
-    ).toEqual([
+    expect(groups.map((group) => [group.pattern, group.count, group.device, group.bytes])).toEqual([
       ["embed", 1, "cpu", 4],
-      ["layers.*.q", 2, "cpu", 8],
-      ["layers.*.experts.*.up", 1, "cpu", 4],
-      ["layers.*.q", 1, "cuda:0", 4],
-      ["layers.*.q", 1, "cpu", 12],
-      ["layers.*.q", 1, "cpu", 4],
+      ["layers.*.q", 3, "cpu", 12],
+      ["layers.0.experts.1.up", 1, "cpu", 4],
+      ["layers.2.q", 1, "cuda:0", 4],
+      ["layers.3.q", 1, "cpu", 12],
+      ["layers.12.q", 1, "cpu", 4],
       ["layer2.q", 1, "cpu", 4],
+      ["layers.*.k", 2, "cpu", 8],
+    ])
+    // which layers is said where the pattern alone would not tell
+    expect(groups.map(({ layers }) => layers).filter((layers) => layers !== undefined)).toEqual([
+      "0-1, 4",
     ])
     expect(groups[4]?.types).toEqual(["f32", "q4_k"])
   })

@@ -130,4 +130,23 @@ describe.skipIf(chromium === undefined)("the page on our server", () => {
       seed: 7,
     })
   })
+
+  test("the views read what the server says of models and machine", async () => {
+    await open({ answer: "Hello" })
+    await s.page.locator('.views a[href="#/models"]').click()
+    await eventually(() => s.texts(".card .tag"), ["Default", "Loaded"])
+    expect(await s.texts(".card h2")).toEqual(["fake"])
+    expect(await s.texts(".card dd")).toContain("Q4_1")
+    // nothing can be pulled where there is no folder for it
+    expect(await s.page.$("#pull-name")).toBeNull()
+    await s.page.locator('.views a[href="#/machine"]').click()
+    await eventually(
+      () => s.texts("#placement tbody tr"),
+      ["model.layers.0.mlp.experts1ExpertscpuQ4_1packed1000 B"],
+    )
+    await s.page.waitForSelector('canvas[aria-label="Use of 3 experts in 1 layers"]')
+    await s.page.waitForSelector(".chart-area canvas")
+    expect(await s.texts("#prefix-cache tbody th")).toEqual(["Device", "Host memory", "Disk"])
+    expect(s.problems).toEqual([])
+  })
 })

@@ -47,6 +47,16 @@ describe("readConversation", () => {
     expect(readConversation(structuredClone(stored))).toEqual(stored)
   })
 
+  test("keeps the model that was chosen, if it can be one", () => {
+    const stored = conversation("a", 1)
+    expect(readConversation({ ...stored, model: "org/name:q4" })).toEqual({
+      ...stored,
+      model: "org/name:q4",
+    })
+    for (const model of [7, null, "x".repeat(1000)])
+      expect(readConversation({ ...stored, model })).toEqual(stored)
+  })
+
   test("never throws, whatever it is given", () => {
     fc.assert(
       fc.property(fc.anything(), (data) => {

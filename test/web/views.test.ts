@@ -268,6 +268,13 @@ describe.skipIf(chromium === undefined)("the views in a browser", () => {
       "85",
     ])
 
+    // it has the theme's colours, also after they change
+    const picture = (): Promise<string> =>
+      s.page.$eval(".heat canvas", (e) => (e as HTMLCanvasElement).toDataURL())
+    const light = await picture()
+    await s.page.emulateMediaFeatures([{ name: "prefers-color-scheme", value: "dark" }])
+    await eventually(async () => (await picture()) === light, false)
+
     // counters that grow are rates, drawn by a library that comes only now
     const [model] = machine.machine.models
     if (model?.stats) model.stats = { ...model.stats, generatedTokensTotal: 5_100 }

@@ -283,7 +283,7 @@ function facts(info: EngineInfo): [StringKey, string][] {
     ["precision", info.precision],
     ["architecture", info.architecture],
     ["quantization", info.quantization],
-    ["inMemory", formatBytes(info.weightBytes)],
+    ["weights", formatBytes(info.weightBytes)],
     ["contextLength", formatCount(info.contextLength)],
     ["batchSize", formatCount(info.maxBatchSize)],
     [

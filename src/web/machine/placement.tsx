@@ -32,6 +32,9 @@ export function Placement({ modules }: { modules: readonly ModuleEntry[] }): JSX
               <tr key={index}>
                 <th scope="row">
                   <code>{group.pattern}</code>
+                  {group.layers !== undefined && (
+                    <span class="row-note">{t("inLayers", { layers: group.layers })}</span>
+                  )}
                 </th>
                 <td class="number">{formatCount(group.count)}</td>
                 <td>
