@@ -1,14 +1,20 @@
 import { batch, signal } from "@preact/signals"
 
-import { fetchHealth, fetchModels, streamChat } from "./api.ts"
+import { type ChatRequest, fetchHealth, fetchModels, streamChat } from "./api.ts"
+import { MAX_FILES, readTextFile } from "./attachments.ts"
 import {
   addAnswer,
+  addResults,
   addUserMessage,
+  canContinue,
+  continuedMessages,
   editUserMessage,
+  lacksAnswer,
   putMessage,
   removeMessage,
   requestMessages,
-  truncateBefore,
+  setAside,
+  switchVersion,
 } from "./conversation.ts"
 import { applyEvent, type Draft, fillMessage, newDraft } from "./draft.ts"
 import { t } from "./language.ts"
@@ -30,9 +36,10 @@ import {
   openPanel,
   startConversation,
   theme,
+  unsentFiles,
 } from "./state.ts"
 import { splitThinking } from "./think.ts"
-import type { Conversation, Failure } from "./types.ts"
+import type { Conversation, Failure, Message, TextFile, Versions } from "./types.ts"
 
 /** While an answer streams it is stored this often, so that closing the page loses little. */
 const KEEP_INTERVAL_MS = 3000
@@ -46,14 +53,37 @@ const HEALTH_OFFLINE_MS = 3000
 /** The answer whose request failed for want of a key; asked again once there is one. */
 let waitingForKey: { conversationId: string; messageId: string } | undefined
 
-export function send(text: string): void {
+export function send(text: string, files: readonly TextFile[] = []): void {
   const content = text.trim()
-  if (content === "") return
+  if (content === "" && files.length === 0) return
   const now = Date.now()
-  const conversation = addUserMessage(current.value ?? startConversation(now), content, now)
+  const before = current.value ?? startConversation(now)
+  const conversation = addUserMessage(before, content, now, files)
   update(conversation)
   openConversation(conversation.id)
   void answer(conversation)
+}
+
+/** Puts files beside the text that is being written; what cannot go along is said. */
+export async function attach(files: readonly File[]): Promise<void> {
+  const key = currentId.value ?? ""
+  const problems: string[] = []
+  for (const file of files) {
+    const read = await readTextFile(file)
+    const list = unsentFiles.value.get(key) ?? []
+    if (typeof read === "string") problems.push(read)
+    else if (list.length >= MAX_FILES)
+      problems.push(t("tooManyFiles", { n: MAX_FILES, name: read.name }))
+    else setUnsentFiles(key, [...list, read])
+  }
+  if (problems.length > 0) notify(problems.join(" "), { isError: true })
+}
+
+export function setUnsentFiles(key: string, files: readonly TextFile[]): void {
+  const next = new Map(unsentFiles.value)
+  if (files.length === 0) next.delete(key)
+  else next.set(key, files)
+  unsentFiles.value = next
 }
 
 /** Stops the answer of a conversation (the one on screen by default). */
@@ -61,41 +91,60 @@ export function stop(conversationId: string | null = currentId.value): void {
   if (conversationId !== null) generations.value.get(conversationId)?.controller.abort()
 }
 
+/** Asks for an answer again; the old one stays as a version. */
 export function regenerate(messageId: string): void {
   const conversation = current.value
   if (conversation === undefined || generations.value.has(conversation.id)) return
-  const shorter = truncateBefore(conversation, messageId)
-  if (shorter.messages.at(-1)?.role !== "user") return
-  offerReturn(conversation, shorter)
-  void answer(shorter)
+  const aside = setAside(conversation, messageId)
+  if (aside === undefined || !lacksAnswer(aside.before)) return
+  const { before, versions } = aside
+  void answer(before, versions.others.length === 0 ? undefined : versions)
 }
 
-/** Asks for the answer that a user message at the end still lacks. */
+/** Asks for the answer that the end of the conversation still lacks. */
 export function answerLast(): void {
   const conversation = current.value
-  if (conversation?.messages.at(-1)?.role === "user") void answer(conversation)
+  if (conversation !== undefined && lacksAnswer(conversation)) void answer(conversation)
+}
+
+/** Has an answer that ended early go on. */
+export function continueAnswer(messageId: string): void {
+  const conversation = current.value
+  const message = conversation?.messages.at(-1)
+  if (conversation === undefined || message?.id !== messageId) return
+  if (generations.value.has(conversation.id) || !canContinue(conversation, message)) return
+  const { failure: _, ...rest } = message
+  const going: Message = { ...rest, state: "streaming" }
+  void fill(putMessage(conversation, going), going, {
+    messages: continuedMessages(conversation, message),
+    continues: true,
+  })
+}
+
+/** Gives the model what the calls of its last answer returned, in their order. */
+export function answerCalls(messageId: string, results: readonly string[]): void {
+  const conversation = current.value
+  if (conversation?.messages.at(-1)?.id !== messageId) return
+  if (generations.value.has(conversation.id)) return
+  void answer(addResults(conversation, results, Date.now()))
 }
 
 export function resend(messageId: string, text: string): void {
   const conversation = current.value
   const content = text.trim()
   editingId.value = null
-  if (conversation === undefined || content === "" || generations.value.has(conversation.id)) return
-  const edited = editUserMessage(conversation, messageId, content, Date.now())
-  offerReturn(conversation, edited)
-  void answer(edited)
+  if (conversation === undefined || generations.value.has(conversation.id)) return
+  const old = conversation.messages.find((each) => each.id === messageId)
+  if (content === "" && old?.files === undefined) return
+  void answer(editUserMessage(conversation, messageId, content, Date.now()))
 }
 
-/** Losing more than the answer that is asked for again can be undone; the new answer then stops and goes. */
-function offerReturn(before: Conversation, after: Conversation): void {
-  const lost = before.messages.length - after.messages.length
-  if (lost < 2) return
-  notify(t("messagesReplaced", { n: lost }), {
-    undo: () => {
-      stop(before.id)
-      update(before)
-    },
-  })
+/** Shows another version of a message, from 0, with what followed it. */
+export function showVersion(messageId: string, at: number): void {
+  const conversation = current.value
+  if (conversation === undefined || generations.value.has(conversation.id)) return
+  editingId.value = null
+  update(switchVersion(conversation, messageId, at))
 }
 
 export function deleteMessage(messageId: string): void {
@@ -105,22 +154,31 @@ export function deleteMessage(messageId: string): void {
   notify(t("messageDeleted"), { undo: () => update(conversation) })
 }
 
-async function answer(conversation: Conversation): Promise<void> {
+async function answer(conversation: Conversation, versions?: Versions): Promise<void> {
   if (generations.value.has(conversation.id)) return
-  const withAnswer = addAnswer(conversation, model.value?.id, Date.now())
+  const withAnswer = addAnswer(conversation, model.value?.id, Date.now(), versions)
   const message = withAnswer.messages.at(-1)
   if (message === undefined) return
+  await fill(withAnswer, message, { messages: requestMessages(conversation) })
+}
+
+/** Streams an answer into its message, which is the last of the conversation. */
+async function fill(
+  conversation: Conversation,
+  message: Message,
+  request: Pick<ChatRequest, "messages" | "continues">,
+): Promise<void> {
   const generation: Generation = {
     messageId: message.id,
     controller: new AbortController(),
-    draft: signal(newDraft(performance.now())),
+    draft: signal(newDraft(performance.now(), message)),
   }
   batch(() => {
     announcement.value = t("answering")
-    update(withAnswer)
+    update(conversation)
     generations.value = new Map(generations.value).set(conversation.id, generation)
   })
-  const draft = await receive(conversation, generation)
+  const draft = await receive(conversation, generation, request)
   const filled = fillMessage(message, draft)
   batch(() => {
     const rest = new Map(generations.value)
@@ -137,7 +195,11 @@ async function answer(conversation: Conversation): Promise<void> {
 }
 
 /** Reads the stream into the generation's draft, shown at a steady pace. */
-async function receive(conversation: Conversation, generation: Generation): Promise<Draft> {
+async function receive(
+  conversation: Conversation,
+  generation: Generation,
+  request: Pick<ChatRequest, "messages" | "continues">,
+): Promise<Draft> {
   const { controller, messageId } = generation
   let draft = generation.draft.value
   let isScheduled = false
@@ -147,7 +209,7 @@ async function receive(conversation: Conversation, generation: Generation): Prom
     generation.draft.value = draft
   }
   const events = streamChat({
-    messages: requestMessages(conversation),
+    ...request,
     settings: conversation.settings,
     model: model.value?.id,
     apiKey: apiKey.value,

@@ -1,6 +1,6 @@
 import type { RequestMessage } from "./conversation.ts"
 import { t } from "./language.ts"
-import { SAMPLING_FIELDS } from "./settings.ts"
+import { parseSchema, parseTools, SAMPLING_FIELDS } from "./settings.ts"
 import { readEvents } from "./sse.ts"
 import type { Failure, Model, Settings } from "./types.ts"
 
@@ -15,12 +15,15 @@ export interface Usage {
 export type ChatEvent =
   | { type: "text"; text: string }
   | { type: "reasoning"; text: string }
+  | { type: "call"; index: number; id?: string; name?: string; arguments: string }
   | { type: "usage"; usage: Usage }
   | { type: "end"; reason: "done" | "length" }
   | { type: "failure"; failure: Failure }
 
 export interface ChatRequest {
   messages: RequestMessage[]
+  /** The last message is an answer that goes on. */
+  continues?: boolean
   settings: Settings
   model: string | undefined
   apiKey: string
@@ -31,18 +34,34 @@ export interface ChatRequest {
 export type Answer<T> = { value: T } | { failure: Failure }
 
 /** The body of POST /v1/chat/completions; settings that are unset are left out, so that the server's own apply. */
-export function chatBody(request: Pick<ChatRequest, "messages" | "settings" | "model">): object {
+export function chatBody(
+  request: Pick<ChatRequest, "messages" | "continues" | "settings" | "model">,
+): object {
   const sampling: Record<string, number> = {}
   for (const { key } of SAMPLING_FIELDS) {
     const value = request.settings[key]
     if (value !== null) sampling[key] = value
   }
+  const tools = parseTools(request.settings.tools)
+  const schema = parseSchema(request.settings.schema)
   return {
     ...(request.model === undefined ? {} : { model: request.model }),
     messages: request.messages,
     stream: true,
-    stream_options: { include_usage: true },
+    stream_options: { include_usage: true, continuous_usage_stats: true },
     ...sampling,
+    ...(typeof tools === "object" ? { tools } : {}),
+    ...(typeof schema === "object"
+      ? {
+          response_format: {
+            type: "json_schema",
+            json_schema: { name: "answer", schema, strict: true },
+          },
+        }
+      : {}),
+    ...(request.continues === true
+      ? { continue_final_message: true, add_generation_prompt: false }
+      : {}),
   }
 }
 
@@ -97,6 +116,8 @@ export async function* chatEvents(events: AsyncIterable<string>): AsyncGenerator
     if (typeof thought === "string" && thought !== "") yield { type: "reasoning", text: thought }
     const text = delta?.["content"]
     if (typeof text === "string" && text !== "") yield { type: "text", text }
+    if (Array.isArray(delta?.["tool_calls"]))
+      for (const call of delta["tool_calls"]) yield* callEvent(asRecord(call))
     const finish = choice?.["finish_reason"]
     if (typeof finish === "string") reason = finish === "length" ? "length" : "done"
     const usage = readUsage(chunk)
@@ -104,6 +125,20 @@ export async function* chatEvents(events: AsyncIterable<string>): AsyncGenerator
   }
   // A stream that ends after its finish reason is whole even without [DONE].
   yield reason === undefined ? fail("connection", t("lost")) : { type: "end", reason }
+}
+
+function* callEvent(call: Record<string, unknown> | undefined): Generator<ChatEvent> {
+  const named = asRecord(call?.["function"])
+  if (call === undefined || named === undefined) return
+  const { id } = call
+  const { name, arguments: text } = named
+  yield {
+    type: "call",
+    index: asNumber(call["index"]) ?? 0,
+    ...(typeof id === "string" && id !== "" ? { id } : {}),
+    ...(typeof name === "string" && name !== "" ? { name } : {}),
+    arguments: typeof text === "string" ? text : "",
+  }
 }
 
 function readUsage(chunk: Record<string, unknown>): Usage | undefined {

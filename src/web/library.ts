@@ -1,6 +1,12 @@
 import { settle } from "./conversation.ts"
 import { t } from "./language.ts"
-import { saveDefaults } from "./preferences.ts"
+import {
+  MAX_PROMPT_NAME_CHARS,
+  MAX_PROMPTS,
+  saveDefaults,
+  type SavedPrompt,
+  savePrompts,
+} from "./preferences.ts"
 import {
   conversations,
   currentId,
@@ -12,6 +18,7 @@ import {
   type Notice,
   notice,
   pendingSettings,
+  prompts,
   type View,
   view,
 } from "./state.ts"
@@ -181,6 +188,29 @@ export function makeDefault(settings: Settings): void {
 export function forgetDefault(): void {
   defaults.value = { ...EMPTY_SETTINGS }
   saveDefaults(defaults.value)
+}
+
+/** Keeps a system prompt under a name; one of that name is replaced. */
+export function keepPrompt(name: string, text: string): void {
+  const trimmed = name.trim().slice(0, MAX_PROMPT_NAME_CHARS)
+  const others = prompts.value.filter((each) => each.name !== trimmed)
+  if (trimmed === "") return
+  if (others.length >= MAX_PROMPTS) {
+    notify(t("tooManyPrompts", { n: MAX_PROMPTS }), { isError: true })
+    return
+  }
+  setPrompts([...others, { name: trimmed, text }])
+}
+
+export function deletePrompt(name: string): void {
+  const before = prompts.value
+  setPrompts(before.filter((each) => each.name !== name))
+  notify(t("deletedPrompt", { name }), { undo: () => setPrompts(before) })
+}
+
+function setPrompts(list: readonly SavedPrompt[]): void {
+  prompts.value = [...list].sort((a, b) => a.name.localeCompare(b.name))
+  savePrompts(prompts.value)
 }
 
 /** Offers the conversations (all, or one) as a file. */

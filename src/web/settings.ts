@@ -1,7 +1,7 @@
 import { t } from "./language.ts"
 import { EMPTY_SETTINGS, type Settings } from "./types.ts"
 
-export type SamplingKey = Exclude<keyof Settings, "system">
+export type SamplingKey = Exclude<keyof Settings, "system" | "tools" | "schema">
 
 /** One row of the settings form: its range and step. Its names are those of strings/. */
 export interface SamplingField {
@@ -12,60 +12,43 @@ export interface SamplingField {
   integer: boolean
 }
 
-export const SAMPLING_FIELDS: readonly SamplingField[] = [
-  {
-    key: "temperature",
-    min: 0,
-    max: 2,
-    step: 0.05,
-    integer: false,
-  },
-  {
-    key: "top_p",
-    min: 0.01,
-    max: 1,
-    step: 0.01,
-    integer: false,
-  },
-  {
-    key: "top_k",
-    min: 0,
-    max: 1000,
-    step: 1,
-    integer: true,
-  },
-  {
-    key: "min_p",
-    min: 0,
-    max: 1,
-    step: 0.01,
-    integer: false,
-  },
-  {
-    key: "repetition_penalty",
-    min: 0.5,
-    max: 2,
-    step: 0.01,
-    integer: false,
-  },
-  {
-    key: "max_tokens",
-    min: 1,
-    max: 1_000_000,
-    step: 1,
-    integer: true,
-  },
-  {
-    key: "seed",
-    min: 0,
-    max: 2 ** 31 - 1,
-    step: 1,
-    integer: true,
-  },
+/** Those that many people know. */
+export const MAIN_FIELDS: readonly SamplingField[] = [
+  { key: "temperature", min: 0, max: 2, step: 0.05, integer: false },
+  { key: "top_p", min: 0.01, max: 1, step: 0.01, integer: false },
+  { key: "top_k", min: 0, max: 1000, step: 1, integer: true },
+  { key: "min_p", min: 0, max: 1, step: 0.01, integer: false },
+  { key: "repetition_penalty", min: 0.5, max: 2, step: 0.01, integer: false },
+  { key: "presence_penalty", min: -2, max: 2, step: 0.1, integer: false },
+  { key: "frequency_penalty", min: -2, max: 2, step: 0.1, integer: false },
+  { key: "max_tokens", min: 1, max: 1_000_000, step: 1, integer: true },
+  { key: "seed", min: 0, max: 2 ** 31 - 1, step: 1, integer: true },
 ]
+
+/** The others, which are folded away. */
+export const MORE_FIELDS: readonly SamplingField[] = [
+  { key: "repeat_last_n", min: -1, max: 1_000_000, step: 1, integer: true },
+  { key: "typical_p", min: 0, max: 1, step: 0.01, integer: false },
+  { key: "top_n_sigma", min: -1, max: 10, step: 0.1, integer: false },
+  { key: "xtc_probability", min: 0, max: 1, step: 0.05, integer: false },
+  { key: "xtc_threshold", min: 0, max: 1, step: 0.01, integer: false },
+  { key: "dynatemp_range", min: 0, max: 2, step: 0.05, integer: false },
+  { key: "dynatemp_exponent", min: 0, max: 10, step: 0.1, integer: false },
+  { key: "dry_multiplier", min: 0, max: 10, step: 0.1, integer: false },
+  { key: "dry_base", min: 0, max: 10, step: 0.05, integer: false },
+  { key: "dry_allowed_length", min: 0, max: 1000, step: 1, integer: true },
+  { key: "dry_penalty_last_n", min: -1, max: 1_000_000, step: 1, integer: true },
+  { key: "mirostat", min: 0, max: 2, step: 1, integer: true },
+  { key: "mirostat_tau", min: 0, max: 20, step: 0.1, integer: false },
+  { key: "mirostat_eta", min: 0, max: 1, step: 0.01, integer: false },
+]
+
+export const SAMPLING_FIELDS: readonly SamplingField[] = [...MAIN_FIELDS, ...MORE_FIELDS]
 
 /** The system prompt may be this long; longer ones would not fit a context anyway. */
 export const MAX_SYSTEM_CHARS = 200_000
+/** The same for the texts of tools and schema. */
+export const MAX_JSON_CHARS = 200_000
 
 /** Reads one field's text: a number in range, `null` for empty, or a sentence that says what is wrong. */
 export function parseField(field: SamplingField, text: string): number | null | string {
@@ -79,6 +62,39 @@ export function parseField(field: SamplingField, text: string): number | null | 
   return value
 }
 
+/** Reads the tools' text: the tools, `undefined` for empty, or a sentence that says what is wrong. */
+export function parseTools(text: string): readonly object[] | undefined | string {
+  const data = parseJsonField(text)
+  if (data === undefined || typeof data === "string") return data
+  const isTool = (tool: unknown): boolean => {
+    const { type, function: named } = (tool ?? {}) as Record<string, unknown>
+    const name = (named as Record<string, unknown> | undefined | null)?.["name"]
+    return type === "function" && typeof name === "string" && name !== ""
+  }
+  return Array.isArray(data.value) && data.value.length > 0 && data.value.every(isTool)
+    ? (data.value as object[])
+    : t("toolsShape")
+}
+
+/** Reads the schema's text in the same way. */
+export function parseSchema(text: string): object | undefined | string {
+  const data = parseJsonField(text)
+  if (data === undefined || typeof data === "string") return data
+  const { value } = data
+  return typeof value === "object" && value !== null && !Array.isArray(value)
+    ? value
+    : t("schemaShape")
+}
+
+function parseJsonField(text: string): { value: unknown } | undefined | string {
+  if (text.trim() === "") return undefined
+  try {
+    return { value: JSON.parse(text) as unknown }
+  } catch (error) {
+    return t("notJsonBecause", { reason: error instanceof Error ? error.message : String(error) })
+  }
+}
+
 /** Settings out of unknown data (stored, imported); fields that are missing or out of range become unset. */
 export function readSettings(data: unknown): Settings {
   const settings: Settings = { ...EMPTY_SETTINGS }
@@ -86,6 +102,18 @@ export function readSettings(data: unknown): Settings {
   const record = data as Record<string, unknown>
   if (typeof record["system"] === "string")
     settings.system = record["system"].slice(0, MAX_SYSTEM_CHARS)
+  for (const [key, parse] of [
+    ["tools", parseTools],
+    ["schema", parseSchema],
+  ] as const) {
+    const text = record[key]
+    if (
+      typeof text === "string" &&
+      text.length <= MAX_JSON_CHARS &&
+      typeof parse(text) === "object"
+    )
+      settings[key] = text
+  }
   for (const field of SAMPLING_FIELDS) {
     const value = record[field.key]
     if (typeof value !== "number") continue
@@ -99,6 +127,6 @@ export function readSettings(data: unknown): Settings {
 export function countChanged(settings: Settings): number {
   return (
     SAMPLING_FIELDS.filter((field) => settings[field.key] !== null).length +
-    (settings.system.trim() === "" ? 0 : 1)
+    [settings.system, settings.tools, settings.schema].filter((text) => text.trim() !== "").length
   )
 }

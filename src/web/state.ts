@@ -2,8 +2,8 @@ import { computed, type Signal, signal } from "@preact/signals"
 
 import { newConversation } from "./conversation.ts"
 import type { Draft } from "./draft.ts"
-import { loadApiKey, loadDefaults, loadModel, loadTheme } from "./preferences.ts"
-import type { Conversation, Model, Settings } from "./types.ts"
+import { loadApiKey, loadDefaults, loadModel, loadPrompts, loadTheme } from "./preferences.ts"
+import type { Conversation, Model, Settings, TextFile } from "./types.ts"
 
 /** What the page shows, as signals. Only actions.ts and library.ts change them. */
 
@@ -62,6 +62,10 @@ export const isSidebarOpen = signal(false)
 export const editingId = signal<string | null>(null)
 /** Text typed but not sent, by conversation ("" is the new chat). */
 export const unsent = signal<ReadonlyMap<string, string>>(new Map())
+/** Files attached but not sent, likewise. */
+export const unsentFiles = signal<ReadonlyMap<string, readonly TextFile[]>>(new Map())
+/** System prompts kept under names. */
+export const prompts = signal(loadPrompts())
 /** What screen readers are told: the answer once it is complete, and short confirmations. */
 export const announcement = signal("")
 

@@ -1,5 +1,6 @@
+import { allMessages } from "./conversation.ts"
 import { readSettings } from "./settings.ts"
-import type { Conversation, Failure, Message, Stats } from "./types.ts"
+import type { Conversation, Failure, Message, Stats, TextFile, ToolCall } from "./types.ts"
 
 /** More conversations than this make the list useless and the start slow; the oldest go first. */
 export const MAX_CONVERSATIONS = 500
@@ -8,6 +9,8 @@ export const MAX_TOTAL_CHARS = 40_000_000
 /** One conversation; far above any context, so only a broken or hostile file exceeds it. */
 export const MAX_CONVERSATION_CHARS = 10_000_000
 export const MAX_MESSAGES = 5_000
+/** Versions within versions; each edit of what follows an edit is one deeper. */
+const MAX_VERSION_DEPTH = 500
 /** Longer than any title that titleFrom makes, for those typed by hand. */
 export const MAX_STORED_TITLE_CHARS = 200
 const MAX_MODEL_CHARS = 500
@@ -21,10 +24,16 @@ export interface Store {
 
 /** Size of a conversation in characters, for the limits above. */
 export function conversationChars(conversation: Conversation): number {
-  return conversation.messages.reduce(
-    (sum, message) => sum + message.content.length + (message.reasoning?.length ?? 0),
-    conversation.settings.system.length + conversation.title.length,
-  )
+  const { system, tools, schema } = conversation.settings
+  let sum = conversation.title.length + system.length + tools.length + schema.length
+  for (const { content, reasoning = "", files = [], calls = [] } of allMessages(
+    conversation.messages,
+  )) {
+    sum += content.length + reasoning.length
+    for (const file of files) sum += file.name.length + file.text.length
+    for (const call of calls) sum += call.name.length + call.arguments.length
+  }
+  return sum
 }
 
 /**
@@ -56,8 +65,8 @@ export function readConversation(data: unknown): Conversation | undefined {
   if (typeof id !== "string" || id === "" || id.length > 64) return undefined
   if (typeof title !== "string" || !Array.isArray(messages) || messages.length > MAX_MESSAGES)
     return undefined
-  const read = messages.map(readMessage)
-  if (read.includes(undefined)) return undefined
+  const read = readMessages(messages, { left: MAX_MESSAGES }, 0)
+  if (read === undefined) return undefined
   const created = asTime(createdAt)
   const conversation: Conversation = {
     id,
@@ -66,28 +75,87 @@ export function readConversation(data: unknown): Conversation | undefined {
     updatedAt: Math.max(created, asTime(updatedAt)),
     settings: readSettings(settings),
     ...(typeof model === "string" && model.length <= MAX_MODEL_CHARS ? { model } : {}),
-    messages: read.filter((message) => message !== undefined),
+    messages: read,
   }
   if (conversationChars(conversation) > MAX_CONVERSATION_CHARS) return undefined
   return conversation
 }
 
-function readMessage(data: unknown): Message | undefined {
+/** `undefined` when one of them, or of their versions, is none, or there are more than `room` has left. */
+function readMessages(
+  data: readonly unknown[],
+  room: { left: number },
+  depth: number,
+): Message[] | undefined {
+  room.left -= data.length
+  if (room.left < 0 || depth > MAX_VERSION_DEPTH) return undefined
+  const read = data.map((each) => readMessage(each, room, depth))
+  return read.includes(undefined) ? undefined : read.filter((each) => each !== undefined)
+}
+
+function readMessage(data: unknown, room: { left: number }, depth: number): Message | undefined {
   if (typeof data !== "object" || data === null) return undefined
   const record = data as Record<string, unknown>
-  const { id, role, content, reasoning, state, model } = record
+  const { id, role, content, reasoning, state, model, callId } = record
   if (typeof id !== "string" || typeof content !== "string") return undefined
-  if (role !== "user" && role !== "assistant") return undefined
+  if (role !== "user" && role !== "assistant" && role !== "tool") return undefined
   const message: Message = { id, role, content, createdAt: asTime(record["createdAt"]) }
   if (typeof reasoning === "string") message.reasoning = reasoning
   if (typeof model === "string") message.model = model
+  if (typeof callId === "string") message.callId = callId
+  const files = readList(record["files"], (each): TextFile | undefined => {
+    const { name, text } = each
+    return typeof name === "string" && typeof text === "string" ? { name, text } : undefined
+  })
+  if (files !== undefined) message.files = files
+  const calls = readList(record["calls"], (each): ToolCall | undefined => {
+    const { id: call, name, arguments: text } = each
+    const isCall = typeof call === "string" && typeof name === "string" && typeof text === "string"
+    return isCall ? { id: call, name, arguments: text } : undefined
+  })
+  if (calls !== undefined) message.calls = calls
   const stats = readStats(record["stats"])
   if (stats !== undefined) message.stats = stats
   const failure = readFailure(record["failure"])
   if (failure !== undefined) message.failure = failure
   const known = STATES.find((each) => each === state)
-  if (known !== undefined) message.state = known
-  return message
+  // Only what is shown can still be streaming, in another tab.
+  if (known !== undefined) message.state = known === "streaming" && depth > 0 ? "stopped" : known
+  if (record["versions"] === undefined) return message
+  const versions = readVersions(record["versions"], room, depth)
+  return versions === undefined ? undefined : { ...message, versions }
+}
+
+function readVersions(
+  data: unknown,
+  room: { left: number },
+  depth: number,
+): Message["versions"] | undefined {
+  if (typeof data !== "object" || data === null) return undefined
+  const { at, others } = data as Record<string, unknown>
+  if (typeof at !== "number" || !Number.isInteger(at) || !Array.isArray(others)) return undefined
+  if (at < 0 || at > others.length || others.length === 0) return undefined
+  const read: Message[][] = []
+  for (const tail of others as unknown[]) {
+    const messages = Array.isArray(tail) ? readMessages(tail, room, depth + 1) : undefined
+    if (messages === undefined || messages.length === 0) return undefined
+    read.push(messages)
+  }
+  return { at, others: read }
+}
+
+/** A list without what `read` does not know; `undefined` when nothing is left. */
+function readList<T>(
+  data: unknown,
+  read: (record: Record<string, unknown>) => T | undefined,
+): T[] | undefined {
+  if (!Array.isArray(data)) return undefined
+  const known = (data as unknown[])
+    .map((each) =>
+      typeof each === "object" && each !== null ? read(each as Record<string, unknown>) : undefined,
+    )
+    .filter((each) => each !== undefined)
+  return known.length === 0 ? undefined : known
 }
 
 const STATES = ["streaming", "done", "stopped", "length", "failed"] as const

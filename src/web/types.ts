@@ -1,6 +1,25 @@
 /** What the page keeps and shows. Everything here is plain data, so it can be stored and exported as it is. */
 
-export type Role = "user" | "assistant"
+export type Role = "user" | "assistant" | "tool"
+
+/** A file whose text goes with a message. */
+export interface TextFile {
+  name: string
+  text: string
+}
+
+/** A tool that the model asks to be called; the arguments are JSON text as the model wrote it. */
+export interface ToolCall {
+  id: string
+  name: string
+  arguments: string
+}
+
+/** What else was said from a message on: whole tails, the shown one left out. `at` is its place among them all. */
+export interface Versions {
+  at: number
+  others: Message[][]
+}
 
 /** Why an answer did not arrive; `kind` decides what the page offers to do about it. */
 export interface Failure {
@@ -30,6 +49,13 @@ export interface Message {
   /** Reasoning that the server sent apart from the content. */
   reasoning?: string
   createdAt: number
+  /** Of the user's messages. */
+  files?: TextFile[]
+  /** Of answers. */
+  calls?: ToolCall[]
+  /** Of a tool's result: the call that it answers. */
+  callId?: string
+  versions?: Versions
   /** Answers only. `stopped` means that the text ends early because someone asked for it. */
   state?: "streaming" | "done" | "stopped" | "length" | "failed"
   failure?: Failure
@@ -37,9 +63,13 @@ export interface Message {
   model?: string
 }
 
-/** Sampling settings; `null` leaves the choice to the server. */
+/** Sampling settings; `null` and empty texts leave the choice to the server. */
 export interface Settings {
   system: string
+  /** JSON of the tools that the model may call, in OpenAI's form. */
+  tools: string
+  /** JSON schema that answers match. */
+  schema: string
   temperature: number | null
   top_p: number | null
   top_k: number | null
@@ -47,6 +77,22 @@ export interface Settings {
   repetition_penalty: number | null
   max_tokens: number | null
   seed: number | null
+  presence_penalty: number | null
+  frequency_penalty: number | null
+  repeat_last_n: number | null
+  typical_p: number | null
+  top_n_sigma: number | null
+  xtc_probability: number | null
+  xtc_threshold: number | null
+  dynatemp_range: number | null
+  dynatemp_exponent: number | null
+  dry_multiplier: number | null
+  dry_base: number | null
+  dry_allowed_length: number | null
+  dry_penalty_last_n: number | null
+  mirostat: number | null
+  mirostat_tau: number | null
+  mirostat_eta: number | null
 }
 
 export interface Conversation {
@@ -70,6 +116,8 @@ export interface Model {
 
 export const EMPTY_SETTINGS: Settings = {
   system: "",
+  tools: "",
+  schema: "",
   temperature: null,
   top_p: null,
   top_k: null,
@@ -77,6 +125,22 @@ export const EMPTY_SETTINGS: Settings = {
   repetition_penalty: null,
   max_tokens: null,
   seed: null,
+  presence_penalty: null,
+  frequency_penalty: null,
+  repeat_last_n: null,
+  typical_p: null,
+  top_n_sigma: null,
+  xtc_probability: null,
+  xtc_threshold: null,
+  dynatemp_range: null,
+  dynatemp_exponent: null,
+  dry_multiplier: null,
+  dry_base: null,
+  dry_allowed_length: null,
+  dry_penalty_last_n: null,
+  mirostat: null,
+  mirostat_tau: null,
+  mirostat_eta: null,
 }
 
 /** A new random id. Not crypto.randomUUID, which pages served over plain HTTP on a LAN do not have. */

@@ -77,7 +77,7 @@ test("chatBody leaves out settings that are unset and asks for usage", () => {
     model: "m",
     messages: [],
     stream: true,
-    stream_options: { include_usage: true },
+    stream_options: { include_usage: true, continuous_usage_stats: true },
     temperature: 0,
     top_k: 40,
   })

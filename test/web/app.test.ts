@@ -166,7 +166,8 @@ describe.skipIf(chromium === undefined)("the page in a browser", () => {
       return texts.filter((text) => /[a-z]{3}/i.test(text))
     })
     // what the world calls so, and names of keys
-    const known = /^(Top-p|Top-k|Min-p|.*API 密钥|.*[（(](Enter|Esc|Ctrl\+K)[)）]|.*你好.*)$/
+    const known =
+      /^(Top-p|Top-k|Min-p|Top-n-sigma|(?:XTC|DRY|Mirostat)[^a-z]*|.*API 密钥|.*[（(](Enter|Esc|Ctrl\+K)[)）]|.*你好.*)$/
     expect(shown.filter((text) => !known.test(text.trim()))).toEqual([])
     const { KT_SCREENSHOTS } = process.env
     if (KT_SCREENSHOTS) await s.page.screenshot({ path: join(KT_SCREENSHOTS, "chinese.png") })

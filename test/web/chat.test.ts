@@ -69,7 +69,7 @@ describe.skipIf(chromium === undefined)("chatting in a browser", () => {
       model: "SmolLM2-135M-Instruct",
       messages: [{ role: "user", content: "What is the answer?" }],
       stream: true,
-      stream_options: { include_usage: true },
+      stream_options: { include_usage: true, continuous_usage_stats: true },
     })
     // Screen readers get the whole answer once.
     expect(await s.page.$eval("[aria-atomic]", (e) => e.textContent)).toBe(
@@ -99,10 +99,11 @@ describe.skipIf(chromium === undefined)("chatting in a browser", () => {
     await s.send("More")
     await s.done(2)
     await s.click("Regenerate answer")
-    // The first answer's button: everything below it goes.
+    // The first answer's button: what followed stays with the first version.
     await eventually(() => s.texts(".prose"), ["Answer 2"])
     expect(server.calls[2]?.body.messages).toEqual([{ role: "user", content: "Hi" }])
-    await s.page.locator(".notice .button").click()
+    await s.done(1)
+    await s.click("Previous version")
     await eventually(() => s.texts(".prose"), ["Answer 0", "Answer 1"])
     expect(s.problems).toEqual([])
   })

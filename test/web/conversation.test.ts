@@ -2,8 +2,12 @@ import { describe, expect, test } from "bun:test"
 
 import {
   addAnswer,
+  addResults,
   addUserMessage,
+  allMessages,
+  canContinue,
   contextTokens,
+  continuedMessages,
   editUserMessage,
   MAX_TITLE_CHARS,
   newConversation,
@@ -11,7 +15,9 @@ import {
   removeMessage,
   requestMessages,
   searchConversations,
+  setAside,
   settle,
+  switchVersion,
   titleFrom,
   truncateBefore,
 } from "../../src/web/conversation.ts"
@@ -89,6 +95,94 @@ describe("changes", () => {
     const settled = settle(addAnswer(talk("a"), undefined, 2))
     expect(settled.messages.at(-1)?.state).toBe("stopped")
   })
+})
+
+describe("versions", () => {
+  /** "a" was answered "b" and went on with "c"; then "a" was rewritten. */
+  const edited = (): Conversation => {
+    const before = talk("a", "b", "c")
+    return addAnswer(editUserMessage(before, at(before, 0).id, "A", 9), "m", 9)
+  }
+
+  test("an edited message keeps the earlier one with what followed it", () => {
+    const after = edited()
+    expect(texts(after)).toEqual(["A", ""])
+    expect(at(after, 0).versions?.at).toBe(1)
+    const back = switchVersion(after, at(after, 0).id, 0)
+    expect(texts(back)).toEqual(["a", "b", "c"])
+    expect(at(back, 0).versions).toMatchObject({ at: 0, others: [[{ content: "A" }, {}]] })
+    expect(switchVersion(back, at(back, 0).id, 1)).toEqual(after)
+    expect(switchVersion(back, at(back, 0).id, 2)).toBe(back)
+    expect(Array.from(allMessages(back.messages), (each) => each.content).sort()).toEqual([
+      "",
+      "A",
+      "a",
+      "b",
+      "c",
+    ])
+    expect(searchConversations([after], "b")).toEqual([after])
+  })
+
+  test("stand side by side also within versions", () => {
+    const first = talk("a", "b")
+    const aside = setAside(first, at(first, 1).id)
+    if (aside === undefined) throw new Error("no such message")
+    const second = addAnswer(aside.before, "m", 4, aside.versions)
+    expect(at(second, 1).versions).toMatchObject({ at: 1, others: [[{ content: "b" }]] })
+    const third = editUserMessage(second, at(second, 0).id, "A", 5)
+    const back = switchVersion(third, at(third, 0).id, 0)
+    expect(texts(switchVersion(back, at(back, 1).id, 0))).toEqual(["a", "b"])
+  })
+
+  test("a deleted one shows its neighbour, the last one has no versions", () => {
+    const after = edited()
+    const left = removeMessage(after, at(after, 0).id)
+    expect(texts(left)).toEqual(["a", "b", "c"])
+    expect(at(left, 0)).not.toHaveProperty("versions")
+  })
+
+  test("an answer of which nothing came is none", () => {
+    const failed = addAnswer(talk("a"), "m", 2)
+    const message = { ...at(failed, 1), state: "failed" as const }
+    const aside = setAside(putMessage(failed, message), message.id)
+    expect(aside?.versions).toEqual({ at: 0, others: [] })
+  })
+})
+
+test("an answer goes on as it was written, its reasoning too", () => {
+  const conversation = talk("a", "<think>hm</think>b")
+  const stopped = { ...at(conversation, 1), reasoning: "so", state: "stopped" as const }
+  const changed = putMessage(conversation, stopped)
+  expect(canContinue(changed, stopped)).toBe(true)
+  expect(continuedMessages(changed, stopped)).toEqual([
+    { role: "user", content: "a" },
+    { role: "assistant", content: "<think>hm</think>b", reasoning_content: "so" },
+  ])
+  expect(canContinue(conversation, at(conversation, 1))).toBe(false)
+  const constrained = { ...changed, settings: { ...changed.settings, schema: "{}" } }
+  expect(canContinue(constrained, stopped)).toBe(false)
+})
+
+test("calls, their results and files are sent as the server knows them", () => {
+  const start = addUserMessage(newConversation(EMPTY_SETTINGS, 1), "look", 1, [
+    { name: "a.md", text: "```js\nx\n```" },
+  ])
+  const asked = addAnswer(start, "m", 2)
+  const calls = [{ id: "c1", name: "f", arguments: "{}" }]
+  const called = putMessage(asked, { ...at(asked, 1), calls, state: "done" })
+  expect(requestMessages(addResults(called, ["42"], 3))).toEqual([
+    { role: "user", content: "````a.md\n```js\nx\n```\n````\n\nlook" },
+    {
+      role: "assistant",
+      content: null,
+      tool_calls: [{ id: "c1", type: "function", function: { name: "f", arguments: "{}" } }],
+    },
+    { role: "tool", content: "42", tool_call_id: "c1" },
+  ])
+  const nameless = addUserMessage(newConversation(EMPTY_SETTINGS, 1), "", 1, [
+    { name: "a.md", text: "x" },
+  ])
+  expect(nameless.title).toBe("a.md")
 })
 
 describe("requestMessages", () => {

@@ -58,3 +58,34 @@ test("ends as the stream ended", () => {
   })
   expect(draft.end).toBeUndefined()
 })
+
+test("pieces of calls join by their number", () => {
+  let draft = newDraft(0)
+  const piece = (index: number, text: string, id?: string, name?: string): void => {
+    const named = id === undefined || name === undefined ? {} : { id, name }
+    draft = applyEvent(draft, { type: "call", index, arguments: text, ...named }, 1)
+  }
+  piece(0, "", "a", "f")
+  piece(0, '{"x"')
+  piece(1, "", "b", "g")
+  piece(0, ": 1}")
+  expect(fillMessage(message, draft).calls).toEqual([
+    { id: "a", name: "f", arguments: '{"x": 1}' },
+    { id: "b", name: "g", arguments: "" },
+  ])
+})
+
+test("an answer that goes on adds to what it had cost", () => {
+  let first = applyEvent(newDraft(0), { type: "text", text: "a" }, 100)
+  first = applyEvent(first, { type: "text", text: "b" }, 300)
+  first = applyEvent(first, { type: "usage", usage: { promptTokens: 10, answerTokens: 2 } }, 300)
+  const stopped = fillMessage(message, { ...first, end: "stopped" })
+  let draft = newDraft(1000, stopped)
+  expect(draftStats(draft)).toEqual(stopped.stats)
+  draft = applyEvent(draft, { type: "text", text: "c" }, 1100)
+  draft = applyEvent(draft, { type: "usage", usage: { promptTokens: 12, answerTokens: 1 } }, 1100)
+  expect(fillMessage(stopped, draft)).toMatchObject({
+    content: "abc",
+    stats: { firstTokenMs: 100, generationMs: 200, promptTokens: 10, answerTokens: 3 },
+  })
+})

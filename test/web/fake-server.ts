@@ -5,7 +5,9 @@ export interface Reply {
   chunks: readonly string[]
   /** Pause before each chunk. */
   delayMs?: number
-  finish?: "stop" | "length"
+  finish?: "stop" | "length" | "tool_calls"
+  /** Tools that the answer calls after its text; the arguments come in pieces. */
+  calls?: readonly { id: string; name: string; arguments: readonly string[] }[]
   /** Close the stream after this many chunks, without a finish reason. */
   cutAfter?: number
   /** Answer with this status and error message instead of a stream. */
@@ -19,7 +21,7 @@ export interface ChatCall {
   body: {
     model?: string
     stream: boolean
-    messages: { role: string; content: string }[]
+    messages: { role: string; content: string; [key: string]: unknown }[]
     [key: string]: unknown
   }
   authorization: string | null
@@ -106,6 +108,9 @@ function chatResponse(request: Request, call: ChatCall, reply: Reply): Response 
   const encoder = new TextEncoder()
   const chunk = (data: object): Uint8Array<ArrayBuffer> =>
     encoder.encode(`data: ${JSON.stringify({ object: "chat.completion.chunk", ...data })}\n\n`)
+  const promptTokens = reply.promptTokens ?? 42
+  const options = call.body["stream_options"] as Record<string, unknown> | undefined
+  const tellsUsage = options?.["continuous_usage_stats"] === true
   async function* stream(): AsyncGenerator<Uint8Array<ArrayBuffer>> {
     yield encoder.encode(": heartbeat\n\n")
     const start = performance.now()
@@ -114,12 +119,20 @@ function chatResponse(request: Request, call: ChatCall, reply: Reply): Response 
       if (sent === reply.cutAfter) return
       if (reply.delayMs !== undefined) await Bun.sleep(reply.delayMs)
       if (call.isAborted) return
-      yield chunk({ choices: [{ index: 0, delta: { content: text }, finish_reason: null }] })
       sent++
+      yield chunk({
+        choices: [{ index: 0, delta: { content: text }, finish_reason: null }],
+        ...(tellsUsage ? { usage: { prompt_tokens: promptTokens, completion_tokens: sent } } : {}),
+      })
     }
     if (sent === reply.cutAfter) return
+    for (const [index, call] of (reply.calls ?? []).entries()) {
+      const delta = (tool: object): Uint8Array<ArrayBuffer> =>
+        chunk({ choices: [{ index: 0, delta: { tool_calls: [{ index, ...tool }] } }] })
+      yield delta({ id: call.id, type: "function", function: { name: call.name, arguments: "" } })
+      for (const text of call.arguments) yield delta({ function: { arguments: text } })
+    }
     yield chunk({ choices: [{ index: 0, delta: {}, finish_reason: reply.finish ?? "stop" }] })
-    const promptTokens = reply.promptTokens ?? 42
     const ms = performance.now() - start
     yield chunk({
       choices: [],

@@ -4,6 +4,8 @@ import { ageGroup, formatDuration, formatSpeed, formatTokens } from "../../src/w
 import {
   countChanged,
   parseField,
+  parseSchema,
+  parseTools,
   readSettings,
   SAMPLING_FIELDS,
   type SamplingField,
@@ -59,4 +61,20 @@ test("ages follow the calendar", () => {
   expect(
     [day(31, 0), day(30, 23), day(30, 0), day(25, 12), day(20, 0)].map((t) => ageGroup(t, now)),
   ).toEqual(["today", "yesterday", "yesterday", "lastWeek", "earlier"])
+})
+
+test("tools and schemas are JSON of their shape, or a sentence says what is wrong", () => {
+  const tools = [{ type: "function", function: { name: "f" } }]
+  expect(parseTools(JSON.stringify(tools))).toEqual(tools)
+  expect(parseTools(" ")).toBeUndefined()
+  for (const text of ["[]", "{}", "3", '[{"type":"function"}]', "[null]"])
+    expect(parseTools(text)).toStartWith("Tools are a list like")
+  expect(parseTools("[")).toStartWith("Not JSON: ")
+  expect(parseSchema('{"type":"object"}')).toEqual({ type: "object" })
+  expect(parseSchema("[]")).toStartWith("A schema is an object")
+  expect(readSettings({ tools: "[", schema: "{}", mirostat: 2 })).toEqual({
+    ...EMPTY_SETTINGS,
+    schema: "{}",
+    mirostat: 2,
+  })
 })

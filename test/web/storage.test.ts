@@ -13,7 +13,7 @@ import {
   readConversation,
 } from "../../src/web/storage.ts"
 import { exportConversations, importConversations } from "../../src/web/transfer.ts"
-import { type Conversation, EMPTY_SETTINGS } from "../../src/web/types.ts"
+import { type Conversation, EMPTY_SETTINGS, type Message } from "../../src/web/types.ts"
 
 function conversation(id: string, updatedAt: number, text = "hi"): Conversation {
   return { ...addUserMessage(newConversation(EMPTY_SETTINGS, 0), text, updatedAt), id }
@@ -55,6 +55,49 @@ describe("readConversation", () => {
     })
     for (const model of [7, null, "x".repeat(1000)])
       expect(readConversation({ ...stored, model })).toEqual(stored)
+  })
+
+  test("gives back versions, files, calls and results", () => {
+    const stored = conversation("a", 5)
+    const answer: Message = {
+      id: "2",
+      role: "assistant",
+      content: "",
+      createdAt: 1,
+      calls: [{ id: "c", name: "f", arguments: "{}" }],
+    }
+    const result: Message = { id: "3", role: "tool", content: "1", callId: "c", createdAt: 2 }
+    const old: Message = { id: "1", role: "user", content: "x", createdAt: 1 }
+    stored.messages = [
+      {
+        ...old,
+        files: [{ name: "f", text: "t" }],
+        versions: { at: 1, others: [[old, answer, result]] },
+      },
+      answer,
+      result,
+    ]
+    expect(readConversation(structuredClone(stored))).toEqual(stored)
+    expect(conversationChars(stored)).toBe(2 + 1 + 2 + (0 + 3) + 1 + (1 + (0 + 3) + 1))
+    const read = importConversations(exportConversations([stored]), [])
+    expect(read).toEqual({ conversations: [stored], rejected: 0 })
+  })
+
+  test("refuses versions that are none, or too many messages within them", () => {
+    const good = conversation("a", 5)
+    const [first] = good.messages
+    const versions = (others: unknown, at: unknown = 0): unknown =>
+      readConversation({ ...good, messages: [{ ...first, versions: { at, others } }] })
+    expect(versions([[first]])).toBeDefined()
+    expect(versions([[first]], 2)).toBeUndefined()
+    expect(versions([[first]], 0.5)).toBeUndefined()
+    expect(versions([[]])).toBeUndefined()
+    expect(versions([])).toBeUndefined()
+    expect(versions([[{ role: "user" }]])).toBeUndefined()
+    expect(versions([Array(MAX_MESSAGES).fill(first)])).toBeUndefined()
+    let deep: unknown = first
+    for (let i = 0; i < 3000; i++) deep = { ...first, versions: { at: 0, others: [[deep]] } }
+    expect(versions([[deep]])).toBeUndefined()
   })
 
   test("never throws, whatever it is given", () => {

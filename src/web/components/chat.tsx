@@ -2,6 +2,7 @@ import type { JSX } from "preact"
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks"
 
 import { answerLast } from "../actions.ts"
+import { lacksAnswer } from "../conversation.ts"
 import { t } from "../language.ts"
 import { current, currentGeneration } from "../state.ts"
 import { EmptyState } from "./empty-state.tsx"
@@ -69,8 +70,8 @@ export function Chat(): JSX.Element {
     }
   }, [conversation?.id, count])
 
-  const lacksAnswer =
-    conversation?.messages.at(-1)?.role === "user" && currentGeneration.value === undefined
+  const isUnanswered =
+    conversation !== undefined && lacksAnswer(conversation) && currentGeneration.value === undefined
   return (
     <div class="chat">
       <div class="scroller" ref={scroller}>
@@ -82,7 +83,7 @@ export function Chat(): JSX.Element {
               {conversation.messages.map((message) => (
                 <MessageView key={message.id} message={message} />
               ))}
-              {lacksAnswer && (
+              {isUnanswered && (
                 <button type="button" class="button answer-now" onClick={answerLast}>
                   {t("answerThis")}
                 </button>

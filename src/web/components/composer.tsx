@@ -1,7 +1,7 @@
 import type { JSX, TargetedKeyboardEvent } from "preact"
 import { useEffect, useLayoutEffect, useRef } from "preact/hooks"
 
-import { send, stop } from "../actions.ts"
+import { attach, send, setUnsentFiles, stop } from "../actions.ts"
 import { contextTokens } from "../conversation.ts"
 import { draftStats } from "../draft.ts"
 import { formatCount, formatTokens } from "../format.ts"
@@ -14,7 +14,9 @@ import {
   editingId,
   model,
   unsent,
+  unsentFiles,
 } from "../state.ts"
+import { AttachButton, DropZone, UnsentFiles } from "./files.tsx"
 import { Icon } from "./icons.tsx"
 
 /** Past this share of the context the meter warns. */
@@ -24,6 +26,8 @@ export function Composer(): JSX.Element {
   const area = useRef<HTMLTextAreaElement>(null)
   const key = currentId.value ?? ""
   const text = unsent.value.get(key) ?? ""
+  const files = unsentFiles.value.get(key) ?? []
+  const isEmpty = text.trim() === "" && files.length === 0
   const isBusy = currentGeneration.value !== undefined
   const isOffline = connection.value === "offline"
 
@@ -38,9 +42,10 @@ export function Composer(): JSX.Element {
   }, [key])
 
   const submit = (): void => {
-    if (text.trim() === "" || isBusy) return
+    if (isEmpty || isBusy) return
     setUnsent(key, "")
-    send(text)
+    setUnsentFiles(key, [])
+    send(text, files)
   }
   const onKeyDown = (event: TargetedKeyboardEvent<HTMLTextAreaElement>): void => {
     if (event.isComposing) return
@@ -62,6 +67,8 @@ export function Composer(): JSX.Element {
           <Icon name="warning" /> {t("offline")}
         </p>
       )}
+      <DropZone />
+      {files.length > 0 && <UnsentFiles conversation={key} files={files} />}
       <form
         class="composer"
         onSubmit={(event) => {
@@ -69,6 +76,7 @@ export function Composer(): JSX.Element {
           submit()
         }}
       >
+        <AttachButton />
         <textarea
           id="prompt"
           ref={area}
@@ -79,6 +87,12 @@ export function Composer(): JSX.Element {
           value={text}
           onInput={(event) => setUnsent(key, event.currentTarget.value)}
           onKeyDown={onKeyDown}
+          onPaste={(event) => {
+            const pasted = [...(event.clipboardData?.files ?? [])]
+            if (pasted.length === 0) return
+            event.preventDefault()
+            void attach(pasted)
+          }}
         />
         {isBusy ? (
           <button
@@ -96,7 +110,7 @@ export function Composer(): JSX.Element {
             class="send"
             aria-label={t("sendMessage")}
             title={t("sendKey")}
-            disabled={text.trim() === ""}
+            disabled={isEmpty}
           >
             <Icon name="send" />
           </button>
@@ -125,7 +139,9 @@ function ContextMeter(): JSX.Element | null {
   const before = conversation === undefined ? undefined : contextTokens(conversation)
   const live = generation === undefined ? undefined : draftStats(generation.draft.value)
   const used =
-    live !== undefined && live.promptTokens === 0 ? (before ?? 0) + live.answerTokens : before
+    live === undefined
+      ? before
+      : live.answerTokens + (live.promptTokens > 0 ? live.promptTokens : (before ?? 0))
   if (used === undefined) return null
   if (limit === undefined)
     return <span class="meter-text">{t("tokensUsed", { n: formatCount(used) })}</span>

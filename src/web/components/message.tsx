@@ -1,20 +1,26 @@
 import type { JSX } from "preact"
 import { useLayoutEffect, useRef, useState } from "preact/hooks"
 
-import { deleteMessage, regenerate, resend } from "../actions.ts"
+import { continueAnswer, deleteMessage, regenerate, resend } from "../actions.ts"
+import { canContinue, messageText } from "../conversation.ts"
 import { fillMessage } from "../draft.ts"
 import { t } from "../language.ts"
-import { currentGeneration, editingId, type Generation } from "../state.ts"
+import { current, currentGeneration, editingId, type Generation } from "../state.ts"
 import { splitThinking } from "../think.ts"
 import type { Message } from "../types.ts"
 import { FailureView } from "./failure.tsx"
+import { SentFiles } from "./files.tsx"
 import { CopyButton, IconButton } from "./icon-button.tsx"
+import { Icon } from "./icons.tsx"
 import { MarkdownView } from "./markdown-view.tsx"
 import { StatsLine } from "./stats.tsx"
 import { ThinkingView } from "./thinking.tsx"
+import { CallForm, CallView, ResultView } from "./tool-calls.tsx"
+import { VersionSwitch } from "./version-switch.tsx"
 
 export function MessageView({ message }: { message: Message }): JSX.Element {
   if (message.role === "user") return <UserMessage message={message} />
+  if (message.role === "tool") return <ResultView message={message} />
   const generation = currentGeneration.value
   if (generation?.messageId === message.id)
     return <StreamingAnswer message={message} generation={generation} />
@@ -26,9 +32,11 @@ function UserMessage({ message }: { message: Message }): JSX.Element {
   if (editingId.value === message.id) return <Editor message={message} />
   return (
     <article class="message from-user" aria-label={t("you")}>
-      <div class="bubble">{message.content}</div>
+      {message.files !== undefined && <SentFiles files={message.files} />}
+      {message.content !== "" && <div class="bubble">{message.content}</div>}
       <div class="actions">
-        <CopyButton label={t("copyMessage")} text={() => message.content} />
+        <VersionSwitch message={message} />
+        <CopyButton label={t("copyMessage")} text={() => messageText(message)} />
         <IconButton
           icon="edit"
           label={t("editAndResend")}
@@ -82,14 +90,14 @@ function Editor({ message }: { message: Message }): JSX.Element {
         }}
       />
       <div class="editor-actions">
-        <span class="hint">{t("answersReplaced")}</span>
+        <span class="hint">{t("earlierKept")}</span>
         <button type="button" class="button is-quiet" onClick={cancel}>
           {t("cancel")}
         </button>
         <button
           type="button"
           class="button is-primary"
-          disabled={text.trim() === ""}
+          disabled={text.trim() === "" && message.files === undefined}
           onClick={submit}
         >
           {t("send")}
@@ -112,7 +120,12 @@ function Answer({ message }: { message: Message }): JSX.Element {
     .filter((text) => text !== "")
     .join("\n\n")
   const isThinking = isStreaming && split.answer === "" && (split.isOpen || thinking !== "")
-  const isWaiting = isStreaming && thinking === "" && split.answer === "" && !split.isOpen
+  const { calls = [] } = message
+  const isWaiting =
+    isStreaming && thinking === "" && split.answer === "" && !split.isOpen && calls.length === 0
+  const conversation = current.value
+  const isLast = conversation?.messages.at(-1)?.id === message.id
+  const goesOn = conversation !== undefined && !isBusy && canContinue(conversation, message)
   const again = (): void => regenerate(message.id)
   return (
     <article class="message from-model" aria-label={t("answer")} aria-busy={isStreaming}>
@@ -123,15 +136,27 @@ function Answer({ message }: { message: Message }): JSX.Element {
         </p>
       )}
       {split.answer !== "" && <MarkdownView text={split.answer} isStreaming={isStreaming} />}
+      {calls.map((call) => (
+        <CallView key={call.id} call={call} isStreaming={isStreaming} />
+      ))}
+      {calls.length > 0 && isLast && !isBusy && !isStreaming && (
+        <CallForm key={message.id} messageId={message.id} calls={calls} />
+      )}
       {message.state === "stopped" && <p class="ended">{t("stoppedHere")}</p>}
       {message.state === "length" && <p class="ended">{t("cutOff")}</p>}
       {message.failure !== undefined && (
         <FailureView failure={message.failure} onRetry={isBusy ? undefined : again} />
       )}
+      {goesOn && (
+        <button type="button" class="button continue" onClick={() => continueAnswer(message.id)}>
+          <Icon name="play" /> {t("continueAnswer")}
+        </button>
+      )}
       <footer class="message-foot">
         {message.stats !== undefined && <StatsLine stats={message.stats} />}
         {!isStreaming && (
           <div class="actions">
+            <VersionSwitch message={message} />
             <CopyButton label={t("copyAnswer")} text={() => split.answer} />
             <IconButton icon="retry" label={t("regenerate")} disabled={isBusy} onClick={again} />
             <IconButton

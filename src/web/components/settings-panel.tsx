@@ -5,14 +5,19 @@ import { t } from "../language.ts"
 import { changeSettings, forgetDefault, makeDefault } from "../library.ts"
 import {
   countChanged,
+  MAIN_FIELDS,
   MAX_SYSTEM_CHARS,
-  parseField,
-  SAMPLING_FIELDS,
-  type SamplingField,
+  MORE_FIELDS,
+  parseSchema,
+  parseTools,
 } from "../settings.ts"
 import { apiKey, defaults, openPanel, settings } from "../state.ts"
 import { EMPTY_SETTINGS } from "../types.ts"
+import { Icon } from "./icons.tsx"
+import { JsonField } from "./json-field.tsx"
 import { Panel } from "./panel.tsx"
+import { PromptLibrary } from "./prompt-library.tsx"
+import { SamplingInput } from "./sampling-input.tsx"
 
 /** System prompt and sampling of the conversation on screen. Changes apply at once, to the next answer. */
 export function SettingsPanel(): JSX.Element {
@@ -40,14 +45,27 @@ export function SettingsPanel(): JSX.Element {
             maxLength={MAX_SYSTEM_CHARS}
             placeholder={t("systemPromptHint")}
             value={now.system}
-            onInput={(event) => changeSettings({ ...now, system: event.currentTarget.value })}
+            onInput={(event) =>
+              changeSettings({ ...settings.value, system: event.currentTarget.value })
+            }
           />
         </label>
+        <PromptLibrary />
         <h3>{t("sampling")}</h3>
         <p class="hint">{t("emptyFields")}</p>
-        {SAMPLING_FIELDS.map((field) => (
+        {MAIN_FIELDS.map((field) => (
           <SamplingInput key={field.key} field={field} />
         ))}
+        <details class="more" open={MORE_FIELDS.some(({ key }) => now[key] !== null)}>
+          <summary>
+            <Icon name="chevron" /> {t("moreSampling")}
+          </summary>
+          {MORE_FIELDS.map((field) => (
+            <SamplingInput key={field.key} field={field} />
+          ))}
+        </details>
+        <JsonField name="schema" parse={parseSchema} />
+        <JsonField name="tools" parse={parseTools} />
       </div>
       <div class="panel-foot">
         <button type="button" class="button" disabled={isDefault} onClick={reset}>
@@ -66,51 +84,5 @@ export function SettingsPanel(): JSX.Element {
         </button>
       </div>
     </Panel>
-  )
-}
-
-function SamplingInput({ field }: { field: SamplingField }): JSX.Element {
-  const stored = settings.value[field.key]
-  const [text, setText] = useState(stored === null ? "" : String(stored))
-  const parsed = parseField(field, text)
-  const problem = typeof parsed === "string" ? parsed : undefined
-  const id = `setting-${field.key}`
-  return (
-    <div class="field is-row">
-      <label for={id}>
-        <span class="field-label">{t(field.key)}</span>
-        <span class="hint">{t(`${field.key}Hint`)}</span>
-      </label>
-      <input
-        id={id}
-        type="text"
-        inputMode={field.integer ? "numeric" : "decimal"}
-        autocomplete="off"
-        placeholder={t("default")}
-        aria-invalid={problem !== undefined}
-        aria-describedby={problem === undefined ? undefined : `${id}-problem`}
-        value={text}
-        onInput={(event) => {
-          const typed = event.currentTarget.value
-          setText(typed)
-          const value = parseField(field, typed)
-          if (typeof value !== "string") changeSettings({ ...settings.value, [field.key]: value })
-        }}
-        onKeyDown={(event) => {
-          const direction = event.key === "ArrowUp" ? 1 : event.key === "ArrowDown" ? -1 : 0
-          if (direction === 0 || typeof parsed !== "number") return
-          event.preventDefault()
-          const moved = Math.min(field.max, Math.max(field.min, parsed + direction * field.step))
-          const value = Number(moved.toFixed(4))
-          setText(String(value))
-          changeSettings({ ...settings.value, [field.key]: value })
-        }}
-      />
-      {problem !== undefined && (
-        <p class="problem" id={`${id}-problem`} role="alert">
-          {problem}
-        </p>
-      )}
-    </div>
   )
 }

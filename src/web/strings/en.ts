@@ -1,8 +1,10 @@
+import { chatEn } from "./chat-en.ts"
 import { viewsEn } from "./views-en.ts"
 
 /** Every sentence and label of the page. `{name}` stands for a value. */
 export const en = {
   ...viewsEn,
+  ...chatEn,
   newChat: "New chat",
   skipToMessage: "Skip to the message box",
   conversation: "Conversation",
@@ -66,7 +68,7 @@ export const en = {
   deleteMessage: "Delete message",
   editingYours: "Editing your message",
   editMessage: "Edit message",
-  answersReplaced: "Answers below this message are replaced.",
+  earlierKept: "The earlier version is kept.",
   cancel: "Cancel",
   send: "Send",
   answer: "Answer",
@@ -148,7 +150,6 @@ export const en = {
   asksForKey: "The server asks for an API key.",
   busy: "The server is busy.",
   failedWith: "The server answered with status {status}.",
-  messagesReplaced: "{n} messages were replaced.",
   messageDeleted: "Message deleted.",
   unreadableStore: "Stored conversations cannot be read: {reason}.",
   oldestRemoved: "The oldest conversation was removed: {n} are kept.",

@@ -1,8 +1,10 @@
+import { chatZh } from "./chat-zh.ts"
 import type { StringKey } from "./en.ts"
 import { viewsZh } from "./views-zh.ts"
 
 export const zh: Readonly<Record<StringKey, string>> = {
   ...viewsZh,
+  ...chatZh,
   newChat: "新对话",
   skipToMessage: "跳到输入框",
   conversation: "对话",
@@ -61,7 +63,7 @@ export const zh: Readonly<Record<StringKey, string>> = {
   deleteMessage: "删除消息",
   editingYours: "正在编辑您的消息",
   editMessage: "编辑消息",
-  answersReplaced: "此消息之后的回答将被替换。",
+  earlierKept: "原来的版本会保留。",
   cancel: "取消",
   send: "发送",
   answer: "回答",
@@ -143,7 +145,6 @@ export const zh: Readonly<Record<StringKey, string>> = {
   asksForKey: "服务器需要 API 密钥。",
   busy: "服务器正忙。",
   failedWith: "服务器返回状态 {status}。",
-  messagesReplaced: "已替换 {n} 条消息。",
   messageDeleted: "消息已删除。",
   unreadableStore: "无法读取已保存的对话：{reason}。",
   oldestRemoved: "最早的对话已移除：最多保留 {n} 个。",
