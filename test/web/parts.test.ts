@@ -258,7 +258,7 @@ describe.skipIf(chromium === undefined)("parts of messages in a browser", () => 
     await s.page.waitForSelector(".call[open]")
     expect((await s.texts(".call-code"))[0]).toBe('{\n  "city": "Oslo",\n  "days": 3\n}')
     await s.page.locator(".call-form textarea").fill('{"rain":true}')
-    await s.page.locator(".call-form textarea:nth-of-type(2)").fill("dry")
+    await s.page.locator(".call-pair:nth-of-type(2) textarea").fill("dry")
     await shoot("calls")
     await s.page.locator(".call-form .button").click()
     await s.done(2)

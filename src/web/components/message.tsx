@@ -136,11 +136,10 @@ function Answer({ message }: { message: Message }): JSX.Element {
         </p>
       )}
       {split.answer !== "" && <MarkdownView text={split.answer} isStreaming={isStreaming} />}
-      {calls.map((call) => (
-        <CallView key={call.id} call={call} isStreaming={isStreaming} />
-      ))}
-      {calls.length > 0 && isLast && !isBusy && !isStreaming && (
+      {calls.length > 0 && isLast && !isBusy ? (
         <CallForm key={message.id} messageId={message.id} calls={calls} />
+      ) : (
+        calls.map((call) => <CallView key={call.id} call={call} isStreaming={isStreaming} />)
       )}
       {message.state === "stopped" && <p class="ended">{t("stoppedHere")}</p>}
       {message.state === "length" && <p class="ended">{t("cutOff")}</p>}

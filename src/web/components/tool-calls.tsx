@@ -19,7 +19,7 @@ export function CallView(props: { call: ToolCall; isStreaming: boolean }): JSX.E
   )
 }
 
-/** Where the results of an answer's calls are typed in. */
+/** An answer's calls, each with a field for its result, which are sent together. */
 export function CallForm(props: { messageId: string; calls: readonly ToolCall[] }): JSX.Element {
   const { messageId, calls } = props
   const [results, setResults] = useState<readonly string[]>(calls.map(() => ""))
@@ -32,15 +32,17 @@ export function CallForm(props: { messageId: string; calls: readonly ToolCall[] 
       }}
     >
       {calls.map((call, index) => (
-        <textarea
-          key={call.id}
-          rows={2}
-          spellcheck={false}
-          aria-label={t("resultOf", { name: call.name })}
-          placeholder={t("resultHint", { name: call.name })}
-          value={results[index]}
-          onInput={(event) => setResults(results.with(index, event.currentTarget.value))}
-        />
+        <div key={call.id} class="call-pair">
+          <CallView call={call} isStreaming={false} />
+          <textarea
+            rows={2}
+            spellcheck={false}
+            aria-label={t("resultOf", { name: call.name })}
+            placeholder={t("resultHint", { name: call.name })}
+            value={results[index]}
+            onInput={(event) => setResults(results.with(index, event.currentTarget.value))}
+          />
+        </div>
       ))}
       <button type="submit" class="button">
         <Icon name="send" /> {t("sendResults")}
