@@ -39,8 +39,8 @@ function decode(bytes: Uint8Array): string | undefined {
   }
 }
 
-/** A file within a message: a fence with its name, longer than any within. */
-export function fileText({ name, text }: TextFile): string {
+/** A text in a fence with a name, longer than any within. */
+export function fenced(name: string, text: string): string {
   const longest = Math.max(2, ...Array.from(text.matchAll(/`+/g), ([run]) => run.length))
   const fence = "`".repeat(longest + 1)
   return `${fence}${name}\n${text}${text.endsWith("\n") ? "" : "\n"}${fence}`

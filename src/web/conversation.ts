@@ -1,4 +1,4 @@
-import { fileText } from "./attachments.ts"
+import { fenced } from "./attachments.ts"
 import { t } from "./language.ts"
 import { splitThinking } from "./think.ts"
 import {
@@ -233,7 +233,9 @@ export interface RequestMessage {
 
 /** What a user message says, its files first, each in a fence with its name. */
 export function messageText({ content, files = [] }: Message): string {
-  return [...files.map(fileText), content].filter((text) => text !== "").join("\n\n")
+  return [...files.map(({ name, text }) => fenced(name, text)), content]
+    .filter((text) => text !== "")
+    .join("\n\n")
 }
 
 /** The messages as the server gets them: the system prompt first, reasoning and empty answers left out. */

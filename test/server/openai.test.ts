@@ -7,7 +7,7 @@ import {
   modelListSchema,
 } from "../../src/server/openai/schema.ts"
 import type { ServerTokenizer } from "../../src/server/types.ts"
-import { THINK_TAGS } from "../../src/tokenizer/chat-formats.ts"
+import { type ReasoningFormat, THINK_TAGS } from "../../src/tokenizer/chat-formats.ts"
 import { at, byteTokenizer, EOS, type Json, json, list, sseItems, testServer } from "./fakes.ts"
 
 const CHAT = "/v1/chat/completions"
@@ -384,6 +384,28 @@ describe("chat completions", () => {
       expect(at(whole, "choices", 0, "message")).toMatchObject({ content: " more" })
       await after.post(CHAT, { ...begun({ content: "<think>\na" }), reasoning_format: "none" })
       expect(after.client.prompt(1)).toBe("user:hi\nassistant:<think>\na")
+    })
+
+    test("harmony's answer goes on in its channel", async () => {
+      const harmony: ReasoningFormat = {
+        name: "harmony",
+        open: "<|channel|>analysis<|message|>",
+        start: "<|channel|>analysis<|message|>",
+        close: "<|end|>",
+      }
+      const tokenizer: ServerTokenizer = {
+        ...byteTokenizer,
+        chatFormat: { reasoning: harmony, toolCalls: undefined },
+      }
+      const { post, client } = testServer({ answer: " two" }, {}, { tokenizer })
+      const body = await json(post(CHAT, begun({ content: "one", reasoning_content: "hm" })))
+      expect(client.prompt()).toBe(
+        "user:hi\nassistant:<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>one",
+      )
+      expect(at(body, "choices", 0, "message")).toMatchObject({ content: " two" })
+      const thought = await json(post(CHAT, begun({ content: "", reasoning_content: "hm" })))
+      expect(client.prompt(1)).toEndWith("assistant:<|channel|>analysis<|message|>hm")
+      expect(at(thought, "choices", 0, "message")).toMatchObject({ reasoning_content: " two" })
     })
 
     test.each([

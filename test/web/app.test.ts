@@ -14,7 +14,7 @@ import { join } from "node:path"
 
 import { findChromium, launchChromium, type TestBrowser } from "./browser.ts"
 import { type FakeServer, startFakeServer, tokens } from "./fake-server.ts"
-import { eventually, PHONE, readTexts, type Session, startSession } from "./session.ts"
+import { eventually, latinTexts, PHONE, readTexts, type Session, startSession } from "./session.ts"
 
 /** What surrounds the talk: conversations, settings, themes, keyboard, phone, tabs and the API key, in a real browser. */
 
@@ -152,23 +152,7 @@ describe.skipIf(chromium === undefined)("the page in a browser", () => {
     await s.done(1)
     await s.click("设置")
     await s.page.waitForSelector("#system-prompt")
-    const shown = await s.page.evaluate(() => {
-      const foreign =
-        ".prose, .bubble, .item-title, .header-title, .model, .language, kbd, .brand, noscript, [aria-live]"
-      const texts: string[] = []
-      for (const element of document.querySelectorAll("body *")) {
-        if (element.closest(foreign) !== null) continue
-        for (const name of ["aria-label", "title", "placeholder"])
-          texts.push(element.getAttribute(name) ?? "")
-        for (const node of element.childNodes)
-          if (node.nodeType === Node.TEXT_NODE) texts.push(node.textContent ?? "")
-      }
-      return texts.filter((text) => /[a-z]{3}/i.test(text))
-    })
-    // what the world calls so, and names of keys
-    const known =
-      /^(Top-p|Top-k|Min-p|Top-n-sigma|(?:XTC|DRY|Mirostat)[^a-z]*|.*API 密钥|.*[（(](Enter|Esc|Ctrl\+K)[)）]|.*你好.*)$/
-    expect(shown.filter((text) => !known.test(text.trim()))).toEqual([])
+    expect(await latinTexts(s.page)).toEqual([])
     const { KT_SCREENSHOTS } = process.env
     if (KT_SCREENSHOTS) await s.page.screenshot({ path: join(KT_SCREENSHOTS, "chinese.png") })
     await s.page.reload()

@@ -1,6 +1,6 @@
 import { expect, test } from "bun:test"
 
-import { fileText, MAX_FILE_BYTES, readTextFile } from "../../src/web/attachments.ts"
+import { fenced, MAX_FILE_BYTES, readTextFile } from "../../src/web/attachments.ts"
 
 const read = (name: string, ...parts: BlobPart[]): Promise<unknown> =>
   readTextFile(new File(parts, name))
@@ -23,8 +23,6 @@ test("what is no text, empty or too large is refused with a sentence", async () 
 })
 
 test("a fence is longer than those within", () => {
-  expect(fileText({ name: "a.md", text: "x" })).toBe("```a.md\nx\n```")
-  expect(fileText({ name: "a.md", text: "````\nx\n````\n" })).toBe(
-    "`````a.md\n````\nx\n````\n`````",
-  )
+  expect(fenced("a.md", "x")).toBe("```a.md\nx\n```")
+  expect(fenced("a.md", "````\nx\n````\n")).toBe("`````a.md\n````\nx\n````\n`````")
 })

@@ -14,7 +14,7 @@ import { join } from "node:path"
 
 import { findChromium, launchChromium, type TestBrowser } from "./browser.ts"
 import { type FakeServer, startFakeServer } from "./fake-server.ts"
-import { eventually, PHONE, type Session, startSession } from "./session.ts"
+import { eventually, latinTexts, PHONE, type Session, startSession } from "./session.ts"
 
 /** Going on, versions, files, tools, schemas, samplers and saved prompts, in a real browser. */
 
@@ -338,6 +338,13 @@ describe.skipIf(chromium === undefined)("parts of messages in a browser", () => 
         json_schema: { name: "answer", schema, strict: true },
       },
     })
+    server.reply = () => ({ chunks: ['{"a": ', "1}\n"], delayMs: 300 })
+    await s.click("Regenerate answer")
+    await eventually(() => s.texts('[aria-busy="true"] .prose code'), ['{"a":'])
+    await eventually(() => s.texts(".prose code"), ['{"a": 1}'])
+    await s.done(1)
+    await s.click("Previous version")
+    await eventually(() => s.texts(".versions"), ["1 / 2"])
     // The middle of JSON cannot be where an answer that must match begins.
     expect(await s.page.$(".continue")).toBeNull()
     await s.page.reload()
@@ -396,6 +403,43 @@ describe.skipIf(chromium === undefined)("parts of messages in a browser", () => 
     expect(Number(meter[0]?.split(" ")[0])).toBeGreaterThan(7 + 10)
     await s.click("Stop answering")
     await s.done(1)
+    expect(s.problems).toEqual([])
+  })
+
+  test("in Chinese no English is left in it", async () => {
+    server.reply = () => ({
+      chunks: ["好"],
+      calls: [{ id: "c", name: "f", arguments: ["{}"] }],
+      finish: "length",
+    })
+    await s.page.select('select[aria-label="Language"]', "zh")
+    await s.page.waitForSelector('[aria-label="附加文本文件"]')
+    const attach = (): Promise<void> =>
+      s.page.evaluate(() => {
+        const data = new DataTransfer()
+        data.items.add(new File(["x"], "一"))
+        const init = { bubbles: true, clipboardData: data }
+        document.querySelector("#prompt")?.dispatchEvent(new ClipboardEvent("paste", init))
+      })
+    await attach()
+    await eventually(() => s.texts(".file-name"), ["一"])
+    await s.send("你好")
+    await s.done(1)
+    await s.click("重新生成回答")
+    await eventually(() => s.texts(".versions"), ["2 / 2"])
+    await s.done(1)
+    await attach()
+    await eventually(() => s.texts(".composer-wrap .file-name"), ["一"])
+    await s.page.waitForSelector(".call-form")
+    expect(await latinTexts(s.page)).toEqual([])
+    await s.click("编辑并重新发送")
+    await s.click("设置")
+    await s.page.locator("#system-prompt").fill("一")
+    await s.page.locator('[aria-label="此提示词的名称"]').fill("二")
+    await s.page.keyboard.press("Enter")
+    await s.page.waitForSelector('[aria-label="已保存的提示词"]')
+    expect(await latinTexts(s.page)).toEqual([])
+    await shoot("chinese")
     expect(s.problems).toEqual([])
   })
 

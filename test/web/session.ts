@@ -115,3 +115,24 @@ export async function eventually<T>(read: () => T | Promise<T>, value: T): Promi
   while (performance.now() < end && !Bun.deepEquals(await read(), value)) await Bun.sleep(20)
   expect<unknown>(await read()).toEqual(value)
 }
+
+/** Words of the page in Latin letters, for a page that is in Chinese: what the model, the user and the world call so left out. */
+export async function latinTexts(page: Page): Promise<string[]> {
+  const shown = await page.evaluate(() => {
+    const foreign =
+      ".prose, .bubble, .item-title, .header-title, .model, .language, kbd, .brand, noscript, [aria-live]"
+    const texts: string[] = []
+    for (const element of document.querySelectorAll("body *")) {
+      if (element.closest(foreign) !== null) continue
+      for (const name of ["aria-label", "title", "placeholder"])
+        texts.push(element.getAttribute(name) ?? "")
+      for (const node of element.childNodes)
+        if (node.nodeType === Node.TEXT_NODE) texts.push(node.textContent ?? "")
+    }
+    return texts.filter((text) => /[a-z]{3}/i.test(text))
+  })
+  // what the world calls so, and names of keys
+  const known =
+    /^(Top-p|Top-k|Min-p|Top-n-sigma|(?:XTC|DRY|Mirostat)[^a-z]*|.*API 密钥|.*[（(](Enter|Esc|Ctrl\+K)[)）]|.*你好.*)$/
+  return shown.filter((text) => !known.test(text.trim()))
+}

@@ -2,6 +2,7 @@ import type { JSX } from "preact"
 import { useLayoutEffect, useRef, useState } from "preact/hooks"
 
 import { continueAnswer, deleteMessage, regenerate, resend } from "../actions.ts"
+import { fenced } from "../attachments.ts"
 import { canContinue, messageText } from "../conversation.ts"
 import { fillMessage } from "../draft.ts"
 import { t } from "../language.ts"
@@ -112,6 +113,18 @@ function StreamingAnswer(props: { message: Message; generation: Generation }): J
   return <Answer message={fillMessage(props.message, props.generation.draft.value)} />
 }
 
+/** An answer that is JSON and nothing else; while it grows, one that must be. */
+function isJson(text: string, isStreaming: boolean): boolean {
+  if (!/^\s*[[{]/.test(text)) return false
+  if (isStreaming) return current.value?.settings.schema !== ""
+  try {
+    JSON.parse(text)
+    return true
+  } catch {
+    return false
+  }
+}
+
 function Answer({ message }: { message: Message }): JSX.Element {
   const isBusy = currentGeneration.value !== undefined
   const isStreaming = message.state === "streaming"
@@ -135,7 +148,12 @@ function Answer({ message }: { message: Message }): JSX.Element {
           <span /> {t("readingPrompt")}
         </p>
       )}
-      {split.answer !== "" && <MarkdownView text={split.answer} isStreaming={isStreaming} />}
+      {split.answer !== "" && (
+        <MarkdownView
+          text={isJson(split.answer, isStreaming) ? fenced("json", split.answer) : split.answer}
+          isStreaming={isStreaming}
+        />
+      )}
       {calls.length > 0 && isLast && !isBusy ? (
         <CallForm key={message.id} messageId={message.id} calls={calls} />
       ) : (
