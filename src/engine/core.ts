@@ -262,6 +262,9 @@ export class EngineCore {
         ? {}
         : { drafted: seq.drafted, accepted: seq.accepted }),
       ...(seq.numGenerated > 1 ? {} : { first: this.#firstOf(seq, now) }),
+      ...(seq.numGenerated > 1 || seq.params.promptLogprobs === undefined
+        ? {}
+        : { promptLogprobs: seq.promptLogprobs }),
     }
   }
 

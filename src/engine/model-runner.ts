@@ -4,14 +4,14 @@ import type { StatePool } from "../kvcache/state-pool.ts"
 import type { ModelConfig } from "../models/config.ts"
 import type { Backend } from "../native/backend.ts"
 import type { BatchStates, ForwardBatch } from "../nn/forward-batch.ts"
-import { embedding } from "../ops/index.ts"
-import type { Tensor } from "../tensor/tensor.ts"
+import { embedding, logprobs } from "../ops/index.ts"
+import { Tensor } from "../tensor/tensor.ts"
 import type { PoolParams } from "../worker/protocol.ts"
 import type { FurtherToken, StepOutput, StepRunner, TokenLogprobs } from "./core.ts"
 import { FixedInts } from "./fixed-ints.ts"
 import { scoreOf } from "./pooling.ts"
 import { Sampler } from "./sampler.ts"
-import { type Batch, draftOf, wantsToken } from "./scheduler.ts"
+import { type Batch, draftOf, MAX_PROMPT_ROWS, promptRowsOf, wantsToken } from "./scheduler.ts"
 import type { Sequence } from "./sequence.ts"
 
 /** A model that computes: logits [R, vocab] F32 of the batch's logitsRows. */
@@ -70,6 +70,8 @@ export class ModelRunner implements StepRunner {
   readonly #rowPages: Int32Array
   readonly #rows: Sequence[] = []
   readonly #tokens: Int32Array
+  /** Rows of the step before those that give log-probabilities of prompts. */
+  #firstPromptRow = 0
 
   /** `states` is for models whose layers keep a state per sequence. */
   constructor(
@@ -94,7 +96,7 @@ export class ModelRunner implements StepRunner {
     this.#seqLens = new FixedInts(backend, maxRows)
     this.#logitsRows = new FixedInts(backend, Math.max(maxRows, maxBatchTokens))
     this.#tokenTypes = new FixedInts(backend, maxBatchTokens)
-    this.#generatedRows = new FixedInts(backend, maxRows)
+    this.#generatedRows = new FixedInts(backend, maxRows + MAX_PROMPT_ROWS)
     this.#states = states
     const maxSegments = states === undefined ? 0 : maxBatchSize * MAX_SEGMENTS
     this.#segmentStart = new FixedInts(backend, maxSegments + 1)
@@ -165,6 +167,12 @@ export class ModelRunner implements StepRunner {
       }
     }
     queryStart[s] = token
+    this.#firstPromptRow = rows
+    let start = 0
+    for (const seq of seqs) {
+      for (let i = 0; i < promptRowsOf(seq); i++) this.#logitsRows.values[rows++] = start + i
+      start += seq.numScheduled
+    }
     // models and kernels know no empty tensors: a step that wants no logits computes one row for nobody
     if (rows === 0) this.#logitsRows.values[rows++] = token - 1
     return {
@@ -224,6 +232,10 @@ export class ModelRunner implements StepRunner {
       else pooler.add(normed.subarray(row * dim, (row + to - from) * dim), dim)
       row += to - from
     }
+    this.#firstPromptRow = generated
+    for (const seq of batch.seqs)
+      for (let left = promptRowsOf(seq); left > 0; left--)
+        this.#generatedRows.values[generated++] = row++
     if (generated === 0) return { tokens: this.#tokens, logprobs: [] }
     if (model.logits === undefined) throw new KtError("the model generates nothing")
     const rows = this.#generatedRows.view([generated])
@@ -294,11 +306,13 @@ export class ModelRunner implements StepRunner {
     this.#rowPages[row] = pages.length
   }
 
-  #sample(batch: Batch, logits: Tensor): StepOutput {
+  #sample(batch: Batch, all: Tensor): StepOutput {
     const rows = this.#rows
     rows.length = 0
     for (const seq of batch.seqs) if (seq.pooler === undefined && wantsToken(seq)) rows.push(seq)
+    this.#readPrompts(batch, all)
     if (rows.length === 0) return { tokens: this.#tokens, logprobs: [] }
+    const logits = all.narrow(0, 0, this.#firstPromptRow)
     if (rows.some((seq) => draftOf(seq) > 0)) return this.#check(batch, logits)
     const drawn = this.#sampler.sample(logits, rows)
     if (rows.length === batch.seqs.length) return drawn
@@ -311,6 +325,34 @@ export class ModelRunner implements StepRunner {
       logprobs[i] = drawn.logprobs[row++]
     }
     return { tokens: this.#tokens, logprobs }
+  }
+
+  /** Log-probabilities of the prompts' tokens, from the model's own distribution; the logits go with the step. */
+  #readPrompts({ seqs }: Batch, logits: Tensor): void {
+    let row = this.#firstPromptRow
+    for (const seq of seqs) {
+      const count = promptRowsOf(seq)
+      const n = seq.params.promptLogprobs
+      if (count === 0 || n === undefined) continue
+      const next = seq.tokens.slice(seq.numComputed + 1, seq.numComputed + 1 + count)
+      const out = logprobs(
+        logits.narrow(0, row, count),
+        Tensor.from(this.#backend, next, [count]),
+        n,
+      )
+      row += count
+      this.#backend.synchronize()
+      const own = out.token.toFloat32Array()
+      const ids = out.topIds?.toInt32Array() ?? new Int32Array(0)
+      const values = out.topLogprobs?.toFloat32Array() ?? new Float32Array(0)
+      for (let i = 0; i < count; i++) {
+        const top = Array.from({ length: n }, (_, j) => {
+          return [ids[i * n + j] as number, values[i * n + j] as number] as const
+        })
+        // by position: what is computed again after it lost its pages is the same
+        seq.promptLogprobs[seq.numComputed + i] = { logprob: own[i] as number, top }
+      }
+    }
   }
 
   /** Draws each sequence's tokens as far as its guesses are what is drawn, and one more. */

@@ -24,6 +24,8 @@ export function checkParams(params: GenerateParams, vocabSize: number): void {
     within("seed", params.seed, Number.MIN_SAFE_INTEGER, Number.MAX_SAFE_INTEGER, true)
   if (params.logprobs !== undefined)
     within("logprobs", params.logprobs, 0, Math.min(MAX_LOGPROBS, vocabSize), true)
+  if (params.promptLogprobs !== undefined)
+    within("promptLogprobs", params.promptLogprobs, 0, Math.min(MAX_LOGPROBS, vocabSize), true)
   const bias = params.logitBias ?? []
   if (bias.length > MAX_LOGIT_BIAS)
     throw new ConfigError(`logitBias has ${bias.length} entries: at most ${MAX_LOGIT_BIAS}`)

@@ -34,6 +34,15 @@ export function draftOf(seq: Sequence): number {
 /** Tokens of a known prefix that a step copies back to the device while other sequences run: some milliseconds. */
 const MAX_RESTORED_TOKENS = 1024
 
+/** Rows of logits that a step computes beside those that are drawn from: some ten megabytes of a large vocabulary. */
+export const MAX_PROMPT_ROWS = 64
+
+/** Tokens of the prompt, from the step's first on, whose next token's log-probability is asked for. */
+export function promptRowsOf(seq: Sequence, count = seq.numScheduled): number {
+  if (seq.params.promptLogprobs === undefined) return 0
+  return Math.max(0, Math.min(seq.numComputed + count, seq.promptLength - 1) - seq.numComputed)
+}
+
 /** Sequences that can run at once: every one gets a token in every step, so that none starves. */
 export function maxRunning(options: Omit<SchedulerOptions, "contextLength">): number {
   return Math.min(options.maxBatchSize, options.maxBatchTokens)
@@ -177,8 +186,12 @@ export class Scheduler {
   }
 
   #take(seq: Sequence, wanted: number): void {
-    const count = Math.min(wanted, this.#options.maxBatchTokens - this.#batch.numTokens)
-    if (count === 0) return
+    let count = Math.min(wanted, this.#options.maxBatchTokens - this.#batch.numTokens)
+    if (promptRowsOf(seq, count) > 0) {
+      const taken = this.#batch.seqs.reduce((rows, other) => rows + promptRowsOf(other), 0)
+      count = Math.min(count, MAX_PROMPT_ROWS - taken)
+    }
+    if (count <= 0) return
     seq.numScheduled = count
     this.#batch.seqs.push(seq)
     this.#batch.numTokens += count
@@ -215,7 +228,8 @@ export class Scheduler {
       const { maxBatchTokens, wholePrompts } = this.#options
       if (wholePrompts && seq.length > maxBatchTokens - this.#batch.numTokens) return
       // the last token is always computed: its logits are what the sequence needs
-      const shareable = seq.pooler?.needsAll ? 0 : Math.floor((seq.length - 1) / blocks.pageSize)
+      const needsAll = seq.pooler?.needsAll || seq.params.promptLogprobs !== undefined
+      const shareable = needsAll ? 0 : Math.floor((seq.length - 1) / blocks.pageSize)
       const known = blocks.match(seq.tokens, seq.ropeKeys, shareable)
       const hits = this.#usable(known)
       if (hits === undefined) return

@@ -1,5 +1,5 @@
 import type { CachedBlock } from "../kvcache/prefix-cache.ts"
-import type { GenerateParams } from "../worker/protocol.ts"
+import type { GenerateParams, PromptLogprob } from "../worker/protocol.ts"
 import type { SequenceGrammar } from "./grammar.ts"
 import type { Pooler } from "./pooling.ts"
 
@@ -50,6 +50,8 @@ export class Sequence {
   numCached = 0
   /** What the sampler keeps of it; disposed of when the sequence ends. */
   sampling: (Disposable & { push(token: number): void }) | undefined
+  /** Of the prompt's tokens from the second on, where asked for. */
+  readonly promptLogprobs: PromptLogprob[] = []
   /** What its output must match; disposed of when the sequence ends. */
   grammar: SequenceGrammar | undefined
   /** Makes a vector or a score of its states: such a sequence generates nothing. */

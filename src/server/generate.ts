@@ -60,6 +60,8 @@ export type GenerationEvent =
       readonly logprobs: readonly TokenLogprob[]
       /** Tokens of the choice so far. */
       readonly completionTokens: number
+      /** Where asked for, with the first event, whose text may be empty: of the prompt's tokens from the second on. */
+      readonly prompt?: readonly TokenLogprob[]
     }
   | {
       readonly type: "end"
@@ -201,6 +203,12 @@ async function* runChoice(
     if (beforeMs > 0) deps.metrics.tokens(events.length, (lastMs - beforeMs) / 1000)
     let piece = ""
     let logprobs: readonly TokenLogprob[] = []
+    const prompt = events[0]?.promptLogprobs?.map((one, i) => ({
+      token: ids[i + 1] as number,
+      ...one,
+    }))
+    if (prompt !== undefined)
+      yield { type: "text", choice, text: "", logprobs: [], prompt, completionTokens }
     for (const event of events) {
       if (event.finish === "error") throw engineError(event)
       if (event.finish === "abort") throw signal.reason ?? engineStopped()

@@ -24,6 +24,7 @@ export interface SamplingRequest {
   readonly stopTokens?: readonly number[] | null | undefined
   readonly ignoreEos?: boolean | null | undefined
   readonly logprobs?: number | undefined
+  readonly promptLogprobs?: number | undefined
 }
 
 type ExtraRequest = Partial<
@@ -33,13 +34,16 @@ type ExtraRequest = Partial<
 type ExtraFields = {
   readonly [K in keyof typeof extraSamplingFields]?:
     z.output<(typeof extraSamplingFields)[K]> | undefined
-} & { readonly samplers?: string | readonly string[] | null | undefined }
+} & {
+  readonly samplers?: string | readonly string[] | null | undefined
+  readonly typ_p?: number | null | undefined
+}
 
 /** llama.cpp's fields in the engine's names; what is null or absent is left out. */
 export function extraSampling(body: ExtraFields): ExtraRequest {
   const samplers = body.samplers ? readSamplers(body.samplers) : undefined
   const named = {
-    typicalP: body.typical_p,
+    typicalP: body.typical_p ?? body.typ_p,
     topNSigma: body.top_n_sigma && Math.max(0, body.top_n_sigma),
     xtcProbability: body.xtc_probability,
     xtcThreshold: body.xtc_threshold,
@@ -95,6 +99,7 @@ export function generateParams(
         }),
     ...(request.ignoreEos === true ? { ignoreEos: true } : {}),
     ...(request.logprobs === undefined ? {} : { logprobs: request.logprobs }),
+    ...(request.promptLogprobs === undefined ? {} : { promptLogprobs: request.promptLogprobs }),
     ...(typeof request.seed === "number" && request.seed !== -1
       ? { seed: uint32(request.seed) }
       : {}),

@@ -4,6 +4,8 @@ import { readSamplers } from "./samplers.ts"
 
 /** Stop strings a request may have: each costs a comparison per token. */
 export const MAX_STOP_STRINGS = 16
+/** Entries of logit_bias: OpenAI's bound. */
+export const MAX_LOGIT_BIAS = 1024
 /** Choices one request may ask for (n, times prompts). */
 export const MAX_CHOICES = 128
 /** Top log-probabilities per token. */
@@ -115,6 +117,9 @@ export const samplingFields = {
   frequency_penalty: z.number().min(-2).max(2).nullish(),
   logit_bias: z
     .record(z.string().regex(/^\d+$/, "keys are token ids"), z.number().min(-100).max(100))
+    .refine((bias) => Object.keys(bias).length <= MAX_LOGIT_BIAS, {
+      message: `must have at most ${MAX_LOGIT_BIAS} entries`,
+    })
     .nullish(),
   seed: seedSchema,
   stop: stopSchema,

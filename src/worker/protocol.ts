@@ -83,6 +83,8 @@ export interface GenerateParams extends SamplingParams {
   readonly ignoreEos?: boolean
   /** How many top log-probabilities each token event carries; undefined for none, 0 for only the chosen token's. */
   readonly logprobs?: number
+  /** The same of the prompt's tokens, which come with the first event; such prompts are computed whole. */
+  readonly promptLogprobs?: number
   /** What the output must match: xgrammar's structural tag as JSON text. */
   readonly grammar?: string
 }
@@ -124,12 +126,19 @@ export interface PoolingInfo {
 
 export type FinishReason = "stop" | "length" | "abort" | "error"
 
+export interface PromptLogprob {
+  readonly logprob: number
+  readonly top: readonly (readonly [token: number, logprob: number])[]
+}
+
 export interface TokenEvent {
   readonly id: number
   readonly token: number
   /** Natural log-probability under the model's own distribution (before temperature and penalties). */
   readonly logprob?: number
   readonly topLogprobs?: readonly (readonly [token: number, logprob: number])[]
+  /** On the first event, where asked for: of the prompt's tokens from the second on. */
+  readonly promptLogprobs?: readonly PromptLogprob[]
   readonly finish?: FinishReason
   /** With finish "error": why. */
   readonly error?: string

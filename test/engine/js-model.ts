@@ -62,11 +62,16 @@ export class JsModel implements RunnableModel {
         state = Math.imul(state, 31) + (keys[at] as number) * 7 + (keys[at + 2] as number)
       }
       for (let v = 0; v < this.vocab; v++) {
-        let h = Math.imul(state ^ Math.imul(v + 1, 0x9e3779b1), 0x85ebca6b)
-        h = Math.imul(h ^ (h >>> 15), 0xc2b2ae35) >>> 8
-        values[r * this.vocab + v] = (h / 16777216 - 0.5) * 2 * this.#scale
+        values[r * this.vocab + v] = jsLogit(state, v, this.#scale)
       }
     }
     return logits
   }
+}
+
+/** The logit of a token after what a state stands for: 31 * state + 7 * token + rope length, from 1 on. */
+export function jsLogit(state: number, token: number, scale: number): number {
+  let h = Math.imul(state ^ Math.imul(token + 1, 0x9e3779b1), 0x85ebca6b)
+  h = Math.imul(h ^ (h >>> 15), 0xc2b2ae35) >>> 8
+  return (h / 16777216 - 0.5) * 2 * scale
 }

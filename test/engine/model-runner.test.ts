@@ -7,7 +7,7 @@ import { BlockManager } from "../../src/kvcache/block-manager.ts"
 import { Backend } from "../../src/native/backend.ts"
 import type { GenerateParams, TokenEvent } from "../../src/worker/protocol.ts"
 import { GREEDY } from "./fake-runner.ts"
-import { JsModel, jsPool } from "./js-model.ts"
+import { jsLogit, JsModel, jsPool } from "./js-model.ts"
 
 const VOCAB = 97
 const PAGE = 8
@@ -69,6 +69,34 @@ describe("model runner", () => {
       for (const i of mixed.keys()) expect(tokens(events[i])).toEqual(tokens(alone[i]))
     }
     expect(run(mixed, { pages: 16 }).preemptions).toBeGreaterThan(0)
+  })
+
+  test("log-probabilities of a prompt are those that its prefixes give", () => {
+    const ids = prompt(70, 4)
+    // the model's distribution after each prefix, in float64
+    const want = Array.from({ length: ids.length - 1 }, (_, i) => {
+      let state = 1
+      for (const token of ids.slice(0, i + 1)) state = Math.imul(state, 31) + token * 7 + ids.length
+      const logits = Array.from({ length: VOCAB }, (_, v) => jsLogit(state, v, 3))
+      const sum = logits.reduce((total, x) => total + Math.exp(x), 0)
+      return (logits[ids[i + 1] as number] as number) - Math.log(sum)
+    })
+    const request = [ids, { ...GREEDY, promptLogprobs: 2 }] as const
+    const alone = run([[ids, GREEDY]]).events[0]
+    for (const limits of [{}, { maxBatchTokens: 9 }, { maxBatchTokens: 500 }, { pages: 16 }]) {
+      const requests = [request, [prompt(50, 3), GREEDY], request, [ids, GREEDY]] as const
+      const { events } = run(requests, limits)
+      for (const i of [0, 2, 3]) expect(tokens(events[i])).toEqual(tokens(alone))
+      expect(events[3]?.[0]?.promptLogprobs).toBeUndefined()
+      for (const i of [0, 2]) {
+        const got = events[i]?.[0]?.promptLogprobs ?? []
+        expect(got).toHaveLength(ids.length - 1)
+        for (const [p, { logprob, top }] of got.entries()) {
+          expect(logprob).toBeCloseTo(want[p] as number, 5)
+          expect(top).toHaveLength(2)
+        }
+      }
+    }
   })
 
   test("phases say what a batch holds", () => {

@@ -115,6 +115,18 @@ describe("the openai client", () => {
       max_tokens: 1,
     })
     expect(whole.choices.map((choice) => choice.text)).toEqual(["HiG", "HoG"])
+    const scored = await client.completions.create({
+      model: "fake",
+      prompt: "Hi",
+      echo: true,
+      logprobs: 1,
+      max_tokens: 0,
+      best_of: 1,
+    })
+    expect(scored.choices[0]).toMatchObject({
+      text: "Hi",
+      logprobs: { tokens: ["<s>", "H", "i"], token_logprobs: [null, -0.125, -0.25] },
+    })
     const stream = await client.completions.create({ model: "fake", prompt: "x", stream: true })
     let text = ""
     for await (const chunk of stream) text += chunk.choices[0]?.text ?? ""

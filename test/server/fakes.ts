@@ -86,6 +86,8 @@ export interface Script {
   readonly cachedTokens?: number
   /** Tokens delivered at a time; the last at once. */
   readonly together?: number
+  /** Of each token of sequence i; -0.5 where absent. */
+  readonly logprobOf?: (call: number) => number
   /** The engine fails at this token. */
   readonly failAt?: number
   readonly contextLength?: number
@@ -192,6 +194,10 @@ export class FakeClient implements EngineClient {
             ? {}
             : { first: { promptTokens: ids.length, cachedTokens, queueMs: 1, prefillMs: 5 } }),
           ...logprobs(token, params.logprobs),
+          ...(params.logprobs !== undefined && this.#script.logprobOf !== undefined
+            ? { logprob: this.#script.logprobOf(number) }
+            : {}),
+          ...(i === 0 ? promptLogprobs(ids, params.promptLogprobs) : {}),
         })
         if (batch.length >= together || finish !== undefined) yield batch.splice(0)
         if (finish !== undefined) return
@@ -269,6 +275,18 @@ function logprobs(token: number, count: number | undefined): Partial<TokenEvent>
   if (count === undefined) return {}
   const top = Array.from({ length: count }, (_, i) => [(token + i) % VOCAB, -0.5 - i] as const)
   return { logprob: -0.5, topLogprobs: top }
+}
+
+/** Token i of the prompt has the log-probability -i / 8. */
+function promptLogprobs(ids: Int32Array, count: number | undefined): Partial<TokenEvent> {
+  if (count === undefined) return {}
+  const rest = [...ids].slice(1)
+  return {
+    promptLogprobs: rest.map((token, i) => ({
+      logprob: -(i + 1) / 8,
+      top: logprobs(token, count).topLogprobs ?? [],
+    })),
+  }
 }
 
 export interface TestServer {

@@ -564,6 +564,44 @@ describe("text completions", () => {
     expect(client.calls.slice(5).map((call) => [...call.ids])).toEqual([[1, 2], [3]])
   })
 
+  test("echo with logprobs gives those of the prompt, of which the first is unknown", async () => {
+    const { post, client } = testServer({ answer: "!" })
+    const body = { prompt: "Hi", echo: true, logprobs: 2, max_tokens: 0, prompt_logprobs: 1 }
+    const only = await json(post(TEXT, body))
+    expect(at(only, "choices", 0)).toMatchObject({
+      text: "Hi",
+      finish_reason: "length",
+      logprobs: {
+        tokens: ["<s>", "H", "i"],
+        token_logprobs: [null, -0.125, -0.25],
+        text_offset: [0, 0, 1],
+        top_logprobs: [null, { H: -0.5, I: -1.5 }, { i: -0.5, j: -1.5 }],
+      },
+    })
+    expect(list(only, "choices", 0, "prompt_logprobs")[0]).toBeNull()
+    expect(at(only, "usage", "completion_tokens")).toBe(0)
+    expect(client.calls[0]?.params).toMatchObject({ promptLogprobs: 2, maxTokens: 1 })
+    const items = await streamed(
+      await post(TEXT, { prompt: "Hi", echo: true, logprobs: 0, stream: true }),
+    )
+    const first = at(items[0], "choices", 0)
+    expect(first).toMatchObject({ text: "Hi", logprobs: { token_logprobs: [null, -0.125, -0.25] } })
+    expect(at(items[1], "choices", 0)).toMatchObject({ text: "!", logprobs: { text_offset: [2] } })
+  })
+
+  test("best_of returns the n likeliest, and counts all that were drawn", async () => {
+    const { post, client } = testServer({
+      answer: (call) => "abcd".charAt(call),
+      logprobOf: (call) => [-3, -1, -2, -4][call] as number,
+    })
+    const body = await json(post(TEXT, { prompt: "x", best_of: 4, n: 2 }))
+    expect(list(body, "choices").map((choice) => at(choice, "text"))).toEqual(["b", "c"])
+    expect(list(body, "choices").map((choice) => at(choice, "index"))).toEqual([0, 1])
+    expect(at(body, "choices", 0, "logprobs")).toBeNull()
+    expect(at(body, "usage", "completion_tokens")).toBe(8)
+    expect(client.calls).toHaveLength(4)
+  })
+
   test("echo gives the prompt first; max_tokens 0 gives only that", async () => {
     const { post, client } = testServer()
     const body = await json(post(TEXT, { prompt: [72, 105], echo: true }))
@@ -777,8 +815,19 @@ describe("refusals name the field and its value", () => {
     ],
     ["empty ids", TEXT, { prompt: [] }, 400, "prompt", "at least 1 item"],
     ["too many", TEXT, { prompt: ["a", "b"], n: 128 }, 400, "prompt", "256 choices"],
-    ["echo logprobs", TEXT, { prompt: "a", echo: true, logprobs: 1 }, 400, "echo", "not supported"],
-    ["best_of", TEXT, { prompt: "a", best_of: 3 }, 400, "best_of", "not ranked"],
+    ["best_of, n", TEXT, { prompt: "a", best_of: 1, n: 2 }, 400, "best_of", "less than n"],
+    ["best_of, stream", TEXT, { prompt: "a", best_of: 3, stream: true }, 400, "best_of", "stream"],
+    [
+      "logit_bias",
+      TEXT,
+      {
+        prompt: "a",
+        logit_bias: Object.fromEntries(Array.from({ length: 1025 }, (_, i) => [i, 1])),
+      },
+      400,
+      "logit_bias",
+      "at most 1024 entries",
+    ],
     ["suffix", TEXT, { prompt: "a", suffix: "b" }, 400, "suffix", "cannot fill in"],
   ]
   test.each(bad)("%s", async (_name, path, body, status, param, text) => {

@@ -14,10 +14,12 @@ import {
   useModel,
 } from "../context.ts"
 import {
+  type ChoiceUsage,
   fitTokens,
   type Generation,
   type GenerationEvent,
   type SequenceRequest,
+  type TokenLogprob,
 } from "../generate.ts"
 import { infillPrompt } from "../infill.ts"
 import { readBody } from "../request.ts"
@@ -30,6 +32,8 @@ import type { ServerTokenizer } from "../types.ts"
 import { completionId, contentFormat, envelope, samplingOf } from "./common.ts"
 import {
   type FinishedChoice,
+  promptLogprobs,
+  promptTextLogprobs,
   type TextLogprobs,
   textLogprobs,
   timingsOf,
@@ -78,8 +82,14 @@ interface Answer {
   readonly context: ServerContext
   readonly generation: Generation
   readonly prompts: readonly Prompt[]
-  /** Choices per prompt; choice = prompt · n + i. */
+  /** Choices per prompt that are drawn; choice = prompt · n + i. */
   readonly n: number
+  /** Of those of a prompt, the likeliest that are returned. */
+  readonly kept: number
+  /** vLLM's prompt_logprobs are asked for. */
+  readonly wantsPrompt: boolean
+  /** Nothing but the prompt: what is drawn is left out. */
+  readonly promptOnly: boolean
   readonly echo: boolean
   readonly topCount: number | undefined
   readonly includeUsage: boolean
@@ -88,7 +98,8 @@ interface Answer {
 function start(context: ServerContext, c: RequestContext, body: CompletionRequest): Answer {
   const { tokenizer, client, config } = context
   const prompts = body.suffix ? [holeOf(context, body)] : promptsOf(body.prompt, tokenizer)
-  const n = body.n ?? 1
+  const kept = body.n ?? 1
+  const n = body.best_of ?? kept
   const echo = body.echo === true
   const topCount = body.logprobs ?? undefined
   if (prompts.length * n > MAX_CHOICES) {
@@ -98,13 +109,24 @@ function start(context: ServerContext, c: RequestContext, body: CompletionReques
       { code: "invalid_value", param: "prompt" },
     )
   }
-  if (echo && topCount !== undefined) {
-    throw new RequestError(400, "echo: log-probabilities of the prompt are not supported", {
-      code: "unsupported_value",
-      param: "echo",
-    })
+  const wrong = (param: string, why: string): RequestError =>
+    new RequestError(400, `${param}: ${why}`, { code: "invalid_value", param })
+  if (n < kept) throw wrong("best_of", `${n} is less than n, which is ${kept}`)
+  if (n > kept && body.stream === true)
+    throw wrong(
+      "best_of",
+      "answers are compared when they are whole, which a stream cannot wait for",
+    )
+  const ownPrompt = body.prompt_logprobs ?? undefined
+  if (ownPrompt !== undefined && body.stream === true)
+    throw wrong("prompt_logprobs", "a stream does not carry them")
+  const asked = [ownPrompt ?? -1, echo ? (topCount ?? -1) : -1]
+  const promptCount = Math.max(...asked)
+  const sampling = {
+    ...samplingOf(body, n > kept ? (topCount ?? 0) : topCount),
+    promptLogprobs: promptCount < 0 ? undefined : promptCount,
   }
-  const sampling = samplingOf(body, topCount)
+  const promptOnly = body.max_tokens === 0
   const format = contentFormat(body)
   const grammar = format === undefined ? undefined : grammarText(format)
   const sequences: SequenceRequest[] = []
@@ -114,7 +136,7 @@ function start(context: ServerContext, c: RequestContext, body: CompletionReques
     const fitting = fitTokens(
       client,
       ids.length,
-      body.max_tokens ?? config.defaults.maxTokens,
+      promptOnly ? 1 : (body.max_tokens ?? config.defaults.maxTokens),
       "prompt",
     )
     const free = generateParams(sampling, fitting, config.defaults, tokenizer)
@@ -122,11 +144,23 @@ function start(context: ServerContext, c: RequestContext, body: CompletionReques
     for (let i = 0; i < n; i++) sequences.push({ ids, params: forChoice(params, i) })
   }
   const generation =
-    body.max_tokens === 0
+    promptOnly && promptCount < 0
       ? nothing(sequences)
       : startGeneration(context, c, sequences, stopStrings(body.stop))
   const includeUsage = body.stream_options?.include_usage === true
-  return { id: completionId("cmpl"), context, generation, prompts, n, echo, topCount, includeUsage }
+  return {
+    id: completionId("cmpl"),
+    context,
+    generation,
+    prompts,
+    n,
+    kept,
+    wantsPrompt: ownPrompt !== undefined,
+    promptOnly,
+    echo,
+    topCount,
+    includeUsage,
+  }
 }
 
 /** One text before the hole and one after it. */
@@ -197,11 +231,24 @@ async function whole(answer: Answer): Promise<unknown> {
     logprobs: topCount === undefined ? null : textLogprobs(context.tokenizer, [], topCount, 0),
     finish_reason: "stop",
   }))
+  const shown: Record<string, unknown>[] = choices.map(() => ({}))
+  const likelihoods = choices.map(() => ({ sum: 0, count: 0 }))
   const finished: FinishedChoice[] = []
   for await (const event of answer.generation) {
     const choice = choices[event.choice]
-    if (choice === undefined) throw new RangeError(`choice ${event.choice}`)
+    const likelihood = likelihoods[event.choice]
+    if (choice === undefined || likelihood === undefined)
+      throw new RangeError(`choice ${event.choice}`)
     if (event.type === "text") {
+      if (event.prompt !== undefined) {
+        const echo = echoLogprobs(answer, event.choice, event.prompt)
+        if (choice.logprobs !== null && echo !== undefined) append(choice.logprobs, echo)
+        if (answer.wantsPrompt)
+          shown[event.choice] = { prompt_logprobs: promptLogprobs(context.tokenizer, event.prompt) }
+      }
+      if (answer.promptOnly) continue
+      for (const { logprob } of event.logprobs) likelihood.sum += logprob
+      likelihood.count += event.logprobs.length
       if (choice.logprobs !== null && topCount !== undefined) {
         append(
           choice.logprobs,
@@ -210,20 +257,56 @@ async function whole(answer: Answer): Promise<unknown> {
       }
       choice.text += event.text
     } else {
-      choice.finish_reason = event.finishReason
+      choice.finish_reason = answer.promptOnly ? "length" : event.finishReason
       finished.push({
         prompt: promptOf(answer, event.choice),
-        usage: event.usage,
+        usage: usageIn(answer, event.usage),
         timings: event.timings,
       })
     }
   }
   return {
     ...envelope(answer.id, "text_completion", context),
-    choices,
+    choices: likeliest(answer, likelihoods).map((drawn, index) => ({
+      ...choices[drawn],
+      ...shown[drawn],
+      index,
+    })),
     usage: usageOf(finished),
     timings: timingsOf(finished),
   }
+}
+
+/** Of each prompt's choices, those of the greatest mean log-probability, in the order in which they are returned. */
+function likeliest(
+  { prompts, n, kept }: Answer,
+  likelihoods: readonly { readonly sum: number; readonly count: number }[],
+): readonly number[] {
+  const mean = (choice: number): number => {
+    const { sum = 0, count = 0 } = likelihoods[choice] ?? {}
+    return count === 0 ? Number.NEGATIVE_INFINITY : sum / count
+  }
+  return prompts.flatMap((_, prompt) => {
+    const drawn = Array.from({ length: n }, (_, i) => prompt * n + i)
+    return n === kept ? drawn : drawn.toSorted((a, b) => mean(b) - mean(a)).slice(0, kept)
+  })
+}
+
+/** The token that only the prompt's log-probabilities were computed for is none of the answer's. */
+function usageIn({ promptOnly }: Answer, usage: ChoiceUsage): ChoiceUsage {
+  return promptOnly ? { ...usage, completionTokens: 0 } : usage
+}
+
+function echoLogprobs(
+  { context, echo, topCount, prompts, n }: Answer,
+  choice: number,
+  tokens: readonly TokenLogprob[],
+): TextLogprobs | undefined {
+  const prompt = prompts[Math.floor(choice / n)]
+  if (!echo || topCount === undefined || prompt === undefined) return undefined
+  // vLLM's field may have asked for more of the likeliest
+  const cut = tokens.map((token) => ({ ...token, top: token.top.slice(0, topCount) }))
+  return promptTextLogprobs(context.tokenizer, prompt, cut, topCount)
 }
 
 function append(all: TextLogprobs, more: TextLogprobs): void {
@@ -248,12 +331,20 @@ async function* chunks(answer: Answer): AsyncGenerator<unknown> {
     ...usage,
   })
   const lengths = Array.from({ length: answer.prompts.length * answer.n }, () => 0)
-  if (answer.echo) {
+  if (answer.echo && topCount === undefined) {
     for (let i = 0; i < lengths.length; i++) yield chunk(i, echoed(answer, i), null, null)
   }
   const finished: FinishedChoice[] = []
   for await (const event of answer.generation) {
     if (event.type === "text") {
+      if (event.prompt !== undefined) {
+        const echo = echoLogprobs(answer, event.choice, event.prompt) ?? null
+        const text = echoed(answer, event.choice)
+        lengths[event.choice] = text.length
+        yield chunk(event.choice, text, null, echo)
+        continue
+      }
+      if (answer.promptOnly) continue
       const offset = lengths[event.choice] ?? 0
       lengths[event.choice] = offset + event.text.length
       const logprobs =
@@ -262,10 +353,12 @@ async function* chunks(answer: Answer): AsyncGenerator<unknown> {
           : textLogprobs(context.tokenizer, event.logprobs, topCount, offset)
       yield chunk(event.choice, event.text, null, logprobs)
     } else {
-      const { usage, timings } = event
+      const { timings } = event
+      const reason = answer.promptOnly ? "length" : event.finishReason
+      const usage = usageIn(answer, event.usage)
       const choice = { prompt: promptOf(answer, event.choice), usage, timings }
       finished.push(choice)
-      yield { ...chunk(event.choice, "", event.finishReason, null), timings: timingsOf([choice]) }
+      yield { ...chunk(event.choice, "", reason, null), timings: timingsOf([choice]) }
     }
   }
   if (answer.includeUsage) {

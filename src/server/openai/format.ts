@@ -124,8 +124,8 @@ export function chatLogprobs(
 /** The older form of /v1/completions: parallel arrays. */
 export interface TextLogprobs {
   readonly tokens: string[]
-  readonly token_logprobs: number[]
-  readonly top_logprobs: Record<string, number>[] | null
+  readonly token_logprobs: (number | null)[]
+  readonly top_logprobs: (Record<string, number> | null)[] | null
   readonly text_offset: number[]
 }
 
@@ -153,6 +153,46 @@ export function textLogprobs(
     at += string.length
   }
   return out
+}
+
+/** The same of a prompt: nothing is known of its first token, and tokens that its text lacks take no room in it. */
+export function promptTextLogprobs(
+  tokenizer: ServerTokenizer,
+  prompt: { readonly ids: Int32Array; readonly text: string },
+  tokens: readonly TokenLogprob[],
+  topCount: number,
+): TextLogprobs {
+  const first = { token: prompt.ids[0] as number, logprob: 0, top: [] }
+  const out = textLogprobs(tokenizer, [first, ...tokens], topCount, 0)
+  out.token_logprobs[0] = null
+  if (out.top_logprobs !== null) out.top_logprobs[0] = null
+  let at = 0
+  for (const [i, string] of out.tokens.entries()) {
+    out.text_offset[i] = at
+    if (prompt.text.startsWith(string, at)) at += string.length
+  }
+  return out
+}
+
+/** vLLM's form: by token id, the prompt's own token among them. Ranks are of tokens among the likeliest. */
+export function promptLogprobs(
+  tokenizer: ServerTokenizer,
+  tokens: readonly TokenLogprob[],
+): (Record<string, object> | null)[] {
+  const one = (id: number, logprob: number, rank: number | undefined): object => ({
+    logprob: finite(logprob),
+    ...(rank === undefined ? {} : { rank }),
+    decoded_token: tokenText(tokenizer.tokenBytes(id)),
+  })
+  const shown = tokens.map(({ token, logprob, top }) => {
+    const likely = top.map(([id, value], i) => [String(id), one(id, value, i + 1)] as const)
+    const has = top.some(([id]) => id === token)
+    return Object.fromEntries([
+      ...(has ? [] : [[String(token), one(token, logprob, undefined)] as const]),
+      ...likely,
+    ])
+  })
+  return [null, ...shown]
 }
 
 /** Parts of characters that are no text of their own show as U+FFFD; `bytes` has the truth. */

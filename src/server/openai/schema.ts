@@ -2,9 +2,12 @@ import { z } from "@hono/zod-openapi"
 
 import { accepted, MAX_CHOICES, MAX_TOP_LOGPROBS, refused, samplingFields } from "../schema.ts"
 
-const maxTokens = z.int().min(1).nullish()
+/** -1 is llama.cpp's: up to the end of the context. */
+const maxTokens = z
+  .int()
+  .refine((value) => value >= 1 || value === -1, { message: "must be at least 1, or -1" })
+  .nullish()
 const isFalse = (v: unknown): boolean => v === false
-const isTrue = (v: unknown): boolean => v === true
 const isEmpty = (v: unknown): boolean => Array.isArray(v) && v.length === 0
 
 const contentPart = z
@@ -141,9 +144,13 @@ const common = {
   safety_identifier: accepted("callers are not told apart"),
   prompt_cache_key: accepted("prefixes are found by content"),
   prompt_cache_retention: accepted("prefixes are kept while memory lasts"),
-  cache_prompt: refused("prefix reuse is the server's setting", isTrue),
+  cache_prompt: accepted("prefix reuse is the server's setting"),
   service_tier: refused("there is one tier", (v) => v === "auto" || v === "default"),
-  timings_per_token: refused("timings come with the last chunk", isFalse),
+  timings_per_token: accepted("timings come with the last chunk"),
+  return_progress: accepted("a prompt's progress is not told"),
+  sse_ping_interval: accepted("comments keep streams open as the server is set"),
+  backend_sampling: accepted("samplers always run on the native side"),
+  typ_p: z.number().min(0).max(1).nullish().openapi({ description: "Another name of typical_p" }),
 }
 
 export const chatRequestSchema = z
@@ -167,6 +174,7 @@ export const chatRequestSchema = z
       .enum(["auto", "deepseek", "none"])
       .nullish()
       .openapi({ description: "Extension; none leaves reasoning in the content" }),
+    reasoning_control: accepted("reasoning ends with the answer's own mark"),
     reasoning_effort: z.string().nullish().openapi({ description: "Passed to the chat template" }),
     chat_template_kwargs: z
       .record(z.string(), z.unknown())
@@ -210,7 +218,18 @@ export const completionRequestSchema = z
     max_tokens: z.int().min(0).nullish(),
     echo: z.boolean().nullish(),
     logprobs: z.int().min(0).max(MAX_TOP_LOGPROBS).nullish(),
-    best_of: refused("answers are not ranked; use n", (v) => v === 1),
+    prompt_logprobs: z
+      .int()
+      .min(0)
+      .max(MAX_TOP_LOGPROBS)
+      .nullish()
+      .openapi({ description: "Extension; log-probabilities of the prompt's tokens" }),
+    best_of: z
+      .int()
+      .min(1)
+      .max(MAX_CHOICES)
+      .nullish()
+      .openapi({ description: "Answers drawn, of which the n likeliest are returned" }),
     suffix: z
       .string()
       .nullish()
@@ -303,12 +322,13 @@ export const completionResponseSchema = z
         logprobs: z
           .object({
             tokens: z.array(z.string()),
-            token_logprobs: z.array(z.number()),
-            top_logprobs: z.array(z.record(z.string(), z.number())).nullable(),
+            token_logprobs: z.array(z.number().nullable()),
+            top_logprobs: z.array(z.record(z.string(), z.number()).nullable()).nullable(),
             text_offset: z.array(z.int()),
           })
           .nullable(),
         finish_reason: finishReason,
+        prompt_logprobs: z.array(z.record(z.string(), z.unknown()).nullable()).optional(),
       }),
     ),
     usage,
