@@ -16,6 +16,7 @@ import { randomId } from "./ids.ts"
 import { addCompletion } from "./llamacpp/completion.ts"
 import { addEmbedding } from "./llamacpp/embedding.ts"
 import { addRerank } from "./llamacpp/rerank.ts"
+import { addSlots } from "./llamacpp/slots.ts"
 import { addTokens } from "./llamacpp/tokens.ts"
 import { addMachine } from "./machine.ts"
 import { ServerMetrics } from "./metrics.ts"
@@ -108,6 +109,7 @@ export function createApp(deps: ServerDeps): ServerApp {
   addConversations(app, conversations, responses)
   addMessages(app, context)
   addTokens(app, context)
+  addSlots(app, context)
   addCompletion(app, context)
   addEmbeddings(app, context)
   addEmbedding(app, context)

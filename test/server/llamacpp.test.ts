@@ -36,6 +36,32 @@ describe("tokens", () => {
   })
 })
 
+describe("slots", () => {
+  test("busy ones are those that sequences take", async () => {
+    const { app, post } = testServer({ then: "endless", delayMs: 1, maxBatchSize: 3 })
+    const busy = async (): Promise<Json[]> =>
+      ((await json(app.request("/slots"))) as Json[]).map((slot) => at(slot, "is_processing"))
+    expect(await busy()).toEqual([false, false, false])
+    const running = await post("/completion", { prompt: "a", stream: true })
+    expect(await busy()).toEqual([true, false, false])
+    await running.body?.cancel()
+    expect(await busy()).toEqual([false, false, false])
+    expect(at(await json(app.request("/slots")), 2)).toMatchObject({ id: 2, n_ctx: 2048 })
+  })
+
+  test("erase is taken; save and restore say what does it", async () => {
+    const { post } = testServer()
+    expect(await json(post("/slots/0?action=erase", {}))).toEqual({ id_slot: 0, n_erased: 0 })
+    for (const action of ["save", "restore"]) {
+      const refused = await post(`/slots/0?action=${action}`, { filename: "../a" })
+      expect(refused.status).toBe(400)
+      expect(at(await json(refused), "error", "message")).toContain("--cache-dir")
+    }
+    expect((await post("/slots/99?action=erase", {})).status).toBe(400)
+    expect((await post("/slots/0", {})).status).toBe(400)
+  })
+})
+
 describe("/completion", () => {
   test("whole", async () => {
     const { post, client } = testServer({ answer: "Hello", cachedTokens: 2 })
