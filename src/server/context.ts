@@ -126,12 +126,17 @@ export function startGeneration(
   )
 }
 
-/** How a generation is streamed: errors in the API's shape, abort when the client goes away. */
+/** Ends a generation that nobody reads any more. */
+export function aborting(generation: Generation): () => void {
+  return () => void generation.return?.()
+}
+
+/** How an answer is streamed: errors in the API's shape, and `onClose` when the client has gone or has it all. */
 export function streamOptions(
-  context: ServerContext,
+  context: Pick<ServerContext, "config" | "report">,
   c: RequestContext,
-  generation: Generation,
   errorBody: (error: RequestError) => unknown,
+  onClose: () => void,
 ): StreamOptions {
   return {
     heartbeatMs: context.config.heartbeatMs,
@@ -139,7 +144,7 @@ export function streamOptions(
       context.report(error, c.get("requestId"))
       return errorBody(error)
     },
-    onClose: () => void generation.return?.(),
+    onClose,
   }
 }
 

@@ -6,7 +6,14 @@ import {
   type ChatPrompt,
   startAnswer,
 } from "../chat.ts"
-import { type App, document, jsonContent, type ServerRoot, streamOptions } from "../context.ts"
+import {
+  aborting,
+  type App,
+  document,
+  jsonContent,
+  type ServerRoot,
+  streamOptions,
+} from "../context.ts"
 import type { ChoiceUsage } from "../generate.ts"
 import { randomId } from "../ids.ts"
 import { readBody } from "../request.ts"
@@ -53,7 +60,10 @@ export function addMessages(app: App, root: ServerRoot): void {
       events,
     }
     if (body.stream !== true) return c.json(await whole(answer))
-    return eventResponse(blocks(answer), streamOptions(context, c, generation, anthropicErrorBody))
+    return eventResponse(
+      blocks(answer),
+      streamOptions(context, c, anthropicErrorBody, aborting(generation)),
+    )
   })
 
   document(app, {

@@ -1,6 +1,7 @@
 import { openaiErrorBody } from "../api-error.ts"
 import { constrain } from "../chat.ts"
 import {
+  aborting,
   type App,
   document,
   jsonContent,
@@ -119,7 +120,10 @@ async function complete(
   const generation = startGeneration(context, c, [{ ids, params }], stopStrings(body.stop))
   const answer: Answer = { context, body, generation }
   if (body.stream !== true) return c.json(await whole(answer))
-  return eventResponse(pieces(answer), streamOptions(context, c, generation, openaiErrorBody))
+  return eventResponse(
+    pieces(answer),
+    streamOptions(context, c, openaiErrorBody, aborting(generation)),
+  )
 }
 
 interface Answer {

@@ -9,6 +9,7 @@ import {
   startAnswer,
 } from "../chat.ts"
 import {
+  aborting,
   type RequestContext,
   type ServerContext,
   type ServerRoot,
@@ -99,7 +100,7 @@ export async function respond(
   const write = new AnswerWriter(context, request, c.get("arrivedMs"), field)
   if (request.stream === false) return Response.json(await write.whole(events, prompt.prefix))
   const lines = write.lines(events, prompt.prefix)
-  return ndjsonResponse(lines, streamOptions(context, c, generation, ollamaErrorBody))
+  return ndjsonResponse(lines, streamOptions(context, c, ollamaErrorBody, aborting(generation)))
 }
 
 /** The answer to an empty prompt, which asks only that the model be loaded, or with keep_alive 0 unloaded. */

@@ -8,6 +8,7 @@ import {
   jsonContent,
   type RequestContext,
   type ServerRoot,
+  streamOptions,
 } from "../context.ts"
 import type { ModelStore, NewModel, OnProgress, Progress } from "../models/store.ts"
 import { readBody } from "../request.ts"
@@ -195,14 +196,8 @@ async function progressResponse(
   }
   const gone = new AbortController()
   const signal = AbortSignal.any([gone.signal, c.req.raw.signal, root.workload.signal])
-  return ndjsonResponse(told(work, signal), {
-    heartbeatMs: root.config.heartbeatMs,
-    errorBody: (error) => {
-      root.report(error, c.get("requestId"))
-      return ollamaErrorBody(error)
-    },
-    onClose: () => gone.abort(),
-  })
+  const options = streamOptions(root, c, ollamaErrorBody, () => gone.abort())
+  return ndjsonResponse(told(work, signal), options)
 }
 
 /** What the work tells, with the newest line in place of those that nobody has read. */

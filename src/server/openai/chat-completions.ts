@@ -10,6 +10,7 @@ import {
   startAnswer,
 } from "../chat.ts"
 import {
+  aborting,
   type App,
   document,
   jsonContent,
@@ -70,7 +71,10 @@ export function addChatCompletions(app: App, root: ServerRoot): void {
       tellsUsage: body.stream_options?.continuous_usage_stats === true,
     }
     if (body.stream !== true) return c.json(await whole(answer))
-    return sseResponse(chunks(answer), streamOptions(context, c, generation, openaiErrorBody))
+    return sseResponse(
+      chunks(answer),
+      streamOptions(context, c, openaiErrorBody, aborting(generation)),
+    )
   })
 }
 

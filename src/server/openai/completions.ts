@@ -3,6 +3,7 @@ import type { GenerateParams } from "../../worker/protocol.ts"
 import { openaiErrorBody } from "../api-error.ts"
 import { constrain } from "../chat.ts"
 import {
+  aborting,
   type App,
   document,
   jsonContent,
@@ -66,7 +67,7 @@ export function addCompletions(app: App, root: ServerRoot): void {
     const context = await useModel(root, c, body.model)
     const answer = start(context, c, body)
     if (body.stream !== true) return c.json(await whole(answer))
-    const options = streamOptions(context, c, answer.generation, openaiErrorBody)
+    const options = streamOptions(context, c, openaiErrorBody, aborting(answer.generation))
     return sseResponse(chunks(answer), options)
   })
 }

@@ -2,6 +2,7 @@ import { RequestError } from "../../errors.ts"
 import { openaiErrorBody } from "../api-error.ts"
 import { chatPrompt, startAnswer } from "../chat.ts"
 import {
+  aborting,
   type App,
   document,
   jsonContent,
@@ -14,7 +15,7 @@ import {
 import { asRequestError } from "../generate.ts"
 import { randomId } from "../ids.ts"
 import { readBody } from "../request.ts"
-import { eventResponse, type NamedEvent, type StreamOptions } from "../stream.ts"
+import { eventResponse, type NamedEvent } from "../stream.ts"
 import { BackgroundRun, BackgroundRuns } from "./background-runs.ts"
 import type { ConversationStore } from "./conversation-store.ts"
 import { knownConversation } from "./conversations.ts"
@@ -80,7 +81,7 @@ export function addResponses(app: App, root: ServerRoot, stores: ResponseStores)
     const start = startingAfter(c)
     return eventResponse(
       runs.get(id)?.events(start) ?? lastEvent(response, start),
-      detached(root, c),
+      streamOptions(root, c, openaiErrorBody, leave),
     )
   })
 
@@ -183,14 +184,15 @@ async function respond(
       stores.conversations.add(conversation, [...input, ...(output as KnownItem[])])
   }
   if (isBackground) {
-    const run = new BackgroundRun(() => void generation.return?.())
+    const run = new BackgroundRun(aborting(generation))
     const begun = writer.begun()
     keep(begun)
     runs.add(base.id, run)
     run
       .follow(writer.events(answer, keep, () => run.cancelled))
       .catch((error: unknown) => context.report(asRequestError(error), c.get("requestId")))
-    if (body.stream === true) return eventResponse(run.events(), detached(context, c))
+    if (body.stream === true)
+      return eventResponse(run.events(), streamOptions(context, c, openaiErrorBody, leave))
     return c.json(begun)
   }
   // what a client did not wait for, or what failed, is not kept
@@ -198,25 +200,13 @@ async function respond(
     if (response.status !== "failed") keep(response)
   })
   if (body.stream === true)
-    return eventResponse(events, streamOptions(context, c, generation, openaiErrorBody))
+    return eventResponse(events, streamOptions(context, c, openaiErrorBody, aborting(generation)))
   for await (const _ of events);
   return c.json(writer.response)
 }
 
-/** A stream whose end ends nothing else. */
-function detached(
-  context: Pick<ServerRoot, "config" | "report">,
-  c: RequestContext,
-): StreamOptions {
-  return {
-    heartbeatMs: context.config.heartbeatMs,
-    errorBody: (error) => {
-      context.report(error, c.get("requestId"))
-      return openaiErrorBody(error)
-    },
-    onClose: () => {},
-  }
-}
+/** Readers of a background response may go; it goes on. */
+const leave = (): void => {}
 
 /** The number of the first event that is asked for. */
 function startingAfter(c: RequestContext): number {
