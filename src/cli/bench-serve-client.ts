@@ -1,4 +1,5 @@
 import { ConfigError, KtError } from "../errors.ts"
+import { readEvents } from "../web/sse.ts"
 
 /** A server under test, of any make that has OpenAI's /v1/completions. */
 export interface Target {
@@ -67,7 +68,7 @@ export async function complete(
   let last = 0
   let longestGap = 0
   let usage: { prompt_tokens: number; completion_tokens: number } | undefined
-  for await (const data of sseData(response.body)) {
+  for await (const data of readEvents(response.body)) {
     if (data === "[DONE]") break
     const chunk = JSON.parse(data) as Chunk
     if (chunk.error) throw new KtError(`${target.url}: ${chunk.error.message}`)
@@ -93,17 +94,6 @@ interface Chunk {
   readonly error?: { readonly message: string }
   readonly choices?: readonly unknown[]
   readonly usage?: { readonly prompt_tokens: number; readonly completion_tokens: number } | null
-}
-
-/** Contents of `data:` lines. */
-async function* sseData(body: ReadableStream<Uint8Array>): AsyncGenerator<string> {
-  const decoder = new TextDecoder()
-  let rest = ""
-  for await (const bytes of body) {
-    const lines = (rest + decoder.decode(bytes, { stream: true })).split("\n")
-    rest = lines.pop() ?? ""
-    for (const line of lines) if (line.startsWith("data:")) yield line.slice(5).trim()
-  }
 }
 
 function headersOf(apiKey: string | undefined): Record<string, string> {
