@@ -1,18 +1,9 @@
-import {
-  afterAll,
-  afterEach,
-  beforeAll,
-  beforeEach,
-  describe,
-  expect,
-  setDefaultTimeout,
-  test,
-} from "bun:test"
+import { afterEach, beforeEach, expect, setDefaultTimeout, test } from "bun:test"
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 
-import { findChromium, launchChromium, type TestBrowser } from "./browser.ts"
+import { describeInBrowser } from "./browser.ts"
 import { type FakeServer, startFakeServer, tokens } from "./fake-server.ts"
 import { eventually, latinTexts, PHONE, readTexts, type Session, startSession } from "./session.ts"
 
@@ -20,29 +11,15 @@ import { eventually, latinTexts, PHONE, readTexts, type Session, startSession } 
 
 setDefaultTimeout(60_000)
 
-const chromium = findChromium()
-
-if (chromium === undefined)
-  test.skip("the page in a browser: no Chromium found (install it or set CHROMIUM)", () => {})
-
 const LONG = Array.from({ length: 400 }, (_, i) => `Line ${i} of a long answer.\n\n`)
 
-describe.skipIf(chromium === undefined)("the page in a browser", () => {
-  let browser: TestBrowser
+describeInBrowser("the page in a browser", (browser) => {
   let server: FakeServer
   let s: Session
 
-  beforeAll(async () => {
-    browser = await launchChromium(chromium ?? "")
-  })
-
-  afterAll(async () => {
-    await browser.close()
-  })
-
   beforeEach(async () => {
     server = startFakeServer()
-    s = await startSession(browser, server.url)
+    s = await startSession(browser(), server.url)
   })
 
   afterEach(async () => {
@@ -97,7 +74,7 @@ describe.skipIf(chromium === undefined)("the page in a browser", () => {
       expect(exported.conversations).toHaveLength(1)
 
       await s.context.close()
-      s = await startSession(browser, server.url)
+      s = await startSession(browser(), server.url)
       const input = await s.input("#import-file")
       await input.uploadFile(file)
       await eventually(() => s.texts(".item-title"), ["Carry me"])
@@ -236,7 +213,7 @@ describe.skipIf(chromium === undefined)("the page in a browser", () => {
       ),
     })
     await s.close()
-    s = await startSession(browser, server.url, PHONE)
+    s = await startSession(browser(), server.url, PHONE)
     await s.page.type("#prompt", "Something wide")
     await s.click("Send message")
     await s.done(1)

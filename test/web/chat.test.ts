@@ -1,15 +1,6 @@
-import {
-  afterAll,
-  afterEach,
-  beforeAll,
-  beforeEach,
-  describe,
-  expect,
-  setDefaultTimeout,
-  test,
-} from "bun:test"
+import { afterEach, beforeEach, expect, setDefaultTimeout, test } from "bun:test"
 
-import { findChromium, launchChromium, type TestBrowser } from "./browser.ts"
+import { describeInBrowser } from "./browser.ts"
 import { type FakeServer, startFakeServer, tokens } from "./fake-server.ts"
 import { eventually, type Session, startSession } from "./session.ts"
 
@@ -17,29 +8,15 @@ import { eventually, type Session, startSession } from "./session.ts"
 
 setDefaultTimeout(60_000)
 
-const chromium = findChromium()
-
-if (chromium === undefined)
-  test.skip("chatting in a browser: no Chromium found (install it or set CHROMIUM)", () => {})
-
 const LONG = Array.from({ length: 400 }, (_, i) => `Line ${i} of a long answer.\n\n`)
 
-describe.skipIf(chromium === undefined)("chatting in a browser", () => {
-  let browser: TestBrowser
+describeInBrowser("chatting in a browser", (browser) => {
   let server: FakeServer
   let s: Session
 
-  beforeAll(async () => {
-    browser = await launchChromium(chromium ?? "")
-  })
-
-  afterAll(async () => {
-    await browser.close()
-  })
-
   beforeEach(async () => {
     server = startFakeServer()
-    s = await startSession(browser, server.url)
+    s = await startSession(browser(), server.url)
   })
 
   afterEach(async () => {

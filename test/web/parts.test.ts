@@ -1,29 +1,15 @@
-import {
-  afterAll,
-  afterEach,
-  beforeAll,
-  beforeEach,
-  describe,
-  expect,
-  setDefaultTimeout,
-  test,
-} from "bun:test"
+import { afterEach, beforeEach, expect, setDefaultTimeout, test } from "bun:test"
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 
-import { findChromium, launchChromium, type TestBrowser } from "./browser.ts"
+import { describeInBrowser } from "./browser.ts"
 import { type FakeServer, startFakeServer } from "./fake-server.ts"
 import { eventually, latinTexts, PHONE, type Session, startSession } from "./session.ts"
 
 /** Going on, versions, files, tools, schemas, samplers and saved prompts, in a real browser. */
 
 setDefaultTimeout(60_000)
-
-const chromium = findChromium()
-
-if (chromium === undefined)
-  test.skip("parts of messages in a browser: no Chromium found (install it or set CHROMIUM)", () => {})
 
 const TOOLS = [
   {
@@ -32,22 +18,13 @@ const TOOLS = [
   },
 ]
 
-describe.skipIf(chromium === undefined)("parts of messages in a browser", () => {
-  let browser: TestBrowser
+describeInBrowser("parts of messages in a browser", (browser) => {
   let server: FakeServer
   let s: Session
 
-  beforeAll(async () => {
-    browser = await launchChromium(chromium ?? "")
-  })
-
-  afterAll(async () => {
-    await browser.close()
-  })
-
   beforeEach(async () => {
     server = startFakeServer()
-    s = await startSession(browser, server.url)
+    s = await startSession(browser(), server.url)
   })
 
   afterEach(async () => {
@@ -445,7 +422,7 @@ describe.skipIf(chromium === undefined)("parts of messages in a browser", () => 
 
   test("all of it fits a phone", async () => {
     await s.close()
-    s = await startSession(browser, server.url, PHONE)
+    s = await startSession(browser(), server.url, PHONE)
     server.reply = () => ({
       chunks: ["Half"],
       calls: [{ id: "c", name: "a_function_with_quite_a_long_name_of_its_own", arguments: ["{}"] }],

@@ -1,21 +1,15 @@
-import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test"
+import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test"
 
 import type { Page } from "puppeteer-core"
 
-import { findChromium, launchChromium, type TestBrowser } from "./browser.ts"
+import { describeInBrowser } from "./browser.ts"
 import sanitizePage from "./sanitize-page.html"
 
 /** The sanitiser alone, in a real browser: it must hold even if the renderer let something through. */
 
 setDefaultTimeout(60_000)
 
-const chromium = findChromium()
-
-if (chromium === undefined)
-  test.skip("the sanitiser in a browser: no Chromium found (install it or set CHROMIUM)", () => {})
-
-describe.skipIf(chromium === undefined)("sanitizeHtml", () => {
-  let browser: TestBrowser
+describeInBrowser("sanitizeHtml", (browser) => {
   let server: Bun.Server<undefined>
   let page: Page
 
@@ -26,14 +20,12 @@ describe.skipIf(chromium === undefined)("sanitizeHtml", () => {
       development: false,
       routes: { "/": sanitizePage },
     })
-    browser = await launchChromium(chromium ?? "")
-    page = await browser.browser.newPage()
+    page = await browser().browser.newPage()
     await page.goto(`http://127.0.0.1:${server.port}`)
     await page.waitForFunction(() => "sanitizeHtml" in window)
   })
 
   afterAll(async () => {
-    await browser.close()
     await server.stop(true)
   })
 

@@ -1,33 +1,19 @@
-import { afterAll, afterEach, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test"
+import { afterEach, expect, setDefaultTimeout, test } from "bun:test"
 
 import { type RunningServer, startServer } from "../../src/server/serve.ts"
 import type { ServerConfig } from "../../src/server/types.ts"
 import index from "../../src/web/index.html"
 import { type FakeClient, type Script, testServer } from "../server/fakes.ts"
-import { findChromium, launchChromium, type TestBrowser } from "./browser.ts"
+import { describeInBrowser } from "./browser.ts"
 import { eventually, type Session, startSession } from "./session.ts"
 
 /** The page against the project's own server; only the engine is scripted. */
 
 setDefaultTimeout(60_000)
 
-const chromium = findChromium()
-
-if (chromium === undefined)
-  test.skip("the page on our server: no Chromium found (install it or set CHROMIUM)", () => {})
-
-describe.skipIf(chromium === undefined)("the page on our server", () => {
-  let browser: TestBrowser
+describeInBrowser("the page on our server", (browser) => {
   let server: RunningServer
   let s: Session
-
-  beforeAll(async () => {
-    browser = await launchChromium(chromium ?? "")
-  })
-
-  afterAll(async () => {
-    await browser.close()
-  })
 
   afterEach(async () => {
     await s.close()
@@ -37,7 +23,7 @@ describe.skipIf(chromium === undefined)("the page on our server", () => {
   async function open(script: Script, config: Partial<ServerConfig> = {}): Promise<FakeClient> {
     const { app, client } = testServer(script, config)
     server = startServer({ app, port: 0, ui: { "/": index } })
-    s = await startSession(browser, server.url)
+    s = await startSession(browser(), server.url)
     return client
   }
 

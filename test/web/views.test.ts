@@ -1,16 +1,7 @@
-import {
-  afterAll,
-  afterEach,
-  beforeAll,
-  beforeEach,
-  describe,
-  expect,
-  setDefaultTimeout,
-  test,
-} from "bun:test"
+import { afterEach, beforeEach, expect, setDefaultTimeout, test } from "bun:test"
 import { join } from "node:path"
 
-import { findChromium, launchChromium, type TestBrowser } from "./browser.ts"
+import { describeInBrowser } from "./browser.ts"
 import { histogram, machineModel, modelEntry } from "./fake-machine.ts"
 import { type FakeServer, startFakeServer } from "./fake-server.ts"
 import { eventually, type Session, startSession } from "./session.ts"
@@ -19,27 +10,13 @@ import { eventually, type Session, startSession } from "./session.ts"
 
 setDefaultTimeout(90_000)
 
-const chromium = findChromium()
-
-if (chromium === undefined)
-  test.skip("the views in a browser: no Chromium found (install it or set CHROMIUM)", () => {})
-
 const MOE = "qwen3-30b-a3b-instruct:q4_k_m"
 const SMALL = "smollm2-135m:q8_0"
 const BROKEN = "notes/broken.gguf"
 
-describe.skipIf(chromium === undefined)("the views in a browser", () => {
-  let browser: TestBrowser
+describeInBrowser("the views in a browser", (browser) => {
   let server: FakeServer
   let s: Session
-
-  beforeAll(async () => {
-    browser = await launchChromium(chromium ?? "")
-  })
-
-  afterAll(async () => {
-    await browser.close()
-  })
 
   beforeEach(async () => {
     server = startFakeServer()
@@ -68,7 +45,7 @@ describe.skipIf(chromium === undefined)("the views in a browser", () => {
       ["0.5", 90],
       ["+Inf", 100],
     ])
-    s = await startSession(browser, server.url)
+    s = await startSession(browser(), server.url)
   })
 
   afterEach(async () => {
