@@ -35,6 +35,7 @@ import { ConversationStore } from "./openai/conversation-store.ts"
 import { addConversations } from "./openai/conversations.ts"
 import { addEmbeddings } from "./openai/embeddings.ts"
 import { KeptDatabase } from "./openai/kept-database.ts"
+import { addFim } from "./openai/fim.ts"
 import { addModels } from "./openai/models.ts"
 import { ResponseStore } from "./openai/response-store.ts"
 import { addResponses } from "./openai/responses.ts"
@@ -102,6 +103,7 @@ export function createApp(deps: ServerDeps): ServerApp {
   addModels(app, context)
   addChatCompletions(app, context)
   addCompletions(app, context)
+  addFim(app, context)
   const kept = deps.kept ?? new KeptDatabase(":memory:")
   const responses = new ResponseStore(kept)
   const conversations = new ConversationStore(kept)

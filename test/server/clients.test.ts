@@ -235,9 +235,9 @@ describe("the ollama client", () => {
 
   test("list, show, ps and version", async () => {
     const client = ollama(main.url)
-    expect((await client.list()).models.map((model) => model.name)).toEqual(["fake"])
+    expect((await client.list()).models.map((model) => model.name)).toEqual(["fake:latest"])
     expect((await client.show({ model: "fake" })).details.quantization_level).toBe("Q4_1")
-    expect((await client.ps()).models[0]?.model).toBe("fake")
+    expect((await client.ps()).models[0]?.model).toBe("fake:latest")
     expect((await client.version()).version).toMatch(/^\d/)
   })
 

@@ -14,6 +14,7 @@ import type {
   EngineStats,
   GenerateParams,
   Pooled,
+  PoolParams,
   TokenEvent,
 } from "../../src/worker/protocol.ts"
 
@@ -214,7 +215,7 @@ export class FakeClient implements EngineClient {
     this.vocabulary = tokens
   }
 
-  async pool(): Promise<Pooled> {
+  async pool(_ids: Int32Array, _params: PoolParams): Promise<Pooled> {
     throw new ConfigError("this engine pools no states")
   }
 

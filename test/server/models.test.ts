@@ -108,8 +108,9 @@ async function complete({ openai }: Server, model: string): Promise<string> {
   return choices[0]?.text ?? ""
 }
 
+/** Names as they were given, without the tag that Ollama's lists put behind them. */
 async function loaded(server: Server): Promise<string[]> {
-  return (await server.ollama.ps()).models.map(({ name }) => name)
+  return (await server.ollama.ps()).models.map(({ name }) => name.replace(/:latest$/, ""))
 }
 
 async function within(condition: () => Promise<boolean>, ms = 5000): Promise<void> {
@@ -350,7 +351,8 @@ describe("created models", () => {
     expect((await ollama.show({ model: "buccaneer:v1" })).system).toBe("You are a pirate.")
     await ollama.delete({ model: "pirate" })
     const names = (await ollama.list()).models.map(({ name }) => name)
-    expect(names).toEqual(["broken", "buccaneer:v1", LLAMA, QWEN2, QWEN3])
+    const latest = [LLAMA, QWEN2, QWEN3].map((name) => `${name}:latest`)
+    expect(names).toEqual(["broken:latest", "buccaneer:v1", ...latest])
     await complete(server, "buccaneer:v1")
     await ollama.delete({ model: "buccaneer:v1" })
     // its engine goes on under the name of what it was made of

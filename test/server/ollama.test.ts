@@ -191,8 +191,8 @@ describe("models", () => {
     const tags = await json(app.request("/api/tags"))
     expect(list(tags, "models")).toEqual([
       {
-        name: "fake",
-        model: "fake",
+        name: "fake:latest",
+        model: "fake:latest",
         size: 98_000_000,
         digest: "ab".repeat(32),
         details,
@@ -200,7 +200,7 @@ describe("models", () => {
       },
     ])
     const ps = await json(app.request("/api/ps"))
-    expect(at(ps, "models", 0)).toMatchObject({ name: "fake", size_vram: 0, context_length: 2048 })
+    expect(at(ps, "models", 0)).toMatchObject({ name: "fake:latest", size_vram: 0, context_length: 2048 })
     const shown = await json(post("/api/show", { name: "fake" }))
     expect(shown).toMatchObject({
       details,

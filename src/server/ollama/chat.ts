@@ -3,7 +3,13 @@ import { type App, document, jsonContent, type ServerRoot, useModel } from "../c
 import { readBody } from "../request.ts"
 import type { TemplateMessage } from "../types.ts"
 import { type AnswerField, contentOf, loadOrUnload, respond, thinking } from "./answer.ts"
-import { chatRequestSchema, chatResponseSchema, errorSchema, type OllamaMessage } from "./schema.ts"
+import {
+  chatRequestSchema,
+  chatResponseSchema,
+  errorSchema,
+  type OllamaMessage,
+  type OllamaOptions,
+} from "./schema.ts"
 
 const field: AnswerField = ({ content, reasoning, calls }) => ({
   message: {
@@ -43,13 +49,22 @@ export function addChat(app: App, root: ServerRoot): void {
     const messages = body.messages ?? []
     if (messages.length === 0) return loadOrUnload(root, c, body, field)
     const context = await useModel(root, c, body.model, { keepAlive: body.keep_alive })
-    const prompt = chatPrompt(context, messages.map(templateMessage), {
+    const said = messages.map(templateMessage)
+    if (body.system && said[0]?.role !== "system")
+      said.unshift({ role: "system", content: body.system })
+    const prompt = chatPrompt(context, said, {
       tools: body.tools,
       content: contentOf(body.format),
       ...thinking(body.think, context.config),
     })
-    return respond(context, c, body, prompt, "messages", field)
+    const options = { num_predict: body.num_predict, ...withoutNulls(body.options) }
+    return respond(context, c, { ...body, options }, prompt, "messages", field)
   })
+}
+
+function withoutNulls(options: OllamaOptions | null | undefined): OllamaOptions {
+  const entries = Object.entries(options ?? {}).filter(([, value]) => value !== null)
+  return Object.fromEntries(entries) as OllamaOptions
 }
 
 function templateMessage(message: OllamaMessage): TemplateMessage {

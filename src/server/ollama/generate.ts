@@ -17,6 +17,7 @@ import {
   type GenerateRequest,
   generateRequestSchema,
   generateResponseSchema,
+  isPlainTemplate,
 } from "./schema.ts"
 
 const field: AnswerField = ({ content, reasoning }) => ({
@@ -40,7 +41,7 @@ export function addGenerate(app: App, root: ServerRoot): void {
     const body = await readBody(c, generateRequestSchema)
     const text = body.prompt ?? ""
     if (text === "") return loadOrUnload(root, c, body, field)
-    if (body.raw === true && body.system) {
+    if (isRaw(body) && body.system) {
       throw new RequestError(400, "system: a raw prompt has no template to put it into", {
         code: "invalid_value",
         param: "system",
@@ -63,7 +64,11 @@ function promptOf(context: ServerContext, text: string, body: GenerateRequest): 
     })
     return plainPrompt(ids, contentOf(body.format))
   }
-  return body.raw === true ? rawPrompt(context, text, body) : templated(context, text, body)
+  return isRaw(body) ? rawPrompt(context, text, body) : templated(context, text, body)
+}
+
+function isRaw(body: GenerateRequest): boolean {
+  return body.raw === true || isPlainTemplate(body.template)
 }
 
 function rawPrompt(context: ServerContext, text: string, body: GenerateRequest): ChatPrompt {

@@ -98,10 +98,19 @@ export function modelField(body: {
   })
 }
 
+/**
+ * As Ollama lists it. Its clients put ":latest" behind a name without a tag and look for that in the lists; requests may
+ * leave it out.
+ */
+function tagged(name: string): string {
+  return name.slice(name.lastIndexOf("/") + 1).includes(":") ? name : `${name}:latest`
+}
+
 function entry(model: KnownModel): Record<string, unknown> {
+  const name = tagged(model.name)
   return {
-    name: model.name,
-    model: model.name,
+    name,
+    model: name,
     size: model.sizeBytes,
     digest: model.digest,
     details: details(model),
@@ -126,14 +135,18 @@ function modifiedAt(model: KnownModel): string {
 function shown({ models, config }: ServerRoot, found: KnownModel): Record<string, unknown> {
   const model = models.library.describe(found)
   const { settings } = model
-  const info = models.loaded().find((one) => one.model.key === model.key)?.loaded.client.info
+  const loaded = models.loaded().find((one) => one.model.key === model.key)?.loaded
+  const info = loaded?.client.info
+  const canInfill = loaded?.tokenizer.fim !== undefined
   const template = settings?.template ?? model.chatTemplate ?? ""
   const architecture = info?.architecture ?? model.details.family
   const parameters = modelParameters(withParameters(config, settings?.parameters ?? {}), settings)
+  if (info !== undefined) parameters.push(`num_ctx ${info.contextLength}`)
   return {
     modelfile: modelfile(model, template),
     parameters: parameters.join("\n"),
-    template,
+    // Ollama's own templates name .Suffix where a model can fill in: editors look for it
+    template: canInfill ? `${template}{#- .Suffix -#}` : template,
     ...(settings?.system === undefined ? {} : { system: settings.system }),
     ...(settings?.license === undefined ? {} : { license: settings.license.join("\n") }),
     ...(settings?.messages === undefined ? {} : { messages: settings.messages }),
@@ -148,7 +161,7 @@ function shown({ models, config }: ServerRoot, found: KnownModel): Record<string
           }),
       ...model.info,
     },
-    capabilities: capabilitiesOf(model, info),
+    capabilities: [...capabilitiesOf(model, info), ...(canInfill ? ["insert"] : [])],
     modified_at: modifiedAt(model),
   }
 }

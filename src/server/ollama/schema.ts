@@ -11,7 +11,7 @@ import {
 } from "../schema.ts"
 
 const off =
-  (value: number) =>
+  (value: number | boolean) =>
   (v: unknown): boolean =>
     v === value
 
@@ -38,8 +38,16 @@ export const optionsSchema = z
     main_gpu: accepted("set when the server starts"),
     num_thread: accepted("set when the server starts"),
     use_mmap: accepted("set when the server starts"),
+    use_mlock: accepted("set when the server starts"),
     numa: accepted("set when the server starts"),
     low_vram: accepted("set when the server starts"),
+    num_gqa: accepted("the model's files say it"),
+    rope_frequency_base: accepted("the model's files say it"),
+    rope_frequency_scale: accepted("the model's files say it"),
+    f16_kv: accepted("set when the server starts"),
+    logits_all: accepted("logprobs are asked for by their own field"),
+    vocab_only: refused("weights are loaded too", off(false)),
+    embedding_only: refused("ask /api/embed", off(false)),
     ...extraSamplingFields,
     samplers: samplersSchema,
     tfs_z: refused("this sampler is not supported", off(1)),
@@ -95,6 +103,13 @@ export const chatRequestSchema = z
   .strictObject({
     ...common,
     messages: z.array(messageSchema).nullish().openapi({ description: "Empty: loads the model" }),
+    num_predict: optionsSchema.shape.num_predict.openapi({
+      description: "Extension; as in options, which wins",
+    }),
+    system: z.string().nullish().openapi({
+      description: "Extension; as a first message, where the first is no system message",
+    }),
+    template: refused("the model's own template is used", (v) => v === ""),
     tools: z
       .array(z.looseObject({ type: z.string(), function: z.looseObject({ name: z.string() }) }))
       .nullish()
@@ -116,7 +131,10 @@ export const generateRequestSchema = z
       .string()
       .nullish()
       .openapi({ description: "What comes after the answer; for models that can fill in" }),
-    template: refused("the model's own template is used", (v) => v === ""),
+    template: refused(
+      "the model's own template is used",
+      (v) => v === "" || (typeof v === "string" && isPlainTemplate(v)),
+    ).openapi({ description: "{{ .Prompt }}, and nothing else, means raw" }),
     context: refused(
       "send the conversation to /api/chat",
       (v) => Array.isArray(v) && v.length === 0,
@@ -125,6 +143,11 @@ export const generateRequestSchema = z
   .openapi("OllamaGenerateRequest")
 
 export type GenerateRequest = z.infer<typeof generateRequestSchema>
+
+/** Ollama's template that is the prompt and nothing else, with which clients ask for a raw one. */
+export function isPlainTemplate(template: unknown): boolean {
+  return typeof template === "string" && /^\s*\{\{-?\s*\.Prompt\s*-?\}\}\s*$/.test(template)
+}
 
 const { model, keep_alive } = common
 

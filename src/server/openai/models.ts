@@ -50,6 +50,7 @@ function modelObject({ models }: ServerRoot, model: KnownModel): z.infer<typeof 
     object: "model",
     created: model.created,
     owned_by: "ktransformers",
+    ...(info === undefined ? {} : { max_model_len: info.contextLength }),
     status: { value: statusOf(models.state(model).state) },
     meta: {
       ...(info === undefined

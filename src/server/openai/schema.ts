@@ -342,6 +342,10 @@ export const modelSchema = z
     object: z.literal("model"),
     created: z.int(),
     owned_by: z.string(),
+    max_model_len: z
+      .int()
+      .optional()
+      .openapi({ description: "Tokens of the context, of a loaded model; vLLM's name" }),
     status: z.object({ value: z.enum(["loaded", "loading", "unloaded"]) }),
     meta: z.record(z.string(), z.unknown()),
   })

@@ -2,7 +2,7 @@ import { describe, expect, test } from "bun:test"
 
 import { at, json, list, sseItems, testServer } from "../server/fakes.ts"
 
-/** Requests as programs send them that cannot be installed for a test. */
+/** Requests as the page that llama.cpp serves sends them. */
 describe("llama.cpp's web page", () => {
   test("a streamed chat with all its settings", async () => {
     const { post, client } = testServer({ answer: "Hello" })
@@ -56,52 +56,5 @@ describe("llama.cpp's web page", () => {
     expect(at(props, "modalities")).toEqual({ vision: false, audio: false })
     const models = await json(app.request("/v1/models"))
     expect(list(models, "data")).toHaveLength(1)
-  })
-})
-
-/** What a stream of /completion says, and whether its last event stops. */
-async function pieces(response: Response): Promise<{ text: string; stops: boolean }> {
-  expect(response.status).toBe(200)
-  const { items } = sseItems(await response.text())
-  return {
-    text: items.map((item) => at(item, "content")).join(""),
-    stops: at(items.at(-1), "stop") === true,
-  }
-}
-
-describe("Tabby", () => {
-  test("completes by llama.cpp's route", async () => {
-    const { post, client } = testServer({ answer: "return 1" })
-    const request = {
-      seed: 7,
-      prompt: "def one():\n    ",
-      n_predict: 64,
-      temperature: 0.1,
-      penalty_last_n: 0,
-      presence_penalty: 0,
-    }
-    const streamed = await pieces(await post("/completion", { ...request, stream: true }))
-    expect(streamed).toEqual({ text: "return 1", stops: true })
-    const whole = await json(post("/completion", { ...request, stream: false }))
-    expect(at(whole, "content")).toBe("return 1")
-    expect(client.calls[0]?.params).toMatchObject({ seed: 7, maxTokens: 64, temperature: 0.1 })
-  })
-})
-
-describe("Continue", () => {
-  test("completes by llama.cpp's route", async () => {
-    const { post, client } = testServer({ answer: "x + 1" })
-    const request = {
-      prompt: "y = ",
-      stream: true,
-      n_predict: 4096,
-      mirostat: 0,
-      stop: ["\n\n", "<|endoftext|>"],
-      temperature: 0.01,
-    }
-    const headers = { authorization: "Bearer undefined" }
-    const streamed = await pieces(await post("/completion", request, headers))
-    expect(streamed).toEqual({ text: "x + 1", stops: true })
-    expect(client.prompt()).toBe("y = ")
   })
 })
