@@ -1,10 +1,12 @@
 import type { EngineConfig } from "../config.ts"
-import { freeBytes, openBackends } from "../engine/backends.ts"
+import { openBackends, packForDevice } from "../engine/backends.ts"
 import { buildModel, type BuiltModel } from "../engine/build.ts"
 import { kvLayers, kvType, stateLayers } from "../engine/kv-layers.ts"
-import { ConfigError, MemoryError } from "../errors.ts"
-import { kvBytesPerPage, KVPool } from "../kvcache/pool.ts"
-import { stateBytesPerSlot, StatePool } from "../kvcache/state-pool.ts"
+import { applyPlacement, cacheDevices } from "../engine/placement.ts"
+import { planDevices } from "../engine/plan.ts"
+import { ConfigError } from "../errors.ts"
+import { KVPool } from "../kvcache/pool.ts"
+import { StatePool } from "../kvcache/state-pool.ts"
 import { maxContextLength, type ModelConfig } from "../models/config.ts"
 import { asCausalLM, type CausalLM } from "../models/registry.ts"
 import type { Backend } from "../native/backend.ts"
@@ -12,14 +14,13 @@ import type { ForwardBatch } from "../nn/forward-batch.ts"
 import { packWeight } from "../ops/index.ts"
 import { Tensor } from "../tensor/tensor.ts"
 import { loadWeights } from "../weights/load.ts"
-import { formatBytes } from "./output.ts"
 
 /** Runs a model over one sequence at a time on the calling thread and hands out its logits, which the engine does not. */
 export class Evaluator implements Disposable {
   readonly config: ModelConfig
   /** Longest sequence it was made for. */
   readonly length: number
-  readonly #backend: Backend
+  readonly #backends: readonly Backend[]
   readonly #model: CausalLM
   readonly #pool: KVPool
   /** One slot: there is one sequence. */
@@ -29,7 +30,7 @@ export class Evaluator implements Disposable {
 
   private constructor(
     built: BuiltModel,
-    backend: Backend,
+    backends: readonly Backend[],
     pool: KVPool,
     states: StatePool,
     chunk: number,
@@ -37,7 +38,7 @@ export class Evaluator implements Disposable {
   ) {
     this.config = built.config
     this.length = pool.pages * pool.pageSize
-    this.#backend = backend
+    this.#backends = backends
     this.#model = asCausalLM(built.model)
     this.#pool = pool
     this.#states = states
@@ -67,18 +68,26 @@ export class Evaluator implements Disposable {
     const dtype = kvType(options, layers)
     const linear = stateLayers(config)
     const pages = Math.ceil(length / pageSize)
-    const cacheBytes = pages * kvBytesPerPage(layers, pageSize, dtype) + stateBytesPerSlot(linear)
-    checkMemory(built.weights.totalBytes, cacheBytes, freeBytes(built.device))
-    const { host, backend } = openBackends(built.device, { threads, precision }, resources)
-    // float activations take no other layout on the CPU
-    const isPacked = options.repack && (precision === "fast" || !backend.isHost)
-    const pack = isPacked ? { pack: packWeight } : {}
+    const kvCacheTokens = pages * pageSize
+    const sizes = { contextLength: length, kvCacheTokens, maxBatchSize: 1, prefixCache: false }
+    planDevices({ ...options, ...sizes }, built, dtype)
+    const { placement, model } = built
+    const backends = openBackends(placement.devices, { threads, precision }, resources)
+    const { host, main: backend, computing } = backends
+    applyPlacement(model, placement, backends.byDevice)
+    const pack = (weight: Tensor): Tensor | null => {
+      if (weight.backend !== host) return packForDevice(weight)
+      // float activations take no other layout on the CPU
+      return precision === "fast" ? packWeight(weight) : null
+    }
+    const packed = options.repack ? { pack } : {}
     resources.use(
-      loadWeights(built.model, built.weights, { backend, host, ...pack, onNote: onWarning }),
+      loadWeights(model, built.weights, { backend, host, ...packed, onNote: onWarning }),
     )
-    const pool = resources.use(new KVPool(backend, layers, { pages, pageSize, dtype }))
-    const states = resources.use(new StatePool(backend, linear, 1))
-    return new Evaluator(built, backend, pool, states, options.maxBatchTokens, resources.move())
+    const caches = cacheDevices(model, backend)
+    const pool = resources.use(new KVPool(caches.attention, layers, { pages, pageSize, dtype }))
+    const states = resources.use(new StatePool(caches.states, linear, 1))
+    return new Evaluator(built, computing, pool, states, options.maxBatchTokens, resources.move())
   }
 
   /**
@@ -106,62 +115,59 @@ export class Evaluator implements Disposable {
     wants: (position: number) => boolean,
     onLogits: (position: number, logits: Float32Array) => void,
   ): void {
-    const backend = this.#backend
     const count = ids.length
     const rows: number[] = []
     for (let i = 0; i < count; i++) if (wants(start + i)) rows.push(i)
     // models know no empty tensors: where nothing is wanted one row is computed for nobody
     const kept = rows.length === 0 ? [count - 1] : rows
-    const ints = (values: Int32Array): Tensor => Tensor.from(backend, values)
     const positions = Int32Array.from(ids, (_, i) => start + i)
     const { pages } = this.#pool
-    const batch: ForwardBatch = {
-      phase: promptLength === 0 && count === 1 ? "decode" : "prefill",
-      numTokens: count,
-      numSeqs: 1,
-      inputIds: ints(Int32Array.from(ids)),
-      positions: ints(positions),
-      // pages are used in their order, so a token's slot is its position
-      slotMapping: ints(positions),
-      blockTables: Tensor.from(
-        backend,
-        Int32Array.from({ length: pages }, (_, i) => i),
-        [1, pages],
-      ),
-      queryStart: ints(Int32Array.of(0, count)),
-      seqLens: ints(Int32Array.of(start + count)),
-      logitsRows: ints(Int32Array.from(kept)),
-      ropeLengths: Int32Array.from(ids, (_, i) => Math.max(promptLength, start + i + 1)),
-      kvCache: this.#pool.layers,
-      states: {
-        segments: {
-          start: ints(Int32Array.of(0, count)),
-          source: ints(Int32Array.of(start === 0 ? -1 : 0)),
-          target: ints(Int32Array.of(0)),
+    const elsewhere = new Map<Backend, ForwardBatch>()
+    const batches = this.#backends.map((backend) => {
+      const ints = (values: Int32Array, shape = [values.length]): Tensor =>
+        Tensor.from(backend, values, shape)
+      const batch: ForwardBatch = {
+        phase: promptLength === 0 && count === 1 ? "decode" : "prefill",
+        numTokens: count,
+        numSeqs: 1,
+        inputIds: ints(Int32Array.from(ids)),
+        positions: ints(positions),
+        // pages are used in their order, so a token's slot is its position
+        slotMapping: ints(positions),
+        blockTables: ints(
+          Int32Array.from({ length: pages }, (_, i) => i),
+          [1, pages],
+        ),
+        queryStart: ints(Int32Array.of(0, count)),
+        seqLens: ints(Int32Array.of(start + count)),
+        logitsRows: ints(Int32Array.from(kept)),
+        ropeLengths: Int32Array.from(ids, (_, i) => Math.max(promptLength, start + i + 1)),
+        kvCache: this.#pool.layers,
+        states: {
+          segments: {
+            start: ints(Int32Array.of(0, count)),
+            source: ints(Int32Array.of(start === 0 ? -1 : 0)),
+            target: ints(Int32Array.of(0)),
+          },
+          layers: this.#states.layers,
         },
-        layers: this.#states.layers,
-      },
-    }
+        ...(this.#backends.length > 1 ? { elsewhere } : {}),
+      }
+      elsewhere.set(backend, batch)
+      return batch
+    })
     try {
-      const logits = this.#model.forward(batch).toFloat32Array()
+      const logits = this.#model.forward(batches[0] as ForwardBatch).toFloat32Array()
       const vocab = this.config.vocab_size
       rows.forEach((row, r) => onLogits(start + row, logits.subarray(r * vocab, (r + 1) * vocab)))
     } finally {
-      backend.resetStep()
+      for (const backend of this.#backends) backend.resetStep()
     }
   }
 
   [Symbol.dispose](): void {
     this.#resources.dispose()
   }
-}
-
-function checkMemory(weightBytes: number, cacheBytes: number, free: number): void {
-  if (weightBytes + cacheBytes <= free) return
-  throw new MemoryError(
-    `not enough memory: ${formatBytes(weightBytes)} of weights and ${formatBytes(cacheBytes)} of caches are needed, ${formatBytes(free)} are free`,
-    { hint: "a smaller or more strongly quantised model would fit" },
-  )
 }
 
 /** The lowest id among the largest logits. */

@@ -11,30 +11,43 @@ import type { Tensor } from "../tensor/tensor.ts"
 /** What a model computes on, and the CPU, where checkpoints are read. */
 export interface Backends {
   readonly host: Backend
-  /** `host` itself where the CPU computes. */
-  readonly backend: Backend
+  /** Where the logits are; `host` itself where the CPU computes all of a model. */
+  readonly main: Backend
+  /** By name, the host always among them. */
+  readonly byDevice: ReadonlyMap<string, Backend>
+  /** All that compute, `main` first. */
+  readonly computing: readonly Backend[]
 }
 
-/** Opens a device for a model, added to what `resources` gives back. `options` are the CPU's. */
+/** Opens a model's devices, the first its main one, added to what `resources` gives back. `options` are the CPU's. */
 export function openBackends(
-  device: string,
+  devices: readonly string[],
   options: BackendOptions,
   resources: DisposableStack,
 ): Backends {
-  const isHost = device === "cpu"
-  const host = resources.use(new Backend(isHost ? options : { ...options, threads: 1 }))
-  if (isHost) return { host, backend: host }
-  const { library, index } = openDevice(device)
-  const { precision = "fast" } = options
-  return { host, backend: resources.use(new Backend({ precision, device: index }, library)) }
+  const computesHere = devices.includes("cpu")
+  const host = resources.use(new Backend(computesHere ? options : { ...options, threads: 1 }))
+  const byDevice = new Map([["cpu", host]])
+  for (const device of devices) {
+    if (device === "cpu") continue
+    const { library, index, logical } = openDevice(device)
+    const { precision = "fast", threads = 0 } = options
+    const settings = { precision, threads, device: index, logical }
+    byDevice.set(device, resources.use(new Backend(settings, library)))
+  }
+  const computing = devices.map((device) => byDevice.get(device) as Backend)
+  return { host, main: computing[0] ?? host, byDevice, computing }
 }
 
 /** Free bytes of the memory that weights, KV cache and activations lie in. */
 export function freeBytes(device: string): number {
   if (device === "cpu") return queryCpu().memoryFreeBytes
-  const { library, index } = openDevice(device)
-  return queryDevices(library)[index]?.memoryFreeBytes ?? 0
+  const { library, index, shared } = openDevice(device)
+  return Math.floor((queryDevices(library)[index]?.memoryFreeBytes ?? 0) / shared)
 }
 
-/** How a device's weights are rearranged: float activations read them too. */
-export const packForDevice = (weight: Tensor): Tensor | null => packWeight(weight)
+/** How weights of devices are rearranged; of the GPU's kernels float activations read them too. */
+export function packForDevice(weight: Tensor): Tensor | null {
+  const { name, precision } = weight.backend
+  return name === "cpu" && precision === "f32" ? null : packWeight(weight)
+}

@@ -3,6 +3,7 @@ import { dirname } from "node:path"
 import type { EngineConfig } from "../config.ts"
 import { DeviceError } from "../errors.ts"
 import { applyInjection, type InjectionPlan, planInjection } from "../inject/inject.ts"
+import type { RuleSet } from "../inject/rules.ts"
 import { configFromGguf, withGgufLayout } from "../models/config-gguf.ts"
 import { configFromFolder } from "../models/config-hf.ts"
 import { type ModelConfig, withExpertsPerToken } from "../models/config.ts"
@@ -13,6 +14,7 @@ import { loadUserOperators } from "../operators/user.ts"
 import type { GgufFile } from "../weights/gguf.ts"
 import { openWeights } from "../weights/open.ts"
 import type { SafetensorsFile } from "../weights/safetensors.ts"
+import { type Placement, placeModules, placeOn } from "./placement.ts"
 import { loadRules } from "./rule-files.ts"
 
 /** A model tree after injection, and the checkpoint that holds its weights; nothing is loaded yet. */
@@ -21,7 +23,8 @@ export interface BuiltModel {
   readonly model: AnyModel
   readonly weights: GgufFile | SafetensorsFile
   readonly plan: InjectionPlan
-  /** What computes the model: "cpu", or a device that can be used. */
+  readonly placement: Placement
+  /** Where the logits are: "cpu", or a device that can be used. */
   readonly device: string
 }
 
@@ -38,46 +41,59 @@ export async function buildModel(options: EngineConfig, given?: ModelConfig): Pr
     const own = modelConfig(options, weights, given)
     const config = expertsPerToken > 0 ? withExpertsPerToken(own, expertsPerToken) : own
     const model = await createAnyModel(config)
-    const device = options.device ?? placedOn(model, options)
-    const problem = device === "cpu" ? undefined : deviceProblem(device)
-    if (problem !== undefined) throw new DeviceError(`--device ${device}: ${problem}`)
-    const plan = planInjection(model, loadRules(options.rules), operators, {
+    const asked = options.device === undefined ? undefined : fullName(options.device)
+    const problem = asked === undefined ? undefined : deviceProblem(asked)
+    if (problem !== undefined) throw new DeviceError(`--device ${options.device}: ${problem}`)
+    const rules = loadRules(options.rules)
+    const plan = planInjection(model, rules, operators, {
       fuse: options.fuse,
-      device: (wanted) => standIn(wanted, device),
+      device: (wanted) => standIn(wanted, asked),
     })
     applyInjection(model, plan, (original, entry) =>
       operators.create(entry.operator, original, entry.kwargs, { path: entry.path, root: model }),
     )
-    return { config, model, weights, plan, device }
+    const placement = asked === undefined ? placedBy(rules, plan, model) : placeOn(asked, model)
+    const [device = "cpu"] = placement.devices
+    return { config, model, weights, plan, placement, device }
   } catch (error) {
     weights.close()
     throw error
   }
 }
 
-/** The one device that rules put everything but the embeddings on, where it can be used; else the CPU. */
-function placedOn(model: AnyModel, { rules, fuse }: EngineConfig): string {
-  const { entries } = planInjection(model, loadRules(rules), operators, {
-    fuse,
-    device: () => undefined,
-  })
-  const devices = new Set<string>()
-  for (const { path, kwargs } of entries.values()) {
-    if (path.endsWith("embed_tokens")) continue
-    for (const key of ["generate_device", "prefill_device"])
-      devices.add(typeof kwargs[key] === "string" ? kwargs[key] : "cpu")
-  }
-  const [only = "cpu"] = devices
-  return devices.size === 1 && only !== "cpu" && deviceProblem(only) === undefined ? only : "cpu"
+/** Modules where rules put them; the CPU stands in for devices that cannot be used. */
+function placedBy(rules: RuleSet, plan: InjectionPlan, model: AnyModel): Placement {
+  const named = rules.rules.flatMap(({ replace: { kwargs } }) =>
+    [kwargs["generate_device"], kwargs["prefill_device"]].filter((d) => typeof d === "string"),
+  )
+  const resolve = (device: string): string =>
+    deviceProblem(device) === undefined ? fullName(device) : "cpu"
+  // as in KTransformers: what no rule reaches is on the first GPU
+  const base = named.map(resolve).find((device) => device !== "cpu") ?? "cpu"
+  const placed = placeModules(model, plan, resolve, base)
+  const rest = new Set([...placed.byPath].flatMap(([path, d]) => (isTable(path) ? [] : [d])))
+  const [only = "cpu"] = rest
+  // a model that is otherwise on one device has its embeddings there too
+  return rest.size === 1 && placed.devices.length > 1 ? placeOn(only, model) : placed
+}
+
+function isTable(path: string): boolean {
+  return path === "model.embed_tokens"
+}
+
+/** "cuda" is the first of its devices. */
+function fullName(device: string): string {
+  if (device === "cpu:0") return "cpu"
+  return device.includes(":") || device === "cpu" ? device : `${device}:0`
 }
 
 /** Why a rule's device does not compute what the rule says; undefined: it does. */
-function standIn(wanted: string, device: string): string | undefined {
-  const full = (name: string): string => (name.includes(":") || name === "cpu" ? name : `${name}:0`)
-  if (full(wanted) === full(device)) return undefined
-  if (device !== "cpu") return `${device} computes the whole model`
-  const why = deviceProblem(wanted) ?? "rules that put a model on several devices do so not yet"
-  return `${why}; the CPU stands in`
+function standIn(wanted: string, asked: string | undefined): string | undefined {
+  if (asked === undefined) {
+    const problem = deviceProblem(wanted)
+    return problem === undefined ? undefined : `${problem}; the CPU stands in`
+  }
+  return fullName(wanted) === asked ? undefined : `${asked} computes the whole model`
 }
 
 /** From the folder that was named, else from the checkpoint itself. */

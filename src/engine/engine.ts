@@ -7,7 +7,7 @@ import { StateSlots } from "../kvcache/state-slots.ts"
 import { canGenerate, maxContextLength, type ModelConfig } from "../models/config.ts"
 import type { AnyModel } from "../models/registry.ts"
 import type { Backend } from "../native/backend.ts"
-import type { DTypeInfo } from "../tensor/dtype.ts"
+import type { Tensor } from "../tensor/tensor.ts"
 import { loadWeights } from "../weights/load.ts"
 import type { WeightSource } from "../weights/source.ts"
 import type {
@@ -19,7 +19,7 @@ import type {
   PoolParams,
   TokenEvent,
 } from "../worker/protocol.ts"
-import { freeBytes, openBackends, packForDevice } from "./backends.ts"
+import { openBackends, packForDevice } from "./backends.ts"
 import { buildModel, type BuiltModel } from "./build.ts"
 import { openTiers } from "./cache-tiers.ts"
 import { EngineCore } from "./core.ts"
@@ -34,8 +34,10 @@ import {
   stateLayers,
   stateSlots,
 } from "./kv-layers.ts"
-import { type MemoryPlan, planMemory } from "./memory-plan.ts"
+import type { MemoryPlan } from "./memory-plan.ts"
 import { ModelRunner } from "./model-runner.ts"
+import { applyPlacement, cacheDevices } from "./placement.ts"
+import { planDevices } from "./plan.ts"
 import { Pooler } from "./pooling.ts"
 import { Repacking } from "./repack.ts"
 import { ropeKeyOf } from "./rope-key.ts"
@@ -93,21 +95,30 @@ export class Engine implements Disposable {
     const config = forModel(asked, built.config)
     for (const warning of built.plan.warnings) hooks.onLog?.("warning", warning)
     const dtype = kvType(config, kvLayers(built.config))
-    const memory = planFor(config, built, dtype)
+    const plan = planDevices(config, built, dtype)
+    const { memory } = plan
     hooks.onProgress?.("model", 1, 1)
 
     const { threads, numa, precision } = config
     const options = { threads, nodes: numaNodes(numa), precision }
-    const { host, backend } = openBackends(built.device, options, resources)
+    const backends = openBackends(built.placement.devices, options, resources)
+    const { host, main: backend, computing } = backends
+    applyPlacement(built.model, built.placement, backends.byDevice)
+    const caches = cacheDevices(built.model, backend)
     if (backend.isa === "scalar" && process.arch === "x64")
       hooks.onLog?.("warning", "the scalar kernels run: KT_CPU_ISA says so or the CPU lacks AVX2")
-    const repacking = backend.isHost ? repackingFor(config, memory, hooks) : undefined
-    const pack = backend.isHost ? repacking?.pack : config.repack ? packForDevice : undefined
+    const repacking = computing.includes(host)
+      ? repackingFor(config, plan.hostSpareBytes, hooks)
+      : undefined
+    const pack = (weight: Tensor): Tensor | null => {
+      if (weight.backend === host) return repacking?.pack(weight) ?? null
+      return config.repack ? packForDevice(weight) : null
+    }
     resources.use(
       loadWeights(built.model, built.weights, {
         backend,
         host,
-        ...(pack === undefined ? {} : { pack }),
+        pack,
         onProgress: (done, total) => hooks.onProgress?.("weights", done, total),
         onNote: (note) => hooks.onLog?.("info", note),
       }),
@@ -122,20 +133,21 @@ export class Engine implements Disposable {
     const { pages } = memory
     const { pageSize, maxBatchSize, maxBatchTokens, prefixCache } = config
     const pool = resources.use(
-      new KVPool(backend, kvLayers(built.config), { pages, pageSize, dtype }),
+      new KVPool(caches.attention, kvLayers(built.config), { pages, pageSize, dtype }),
     )
     const { contextLength } = memory
     const wholePrompts = built.config.encoder !== undefined
     const limits = { maxBatchSize, maxBatchTokens, contextLength, wholePrompts }
     const linear = stateLayers(built.config)
     const slots = linear.length > 0 ? stateSlots(maxRunning(limits), prefixCache) : 0
-    const statePool = slots > 0 ? resources.use(new StatePool(backend, linear, slots)) : undefined
+    const statePool =
+      slots > 0 ? resources.use(new StatePool(caches.states, linear, slots)) : undefined
     const states = slots > 0 ? new StateSlots(slots) : undefined
     const opened = await openTiers(config, {
       library: backend.library,
       pages: pool,
       states: statePool,
-      spareBytes: repacking?.spareBytes ?? memory.spareBytes,
+      spareBytes: repacking?.spareBytes ?? plan.hostSpareBytes,
       identity: () => {
         const stateBytes = statePool?.pieceBytes ?? 0
         const { pieceBytes } = pool
@@ -148,18 +160,26 @@ export class Engine implements Disposable {
     const blocks = new BlockManager({ pages, pageSize, prefixCache, states, tiers })
     const speculation = await speculationFor(config, built, {
       backend,
+      host,
       resources,
       limits: { pages, pageSize, maxBatchSize, maxBatchTokens, contextLength },
       hasStates: states !== undefined,
-      pack: repacking?.pack,
+      pack: backend.isHost ? repacking?.pack : undefined,
       hooks,
     })
     const maxDraftTokens = speculation === undefined ? 0 : MAX_DRAFT_ROWS
     const sizes = { ...limits, maxDraftTokens }
-    const runner = resources.use(new ModelRunner(backend, built.model, pool, sizes, statePool))
+    const parts = { states: statePool, devices: computing }
+    const runner = resources.use(new ModelRunner(backend, built.model, pool, sizes, parts))
     hooks.onProgress?.("warm-up", 0, 1)
     warmUp(runner, blocks, built.config)
     hooks.onProgress?.("warm-up", 1, 1)
+    for (const { label, sharedProblem } of computing)
+      if (sharedProblem !== undefined)
+        hooks.onLog?.(
+          "warning",
+          `no page-locked memory for ${label}, copies are slower: ${sharedProblem}`,
+        )
 
     const vocabSize = built.config.vocab_size
     const ropeKey = ropeKeyOf(built.config)
@@ -238,8 +258,7 @@ export class Engine implements Disposable {
 
   /** What it is made of, and how its experts are used. */
   details(): EngineDetails {
-    const { model, info } = this
-    return { modules: moduleUses(model, info.device), experts: expertUses(model) }
+    return { modules: moduleUses(this.model), experts: expertUses(this.model) }
   }
 
   /** Forgets every known prefix on all tiers; sequences that run go on. */
@@ -274,44 +293,16 @@ function poolingInfo(model: ModelConfig): PoolingInfo | undefined {
   return { pooling, dimensions, hasClassifier, generates: canGenerate(model) }
 }
 
-function planFor(config: EngineConfig, built: BuiltModel, dtype: DTypeInfo): MemoryPlan {
-  return planMemory({
-    contextLength: config.contextLength,
-    kvCacheTokens: config.kvCacheTokens,
-    pageSize: config.pageSize,
-    modelLength: maxContextLength(built.config),
-    bytesPerPage: kvBytesPerPage(kvLayers(built.config), config.pageSize, dtype),
-    stateBytes:
-      stateSlots(maxRunning(config), config.prefixCache) *
-      stateBytesPerSlot(stateLayers(built.config)),
-    // repacked weights replace mapped pages, which the system takes back
-    weightBytes: built.weights.totalBytes,
-    workspaceBytes: workspaceBytes(config, built.config),
-    freeBytes: Math.min(freeBytes(built.device), config.memoryBytes || Number.POSITIVE_INFINITY),
-  })
-}
-
 /** Undefined, with a line in the log that says why, where weights are read as the file has them. */
 function repackingFor(
   config: EngineConfig,
-  memory: MemoryPlan,
+  spareBytes: number,
   hooks: EngineHooks,
 ): Repacking | undefined {
-  if (config.repack && config.precision === "fast") return new Repacking(memory.spareBytes)
+  if (config.repack && config.precision === "fast") return new Repacking(spareBytes)
   const why = config.repack ? "float activations take no other layout" : "--no-repack"
   hooks.onLog?.("info", `weights are read as the file has them: ${why}`)
   return undefined
-}
-
-/** Activations of one layer for the largest step, twice because an arena grows by doubling, and its rows of logits. */
-function workspaceBytes(config: EngineConfig, model: ModelConfig): number {
-  const dense = 3 * model.intermediate_size
-  const experts = model.num_experts_per_tok + model.n_shared_experts
-  const sparse = 3 * experts * model.moe_intermediate_size
-  const perToken = 8 * model.hidden_size + attentionFloats(model) + Math.max(dense, sparse)
-  const drafts = config.spec === "off" && config.draft === undefined ? 0 : MAX_DRAFT_ROWS
-  const logits = (config.maxBatchSize + drafts) * model.vocab_size
-  return 4 * (2 * config.maxBatchTokens * perToken + 2 * logits) + 2 * expandedBytes(model)
 }
 
 /** A short prompt and one token after it: pages of the weights come in, hot code is compiled, the arena has its size. */

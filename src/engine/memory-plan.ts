@@ -1,6 +1,8 @@
 import { ConfigError, MemoryError } from "../errors.ts"
 
 export interface MemoryRequest {
+  /** As messages name it. */
+  readonly device?: string
   /** `--ctx`; 0 = the model's own limit, cut to what memory holds. */
   readonly contextLength: number
   /** `--cache-tokens`; 0 = one context. */
@@ -8,7 +10,7 @@ export interface MemoryRequest {
   readonly pageSize: number
   /** What the model can do, extensions by its rope scaling included. */
   readonly modelLength: number
-  /** K and V of one page in all layers. */
+  /** K and V of one page in all layers; 0 = the device has none of them. */
   readonly bytesPerPage: number
   /** States of sequences, in layers that keep one; 0 = there are none. */
   readonly stateBytes: number
@@ -48,7 +50,12 @@ export function planMemory(request: MemoryRequest): MemoryPlan {
     )
   const fixedBytes = request.weightBytes + request.stateBytes + request.workspaceBytes
   const left = request.freeBytes - fixedBytes - RESERVE_BYTES
-  const affordable = Math.max(0, Math.floor(left / bytesPerPage)) * pageSize
+  const affordable =
+    bytesPerPage === 0
+      ? left < 0
+        ? 0
+        : Number.MAX_SAFE_INTEGER
+      : Math.max(0, Math.floor(left / bytesPerPage)) * pageSize
   const wanted = Math.max(kvCacheTokens, contextLength)
   const least = wanted > 0 ? wanted : Math.min(MIN_AUTO_TOKENS, modelLength)
   if (Math.ceil(least / pageSize) * pageSize > affordable)
@@ -73,8 +80,10 @@ function shortage(request: MemoryRequest, tokens: number, affordable: number): M
     `${size(request.workspaceBytes + RESERVE_BYTES)} of workspace`,
   ]
   const fits = Math.min(affordable, request.modelLength)
+  const { device = "cpu" } = request
+  const place = device === "cpu" ? "" : ` on ${device}`
   return new MemoryError(
-    `not enough memory: ${needs.join(", ")} are needed, ${size(request.freeBytes)} are free`,
+    `not enough memory${place}: ${needs.join(", ")} are needed, ${size(request.freeBytes)} are free`,
     {
       hint:
         fits >= MIN_AUTO_TOKENS

@@ -38,12 +38,21 @@ export interface RunnerLimits {
   readonly maxDraftTokens?: number
 }
 
+/** What models have that are on several devices or keep states. */
+export interface RunnerParts {
+  /** For models whose layers keep a state per sequence. */
+  readonly states?: StatePool | undefined
+  /** All devices that compute, that of the logits first. */
+  readonly devices?: readonly Backend[]
+}
+
 /** Of one sequence in a step: its state is kept at two lengths at most before the end. */
 const MAX_SEGMENTS = 3
 
 /** Writes a batch into fixed buffers, runs the model over it and samples; allocates nothing native per step. */
 export class ModelRunner implements StepRunner {
   readonly #backend: Backend
+  readonly #devices: readonly Backend[]
   readonly #model: Partial<RunnableModel & StatesModel>
   readonly #pool: KVPool
   readonly #sampler: Sampler
@@ -73,35 +82,37 @@ export class ModelRunner implements StepRunner {
   /** Rows of the step before those that give log-probabilities of prompts. */
   #firstPromptRow = 0
 
-  /** `states` is for models whose layers keep a state per sequence. */
   constructor(
     backend: Backend,
     model: RunnableModel | StatesModel,
     pool: KVPool,
     limits: RunnerLimits,
-    states?: StatePool,
+    { states, devices = [backend] }: RunnerParts = {},
   ) {
     const { maxBatchSize, maxBatchTokens, contextLength } = limits
+    this.#devices = devices
+    const others = devices.filter((device) => device !== backend)
+    const ints = (length: number): FixedInts => new FixedInts(backend, length, others)
     const maxRows = maxBatchSize + (limits.maxDraftTokens ?? 0)
     this.#backend = backend
     this.#model = model
     this.#pool = pool
     this.#sampler = new Sampler(backend, maxRows)
     this.#maxPages = Math.ceil(contextLength / pool.pageSize)
-    this.#inputIds = new FixedInts(backend, maxBatchTokens)
-    this.#positions = new FixedInts(backend, maxBatchTokens)
-    this.#slotMapping = new FixedInts(backend, maxBatchTokens)
-    this.#blockTables = new FixedInts(backend, maxRows * this.#maxPages)
-    this.#queryStart = new FixedInts(backend, maxRows + 1)
-    this.#seqLens = new FixedInts(backend, maxRows)
-    this.#logitsRows = new FixedInts(backend, Math.max(maxRows, maxBatchTokens))
-    this.#tokenTypes = new FixedInts(backend, maxBatchTokens)
-    this.#generatedRows = new FixedInts(backend, maxRows + MAX_PROMPT_ROWS)
+    this.#inputIds = ints(maxBatchTokens)
+    this.#positions = ints(maxBatchTokens)
+    this.#slotMapping = ints(maxBatchTokens)
+    this.#blockTables = ints(maxRows * this.#maxPages)
+    this.#queryStart = ints(maxRows + 1)
+    this.#seqLens = ints(maxRows)
+    this.#logitsRows = ints(Math.max(maxRows, maxBatchTokens))
+    this.#tokenTypes = ints(maxBatchTokens)
+    this.#generatedRows = ints(maxRows + MAX_PROMPT_ROWS)
     this.#states = states
     const maxSegments = states === undefined ? 0 : maxBatchSize * MAX_SEGMENTS
-    this.#segmentStart = new FixedInts(backend, maxSegments + 1)
-    this.#segmentSource = new FixedInts(backend, Math.max(maxSegments, 1))
-    this.#segmentTarget = new FixedInts(backend, Math.max(maxSegments, 1))
+    this.#segmentStart = ints(maxSegments + 1)
+    this.#segmentSource = ints(Math.max(maxSegments, 1))
+    this.#segmentTarget = ints(Math.max(maxSegments, 1))
     this.#ropeLengths = new Int32Array(maxBatchTokens)
     this.#rowSeq = new Array<Sequence | undefined>(maxRows).fill(undefined)
     this.#rowEpoch = new Int32Array(maxRows)
@@ -118,8 +129,10 @@ export class ModelRunner implements StepRunner {
       return this.#sample(batch, this.#model.forward(input))
     } finally {
       // what a device still reads must not be written by the next step
-      this.#backend.synchronize()
-      this.#backend.resetStep()
+      for (const device of this.#devices) {
+        device.synchronize()
+        device.resetStep()
+      }
     }
   }
 
@@ -175,26 +188,39 @@ export class ModelRunner implements StepRunner {
     }
     // models and kernels know no empty tensors: a step that wants no logits computes one row for nobody
     if (rows === 0) this.#logitsRows.values[rows++] = token - 1
-    return {
-      phase: decode ? "decode" : prefill ? "prefill" : "mixed",
+    const hasStates = this.#states !== undefined
+    const segments = hasStates ? this.#writeSegments(batch) : 0
+    if (hasTypes) this.#writeTypes(batch)
+    const sizes = {
+      phase: decode ? ("decode" as const) : prefill ? ("prefill" as const) : ("mixed" as const),
       numTokens,
       numSeqs: s,
-      inputIds: this.#inputIds.view([numTokens]),
-      positions: this.#positions.view([numTokens]),
-      slotMapping: this.#slotMapping.view([numTokens]),
-      blockTables: this.#blockTables.view([s, this.#maxPages]),
-      queryStart: this.#queryStart.view([s + 1]),
-      seqLens: this.#seqLens.view([s]),
-      logitsRows: this.#logitsRows.view([rows]),
-      ...(hasTypes ? { tokenTypes: this.#writeTypes(batch) } : {}),
       ropeLengths: this.#ropeLengths.subarray(0, numTokens),
       kvCache: this.#pool.layers,
-      states: this.#states && this.#writeStates(batch, this.#states),
     }
+    const elsewhere = this.#devices.length > 1 ? new Map<Backend, ForwardBatch>() : undefined
+    const inputs = this.#devices.map((device) => {
+      const input: ForwardBatch = {
+        ...sizes,
+        inputIds: this.#inputIds.view([numTokens], device),
+        positions: this.#positions.view([numTokens], device),
+        slotMapping: this.#slotMapping.view([numTokens], device),
+        blockTables: this.#blockTables.view([s, this.#maxPages], device),
+        queryStart: this.#queryStart.view([s + 1], device),
+        seqLens: this.#seqLens.view([s], device),
+        logitsRows: this.#logitsRows.view([rows], device),
+        ...(hasTypes ? { tokenTypes: this.#tokenTypes.view([numTokens], device) } : {}),
+        states: this.#statesOn(device, segments),
+        ...(elsewhere === undefined ? {} : { elsewhere }),
+      }
+      elsewhere?.set(device, input)
+      return input
+    })
+    return inputs[0] as ForwardBatch
   }
 
   /** 1 for tokens of the second text of a pair. */
-  #writeTypes({ seqs, numTokens }: Batch): Tensor {
+  #writeTypes({ seqs }: Batch): void {
     const types = this.#tokenTypes.values
     let token = 0
     for (const { pooler, numComputed, numScheduled } of seqs) {
@@ -202,7 +228,6 @@ export class ModelRunner implements StepRunner {
       for (let p = numComputed; p < numComputed + numScheduled; p++)
         types[token++] = p >= second ? 1 : 0
     }
-    return this.#tokenTypes.view([numTokens])
   }
 
   /** A step with texts that are pooled: their states are read, those of others go on to the logits. */
@@ -260,8 +285,8 @@ export class ModelRunner implements StepRunner {
     )
   }
 
-  /** Cuts the tokens where a sequence begins and where its state is to be kept. */
-  #writeStates({ seqs, numTokens }: Batch, { layers }: StatePool): BatchStates {
+  /** Cuts the tokens where a sequence begins and where its state is to be kept, and counts the segments. */
+  #writeSegments({ seqs, numTokens }: Batch): number {
     const start = this.#segmentStart.values
     const sources = this.#segmentSource.values
     const targets = this.#segmentTarget.values
@@ -282,13 +307,18 @@ export class ModelRunner implements StepRunner {
       token += numScheduled
     }
     start[segments] = numTokens
+    return segments
+  }
+
+  #statesOn(device: Backend, segments: number): BatchStates | undefined {
+    if (this.#states === undefined) return undefined
     return {
       segments: {
-        start: this.#segmentStart.view([segments + 1]),
-        source: this.#segmentSource.view([segments]),
-        target: this.#segmentTarget.view([segments]),
+        start: this.#segmentStart.view([segments + 1], device),
+        source: this.#segmentSource.view([segments], device),
+        target: this.#segmentTarget.view([segments], device),
       },
-      layers,
+      layers: this.#states.layers,
     }
   }
 

@@ -13,6 +13,8 @@ import { NgramDrafter, Speculation } from "./speculation.ts"
 
 interface Setup {
   readonly backend: Backend
+  /** Where files are read. */
+  readonly host: Backend
   /** Holds the draft model. */
   readonly resources: DisposableStack
   readonly limits: RunnerLimits & { readonly pages: number; readonly pageSize: number }
@@ -49,7 +51,7 @@ export async function speculationFor(
 async function draftModel(
   config: EngineConfig & { readonly draft: string },
   target: BuiltModel,
-  { backend, resources, limits, pack, hooks }: Setup,
+  { backend, host, resources, limits, pack, hooks }: Setup,
 ): Promise<DraftModel> {
   const own = engineConfig({ model: config.draft, precision: config.precision, fuse: config.fuse })
   const built = await buildModel(own)
@@ -60,7 +62,11 @@ async function draftModel(
   if (stateLayers(built.config).length > 0)
     throw new ConfigError(`--draft ${config.draft}: a model with a state per sequence`)
   resources.use(
-    loadWeights(built.model, built.weights, { backend, ...(pack === undefined ? {} : { pack }) }),
+    loadWeights(built.model, built.weights, {
+      backend,
+      host,
+      ...(pack === undefined ? {} : { pack }),
+    }),
   )
   const layers = kvLayers(built.config)
   const { pages, pageSize, maxBatchTokens } = limits

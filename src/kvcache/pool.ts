@@ -13,6 +13,8 @@ export interface KVLayerSpec {
   readonly valuesInKeys?: boolean
 }
 
+type Backend = Tensor["backend"]
+
 /** Slot numbers (page * page_size + offset) are i32. */
 const MAX_SLOTS = 2 ** 31 - 1
 
@@ -44,9 +46,12 @@ export class KVPool {
   readonly pieceBytes: number
   readonly #entries: readonly Entries[]
 
-  /** @throws NativeError when the address space cannot be had */
+  /**
+   * @param backend The device, or that of each layer
+   * @throws NativeError when the address space cannot be had
+   */
   constructor(
-    backend: Tensor["backend"],
+    backend: Backend | ((layer: number) => Backend),
     layers: readonly KVLayerSpec[],
     options: { pages: number; pageSize: number; dtype: DTypeInfo },
   ) {
@@ -60,12 +65,13 @@ export class KVPool {
     const made: LayerKVCache[] = []
     this.layers = made
     try {
-      for (const { kvHeads, kDim, vDim, valuesInKeys } of layers) {
-        const k = Tensor.allocate(backend, dtype, [pages, kvHeads, pageSize, kDim])
+      for (const [i, { kvHeads, kDim, vDim, valuesInKeys }] of layers.entries()) {
+        const device = typeof backend === "function" ? backend(i) : backend
+        const k = Tensor.allocate(device, dtype, [pages, kvHeads, pageSize, kDim])
         made.push({ k, v: k })
         made[made.length - 1] = valuesInKeys
           ? { k, v: k.narrow(-1, 0, vDim), rest: k.narrow(-1, vDim, kDim - vDim) }
-          : { k, v: Tensor.allocate(backend, dtype, [pages, kvHeads, pageSize, vDim]) }
+          : { k, v: Tensor.allocate(device, dtype, [pages, kvHeads, pageSize, vDim]) }
       }
     } catch (error) {
       this[Symbol.dispose]()

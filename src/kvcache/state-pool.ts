@@ -34,18 +34,26 @@ export class StatePool implements Disposable {
   readonly pieceBytes: number
   readonly #entries: readonly Entries[]
 
-  /** @throws NativeError when the address space cannot be had */
-  constructor(backend: Tensor["backend"], layers: readonly StateLayerSpec[], slots: number) {
+  /**
+   * @param backend The device, or that of each layer
+   * @throws NativeError when the address space cannot be had
+   */
+  constructor(
+    backend: Tensor["backend"] | ((layer: number) => Tensor["backend"]),
+    layers: readonly StateLayerSpec[],
+    slots: number,
+  ) {
     if (layers.length > 0 && slots < 1) throw new KtError(`a state cache of ${slots} slots`)
     this.slots = slots
     this.bytes = slots * stateBytesPerSlot(layers)
     const made: LayerStateCache[] = []
     this.layers = made
     try {
-      for (const { convInputs, convChannels, heads, kDim, vDim } of layers) {
-        const conv = Tensor.allocate(backend, F32, [slots, convInputs, convChannels])
+      for (const [i, { convInputs, convChannels, heads, kDim, vDim }] of layers.entries()) {
+        const device = typeof backend === "function" ? backend(i) : backend
+        const conv = Tensor.allocate(device, F32, [slots, convInputs, convChannels])
         made.push({ conv, state: conv })
-        const state = Tensor.allocate(backend, F32, [slots, heads, kDim, vDim])
+        const state = Tensor.allocate(device, F32, [slots, heads, kDim, vDim])
         made[made.length - 1] = { conv, state }
       }
     } catch (error) {

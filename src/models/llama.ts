@@ -1,10 +1,10 @@
 import { KtError } from "../errors.ts"
 import { Attention } from "../nn/attention.ts"
-import type { ForwardBatch } from "../nn/forward-batch.ts"
+import { batchOn, type ForwardBatch, StepMemory } from "../nn/forward-batch.ts"
 import { Embedding, Linear, RMSNorm, selectLogitsRows } from "../nn/layers.ts"
 import { Module, ModuleList, registerModules } from "../nn/module.ts"
 import { applyRotary, type PositionEmbeddings, RotaryEmbedding } from "../nn/rope.ts"
-import { type Activation, actMul, add, copy } from "../ops/index.ts"
+import { type Activation, actMul, add, copy, onDevice } from "../ops/index.ts"
 import type { Tensor } from "../tensor/tensor.ts"
 import { layerRope, layerWindow, type ModelConfig } from "./config.ts"
 
@@ -146,22 +146,32 @@ export class LlamaModel extends Module {
 
   /** The last layer's output, before the norm, of the tokens whose logits are wanted, [R, hidden]. */
   states(batch: ForwardBatch, hiddenStates?: HiddenStates): Tensor {
-    const x = this.embed_tokens.forward(batch.inputIds)
-    const positions = this.rotary_emb.forward(batch)
-    const local = this.rotary_emb_local?.forward(batch) ?? positions
+    let x = this.embed_tokens.forward(batchOn(batch, this.embed_tokens.backend).inputIds)
     const { items } = this.layers
-    const { arena } = x.backend
+    const memory = new StepMemory(batch)
+    let here: ForwardBatch | undefined
+    let positions: PositionEmbeddings | undefined
+    let local: PositionEmbeddings | undefined
     for (let i = 0; i < items.length; i++) {
+      const layer = items[i] as DecoderLayer
+      const { backend = x.backend } = layer
+      if (here?.positions.backend !== backend || positions === undefined) {
+        x = onDevice(x, backend)
+        here = batchOn(batch, backend)
+        positions = this.rotary_emb.forward(here)
+        local = this.rotary_emb_local?.forward(here)
+      }
       hiddenStates?.push(x.toFloat32Array())
-      const mark = arena.mark()
-      const embeddings = this.#usesLocal[i] ? local : positions
-      const out = (items[i] as DecoderLayer).forward(x, embeddings, batch)
+      memory.mark()
+      const embeddings = (this.#usesLocal[i] ? local : undefined) ?? positions
+      const out = layer.forward(x, embeddings, here)
       // the residual stream stays where it is, so that the layer's temporaries can be taken back
       if (out !== x) copy(out, x)
-      arena.release(mark)
+      memory.release()
     }
     hiddenStates?.push(x.toFloat32Array())
-    return selectLogitsRows(x, batch)
+    x = onDevice(x, this.backend ?? x.backend)
+    return selectLogitsRows(x, batchOn(batch, x.backend))
   }
 }
 

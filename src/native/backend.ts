@@ -1,4 +1,4 @@
-import { DeviceError, KtError, NativeError } from "../errors.ts"
+import { ConfigError, DeviceError, KtError, NativeError } from "../errors.ts"
 import * as abi from "./abi.generated.ts"
 import { type Address, type Library, probeLibrary, requireLibrary } from "./library.ts"
 import { Arena, DeviceBuffer, type Memory, outSlot, Slab } from "./memory.ts"
@@ -17,6 +17,8 @@ export interface BackendOptions {
   readonly nodes?: number
   /** Index among the library's devices. */
   readonly device?: number
+  /** Index among devices as rules count them; a CPU above 0 is a device whose memory the host reaches by copies only. */
+  readonly logical?: number
 }
 
 /** Level names by KT_ISA_* number. */
@@ -39,6 +41,8 @@ export const ARCH_ISAS: readonly (typeof ISA_NAMES)[number][] =
     : ["scalar", "avx2", "avx512", "avx512bf16", "amx"]
 
 const STEP_BYTES = 4 << 20
+/** Page-locked memory taken at first: what a few tokens hand over. */
+const SHARED_BYTES = 1 << 20
 /** Address space taken at a time for rearranged weights; only what is written becomes resident. */
 const WEIGHT_BYTES = 64 << 20
 /** From here on memory is asked for in huge pages. */
@@ -93,6 +97,8 @@ class DescriptorPool {
 /** One library, one context: what ops run on. Used by one thread. */
 export class Backend {
   readonly name: string
+  /** As rules and messages name it: `cpu`, `cuda:1`. */
+  readonly label: string
   /** What descriptors carry: 0 is the CPU, else the device's index and one. */
   readonly device: number
   /** Tensors lie where the host reads and writes them, and ops are done when they return. */
@@ -112,8 +118,10 @@ export class Backend {
   constructor(options: BackendOptions = {}, library: Library = requireLibrary("cpu")) {
     this.library = library
     this.name = library.kt_backend_name()
-    this.isHost = this.name === "cpu"
-    this.device = this.isHost ? 0 : (options.device ?? 0) + 1
+    const { device = 0, logical = device } = options
+    this.isHost = this.name === "cpu" && logical === 0
+    this.label = this.isHost ? "cpu" : `${this.name}:${logical}`
+    this.device = this.name === "cpu" ? 0 : device + 1
     this.#precision = options.precision ?? "fast"
     const isa =
       options.isa === undefined ? 0 : (ISA_NAMES as readonly string[]).indexOf(options.isa)
@@ -132,7 +140,7 @@ export class Backend {
     request[fields.pin_threads / 4] = options.pinThreads ? 1 : 0
     request[fields.spin_us / 4] = options.spinUs ?? 0
     request[fields.numa_nodes / 4] = options.nodes ?? 0
-    request[fields.device / 4] = options.device ?? 0
+    request[fields.device / 4] = device
     const out = outSlot()
     this.#ctx = 0
     this.check(library.kt_ctx_create(request, out), "kt_ctx_create")
@@ -142,7 +150,7 @@ export class Backend {
     this.threads = info[abi.layouts.kt_ctx_info.fields.num_threads / 4] as number
     this.nodes = info[abi.layouts.kt_ctx_info.fields.num_nodes / 4] as number
     const level = info[abi.layouts.kt_ctx_info.fields.isa / 4] as number
-    this.isa = this.isHost ? (ISA_NAMES[level] as string) : this.name
+    this.isa = this.name === "cpu" ? (ISA_NAMES[level] as string) : this.name
     this.arena = new Arena((bytes) => this.allocate(bytes), STEP_BYTES, this.isHost ? 64 : 256)
     this.stepDescriptors = new DescriptorPool(library, STEP_DESCRIPTORS)
     this.descriptors = new DescriptorPool(library, PERSISTENT_DESCRIPTORS)
@@ -152,6 +160,9 @@ export class Backend {
   }
 
   #weights: Arena | undefined
+  #shared: Arena | undefined
+  #sharedProblem: string | undefined
+  #event: Address = 0
 
   /** Memory of rearranged weights: side by side in 2 MiB pages, freed with the backend. */
   get weights(): Arena {
@@ -176,6 +187,60 @@ export class Backend {
    */
   copy(to: Address | ArrayBufferView, from: Address | ArrayBufferView, bytes: number): void {
     this.check(this.library.kt_buffer_copy(this.ctx, to, from, bytes), "kt_buffer_copy")
+  }
+
+  /** Why there is no memory that this device and the host share; undefined: there is, or none was asked for. */
+  get sharedProblem(): string | undefined {
+    return this.#sharedProblem
+  }
+
+  /**
+   * Page-locked memory that this device and the host read and write at one address; it lives as long as the step, or
+   * until `shared` is released. Undefined where none can be had.
+   */
+  allocShared(bytes: number): Address | undefined {
+    if (this.#sharedProblem !== undefined) return undefined
+    try {
+      this.#shared ??= new Arena(
+        (size) => new Slab(this.library, size, { pinned: true }),
+        SHARED_BYTES,
+        256,
+      )
+      return this.#shared.alloc(bytes)
+    } catch (error) {
+      if (!(error instanceof NativeError)) throw error
+      this.#sharedProblem = error.message
+      return undefined
+    }
+  }
+
+  get shared(): Arena | undefined {
+    return this.#shared
+  }
+
+  /** Remembers this point in the order of ops, for `reachMark()` and `follow()`. */
+  mark(): void {
+    if (this.isHost) return
+    if (this.#event === 0) {
+      const out = outSlot()
+      this.check(this.library.kt_event_create(this.ctx, out), "kt_event_create")
+      this.#event = Number(out[0])
+    }
+    this.check(this.library.kt_event_record(this.ctx, this.#event), "kt_event_record")
+  }
+
+  /** Waits for the ops before the last mark(), not for those after it. */
+  reachMark(): void {
+    if (this.#event === 0) return
+    const status = this.library.kt_event_elapsed(this.#event, this.#event, new Float64Array(1))
+    this.check(status, "kt_event_elapsed")
+  }
+
+  /** Ops of this context from here on come after all that another one of its library was told so far. */
+  follow(other: Backend): void {
+    other.mark()
+    if (other.isHost) return
+    this.check(this.library.kt_event_wait(this.ctx, other.#event), "kt_event_wait")
   }
 
   /** Waits for all ops; the failure of one that was under way is thrown here. */
@@ -216,6 +281,7 @@ export class Backend {
   /** Ends a step: its tensors are dead. */
   resetStep(): void {
     this.arena.reset()
+    this.#shared?.reset()
     this.stepDescriptors.reset()
   }
 
@@ -224,6 +290,8 @@ export class Backend {
     // buffers of a device are given back through its context
     this.arena[Symbol.dispose]()
     this.#weights?.[Symbol.dispose]()
+    this.#shared?.[Symbol.dispose]()
+    if (this.#event !== 0) this.library.kt_event_destroy(this.#event)
     this.library.kt_ctx_destroy(this.#ctx)
     this.#ctx = 0
     this.stepDescriptors[Symbol.dispose]()
@@ -314,6 +382,17 @@ export function queryDevices(library: Library): DeviceInfo[] {
 
 const DEVICE = /^([a-z]+)(?::(\d+))?$/
 
+/** As how many devices each one counts: pipelines over several can be tried where there is one. */
+const LOGICAL_DEVICES = "KT_LOGICAL_DEVICES"
+
+function logicalDevices(): number {
+  const text = process.env[LOGICAL_DEVICES]
+  if (!text) return 1
+  const count = Number(text)
+  if (Number.isInteger(count) && count >= 1 && count <= 16) return count
+  throw new ConfigError(`${LOGICAL_DEVICES}=${text}: expected an integer in 1..16`)
+}
+
 /** Why a device that `--device` or a rule names cannot be used; undefined: it can. */
 export function deviceProblem(device: string): string | undefined {
   const match = DEVICE.exec(device)
@@ -322,17 +401,31 @@ export function deviceProblem(device: string): string | undefined {
   const probe = probeLibrary(backend)
   if (!probe.available) return probe.reason
   try {
-    const count = queryDevices(probe.library).length
+    const count = queryDevices(probe.library).length * logicalDevices()
     return Number(index) < count ? undefined : `there are ${count} ${backend} devices`
   } catch (error) {
     return error instanceof NativeError ? error.message : String(error)
   }
 }
 
+/** A device that can be used. */
+export interface OpenDevice {
+  readonly library: Library
+  /** Among the library's devices. */
+  readonly index: number
+  /** As its name says: several may be one device (KT_LOGICAL_DEVICES). */
+  readonly logical: number
+  /** As how many the device counts. */
+  readonly shared: number
+}
+
 /** Library and index of a device by its name. @throws DeviceError that says why it cannot be used */
-export function openDevice(device: string): { readonly library: Library; readonly index: number } {
+export function openDevice(device: string): OpenDevice {
   const problem = deviceProblem(device)
   if (problem !== undefined) throw new DeviceError(`device ${device}: ${problem}`)
   const [, backend = "", index = "0"] = DEVICE.exec(device) as RegExpExecArray
-  return { library: requireLibrary(backend), index: Number(index) }
+  const logical = Number(index)
+  const library = requireLibrary(backend)
+  const shared = logicalDevices()
+  return { library, index: Math.floor(logical / shared), logical, shared }
 }

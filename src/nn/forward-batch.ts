@@ -1,3 +1,6 @@
+import { DeviceError } from "../errors.ts"
+import type { Backend } from "../native/backend.ts"
+import type { Arena, ArenaMark } from "../native/memory.ts"
 import type { StateSegments } from "../ops/index.ts"
 import type { Tensor } from "../tensor/tensor.ts"
 
@@ -58,4 +61,33 @@ export interface ForwardBatch {
   readonly kvCache: readonly LayerKVCache[]
   /** For models with linear-attention layers. */
   readonly states?: BatchStates | undefined
+  /** The same batch by the device that its tensors are on, this one included; for models on several devices. */
+  readonly elsewhere?: ReadonlyMap<Backend, ForwardBatch>
+}
+
+/** What a step's temporaries lie in on all of its devices: a layer's are given back at once. */
+export class StepMemory {
+  readonly #arenas: readonly Arena[]
+  readonly #marks: ArenaMark[] = []
+
+  constructor({ elsewhere, positions }: ForwardBatch) {
+    this.#arenas = [...(elsewhere?.keys() ?? [positions.backend])].map(({ arena }) => arena)
+  }
+
+  mark(): void {
+    for (let i = 0; i < this.#arenas.length; i++) this.#marks[i] = (this.#arenas[i] as Arena).mark()
+  }
+
+  release(): void {
+    for (let i = 0; i < this.#arenas.length; i++)
+      (this.#arenas[i] as Arena).release(this.#marks[i] as ArenaMark)
+  }
+}
+
+/** The batch with its tensors on a device. @throws DeviceError where the step was not prepared for it */
+export function batchOn(batch: ForwardBatch, backend: Backend | undefined): ForwardBatch {
+  if (backend === undefined || batch.positions.backend === backend) return batch
+  const there = batch.elsewhere?.get(backend)
+  if (there === undefined) throw new DeviceError(`the step's inputs are not on ${backend.label}`)
+  return there
 }

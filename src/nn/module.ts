@@ -65,6 +65,9 @@ export interface TransposedStack {
 
 /** A node of the model tree. Fields that are Modules are its children; their names are the checkpoint's names. */
 export abstract class Module {
+  /** What its tensors are on and where it computes, once that is known; undefined: all of the model is on one device. */
+  backend: Backend | undefined
+
   /** Names of this module's class and its registered bases, most derived first. */
   classNames(): string[] {
     const names: string[] = []
@@ -92,7 +95,7 @@ export abstract class Module {
     return []
   }
 
-  /** Makes tensors that no checkpoint holds; called once, after the parameters are bound. */
+  /** Makes tensors that no checkpoint holds, on the module's device; called once, after the parameters are bound. */
   materialize(_backend: Backend): void {}
 
   replaceChild(name: string, child: Module): void {

@@ -1,14 +1,19 @@
 import {
   type Activation,
   add,
+  cast,
+  copy,
   type ExpertsOperands,
   fusedExperts,
   normRouter,
+  onDevice,
   type RouterOptions,
   type Routing,
 } from "../ops/index.ts"
+import { F32 } from "../tensor/dtype.ts"
 import type { Tensor } from "../tensor/tensor.ts"
 import type { ForwardBatch } from "./forward-batch.ts"
+import { Handover } from "./handover.ts"
 import { Linear, type RMSNorm } from "./layers.ts"
 import { Module, type Parameter, registerModules, type TransposedStack } from "./module.ts"
 
@@ -62,6 +67,8 @@ export function addRoutedBlock(
   if (!(experts instanceof Experts) || experts.forward !== Experts.prototype.forward) return false
   const parts = block.routerParts()
   if (parts === undefined) return false
+  // the host's experts take the choice from where the router writes it, and compute beside the part that sees every token
+  const handover = experts.handover(x, parts.options.topK)
   const { normed, ...routing } = normRouter(
     {
       x,
@@ -72,9 +79,12 @@ export function addRoutedBlock(
       logitBias: parts.bias,
     },
     parts.options,
+    handover?.routing,
   )
+  handover?.send(normed)
   const shared = block.sharedPart?.(normed, batch)
-  experts.addTo(x, normed, routing)
+  if (handover === undefined) experts.addTo(x, normed, routing, batch)
+  else experts.addFrom(handover, x)
   if (shared !== undefined) add(x, shared, x)
   return true
 }
@@ -197,12 +207,48 @@ export class Experts extends Module {
 
   /** Σⱼ weights[t][j] · expert ids[t][j] of x. x [tokens, hidden], ids [tokens, k] I32, weights [tokens, k]. */
   forward(x: Tensor, ids: Tensor, weights: Tensor, _batch: ForwardBatch): Tensor {
-    return fusedExperts(this.#operands(x, ids, weights))
+    const { backend } = this.gate_proj
+    if (x.backend === backend) return fusedExperts(this.#operands(x, ids, weights))
+    const handover = this.handover(x, ids.dim(1))
+    if (handover === undefined) {
+      const [there, chosen, shares] = [x, ids, weights].map((t) => onDevice(t, backend))
+      const sum = fusedExperts(this.#operands(there as Tensor, chosen as Tensor, shares as Tensor))
+      return onDevice(sum, x.backend)
+    }
+    copy(ids, handover.routing.ids)
+    copy(weights, handover.routing.weights)
+    handover.send(x)
+    const sum = cast(this.#receive(handover), F32)
+    handover.close()
+    return sum
   }
 
   /** target += forward(x, …), in place. target [tokens, hidden] is not x. */
-  addTo(target: Tensor, x: Tensor, { ids, weights }: Routing): void {
-    fusedExperts({ ...this.#operands(x, ids, weights), add: true }, target)
+  addTo(target: Tensor, x: Tensor, routing: Routing, batch: ForwardBatch): void {
+    const { ids, weights } = routing
+    if (x.backend === this.gate_proj.backend)
+      fusedExperts({ ...this.#operands(x, ids, weights), add: true }, target)
+    else add(target, this.forward(x, ids, weights, batch), target)
+  }
+
+  /** What takes x [tokens, hidden] and a routing to experts of the host; undefined where these are none, or x is there. */
+  handover(x: Tensor, topK: number): Handover | undefined {
+    const { backend } = this.gate_proj
+    if (x.backend === backend) return undefined
+    return Handover.open(x.backend, backend, { tokens: x.dim(0), hidden: x.dim(1), topK })
+  }
+
+  /** target += the experts of what was sent. */
+  addFrom(handover: Handover, target: Tensor): void {
+    add(target, this.#receive(handover), target)
+    handover.close()
+  }
+
+  #receive(handover: Handover): Tensor {
+    const { x, routing, sum } = handover.host
+    handover.reach()
+    fusedExperts(this.#operands(x, routing.ids, routing.weights), sum)
+    return handover.sum
   }
 
   #count(ids: Tensor): void {

@@ -60,8 +60,8 @@ export interface PositionEmbeddings {
 /** Angles of rotary position embedding, with the scalings of the context that Transformers knows. */
 export class RotaryEmbedding extends Module {
   readonly options: RopeConfig
-  /** [1, n] F32, where the frequencies do not depend on the length */
-  #frequencies: Tensor | undefined
+  /** [1, n] F32 on each device, where the frequencies do not depend on the length */
+  readonly #frequencies = new Map<Backend, Tensor>()
   readonly #byLength = new Map<number, Float32Array>()
 
   constructor(options: RopeConfig) {
@@ -70,16 +70,25 @@ export class RotaryEmbedding extends Module {
   }
 
   override materialize(backend: Backend): void {
-    const { options } = this
-    if (isLengthDependent(options)) return
-    const values = inverseFrequencies(options, 0)
-    this.#frequencies = Tensor.from(backend, values, [1, values.length], { persistent: true })
+    if (!isLengthDependent(this.options)) this.#frequenciesOn(backend)
   }
 
-  /** The cos/sin table of a step's tokens. */
+  #frequenciesOn(backend: Backend): Tensor {
+    let frequencies = this.#frequencies.get(backend)
+    if (frequencies === undefined) {
+      const values = inverseFrequencies(this.options, 0)
+      frequencies = Tensor.from(backend, values, [1, values.length], { persistent: true })
+      this.#frequencies.set(backend, frequencies)
+    }
+    return frequencies
+  }
+
+  /** The cos/sin table of a step's tokens, on the device of the batch. */
   forward(batch: ForwardBatch): PositionEmbeddings {
     const { attention_factor, interleaved } = this.options
-    const frequencies = this.#frequencies ?? this.#perToken(batch)
+    const frequencies = isLengthDependent(this.options)
+      ? this.#perToken(batch)
+      : this.#frequenciesOn(batch.positions.backend)
     return { table: ropeTable(batch.positions, frequencies, attention_factor), interleaved }
   }
 

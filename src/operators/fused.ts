@@ -185,16 +185,21 @@ export class KFusedDecoderLayer extends Module {
     const { self_attn, mlp, input_layernorm, pre_feedforward_layernorm: pre } = this
     const routing = isEarlyRouter(mlp) ? mlp.route(x) : undefined
     const postAttention = pre === undefined ? undefined : this.post_attention_layernorm
-    if (self_attn instanceof KFusedAttention) {
+    const isHere = self_attn.backend === this.backend
+    if (isHere && self_attn instanceof KFusedAttention) {
       self_attn.addTo(x, input_layernorm, postAttention, positions, batch)
-    } else if (self_attn instanceof KFusedLatentAttention && postAttention === undefined) {
+    } else if (
+      isHere &&
+      self_attn instanceof KFusedLatentAttention &&
+      postAttention === undefined
+    ) {
       self_attn.addTo(x, input_layernorm, positions, batch)
     } else {
       const y = self_attn.forward(input_layernorm.forward(x), positions, batch)
       add(x, postAttention?.forward(y) ?? y, x)
     }
     const beforeMlp = pre ?? this.post_attention_layernorm
-    if (mlp instanceof KFusedMLP) {
+    if (mlp instanceof KFusedMLP && mlp.backend === this.backend) {
       mlp.addTo(x, beforeMlp, this.post_feedforward_layernorm)
     } else if (!this.#addExperts(x, beforeMlp, batch)) {
       const y = mlp.forward(beforeMlp.forward(x), batch, routing)
@@ -206,6 +211,7 @@ export class KFusedDecoderLayer extends Module {
   /** Whether the feed-forward half is experts that could be added to x. */
   #addExperts(x: Tensor, norm: RMSNorm, batch: ForwardBatch): boolean {
     const { mlp } = this
+    if (mlp.backend !== this.backend) return false
     if (this.post_feedforward_layernorm !== undefined || !isRoutedBlock(mlp)) return false
     return addRoutedBlock(mlp, x, norm, batch)
   }

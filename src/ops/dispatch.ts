@@ -10,7 +10,7 @@ export function backendOf(op: string, first: Tensor, ...rest: readonly (Tensor |
     const other = rest[i]
     if (other !== null && other !== undefined && other.backend !== backend) {
       throw new DeviceError(
-        `${op}: operand 0 is on ${backend.name}:${backend.device}, operand ${i + 1} on ${other.backend.name}:${other.backend.device}`,
+        `${op}: operand 0 is on ${backend.label}, operand ${i + 1} on ${other.backend.label}`,
       )
     }
   }

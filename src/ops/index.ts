@@ -47,3 +47,4 @@ export {
   type StateSegments,
 } from "./delta-rule.ts"
 export { gatedRmsNorm, sigmoidMul } from "./gates.ts"
+export { onDevice } from "./transfer.ts"

@@ -74,13 +74,16 @@ function putRouterParams(op: string, backend: Backend, experts: number, o: Route
   params.setFloat32(ROUTER.scale, o.scale ?? 1, true)
 }
 
-/** The k best experts of each token (ties: the lower id first) and their weights. logits [tokens, experts] F32. */
-export function routeExperts(logits: Tensor, options: RouterOptions): Routing {
+/**
+ * The k best experts of each token (ties: the lower id first) and their weights. logits [tokens, experts] F32; `into`:
+ * where they go.
+ */
+export function routeExperts(logits: Tensor, options: RouterOptions, into?: Routing): Routing {
   const { topK, bias = null } = options
   const backend = backendOf("routeExperts", logits, bias)
   putRouterParams("routeExperts", backend, logits.dim(-1), options)
-  const ids = empty(logits, [logits.dim(0), topK], I32)
-  const weights = empty(logits, [logits.dim(0), topK])
+  const ids = into?.ids ?? empty(logits, [logits.dim(0), topK], I32)
+  const weights = into?.weights ?? empty(logits, [logits.dim(0), topK])
   backend.check(
     backend.library.kt_moe_router(
       backend.ctx,
@@ -108,10 +111,11 @@ export interface NormRouterOperands {
   readonly logitBias?: Tensor | null
 }
 
-/** normed = rmsNorm(x), and routeExperts(linear(normed, router, logitBias)), in one launch. */
+/** normed = rmsNorm(x), and routeExperts(linear(normed, router, logitBias), options, into), in one launch. */
 export function normRouter(
   o: NormRouterOperands,
   options: RouterOptions,
+  into?: Routing,
 ): Routing & { readonly normed: Tensor } {
   const { x, normWeight, router, logitBias = null } = o
   const { topK, bias = null } = options
@@ -122,8 +126,8 @@ export function normRouter(
   if (logitBias !== null) expectShape("normRouter", "logitBias", logitBias, [experts])
   putRouterParams("normRouter", backend, experts, options)
   const normed = empty(x, x.shape)
-  const ids = empty(x, [tokens, topK], I32)
-  const weights = empty(x, [tokens, topK])
+  const ids = into?.ids ?? empty(x, [tokens, topK], I32)
+  const weights = into?.weights ?? empty(x, [tokens, topK])
   backend.check(
     backend.library.kt_norm_router(
       backend.ctx,

@@ -31,7 +31,7 @@ import { columnsOf, transposeStack } from "./transposed.ts"
 import { toFloat32, VECTOR_TYPES } from "./vector.ts"
 
 export interface LoadOptions {
-  /** Where the model computes. */
+  /** Where modules compute that have no device of their own. */
   readonly backend: Backend
   /** The CPU, where the file is mapped and stacks are made before they go to `backend`; by default `backend` itself. */
   readonly host?: Backend
@@ -88,7 +88,8 @@ export function loadWeights(
   const binder = new Binder(weights, requests, options)
   try {
     binder.bindAll()
-    for (const [, module] of namedModules(root)) module.materialize(options.backend)
+    for (const [, module] of namedModules(root))
+      module.materialize(module.backend ?? options.backend)
   } catch (error) {
     binder[Symbol.dispose]()
     throw error
@@ -101,6 +102,7 @@ export { resolveAll as resolveWeights, type Request as WeightRequest }
 /** A parameter and the stored tensors it is made of: one, or one per expert. */
 interface Request {
   readonly path: string
+  readonly module: Module
   readonly parameter: Parameter
   readonly entries: readonly WeightEntry[]
   /** The entry is laid out like this; two entries are MXFP4 codes and scales, whose rows are not transposed. */
@@ -128,7 +130,7 @@ function resolveAll(root: Module, weights: GgufFile | SafetensorsFile): Request[
         if (entries.length > 0) {
           for (const { name } of entries) used.add(name)
           problems.push(...checkStack(entries, parameter, transposed))
-          requests.push({ path, parameter, entries, transposed })
+          requests.push({ path, module, parameter, entries, transposed })
           continue
         }
       }
@@ -139,7 +141,7 @@ function resolveAll(root: Module, weights: GgufFile | SafetensorsFile): Request[
         const shape = [grouped.groups * grouped.size, ...parameter.shape.slice(1)]
         const problem = checkEntry(fused, { ...parameter, shape }, 1)
         if (problem !== undefined) problems.push(problem)
-        requests.push({ path, parameter, entries: [fused], grouped })
+        requests.push({ path, module, parameter, entries: [fused], grouped })
         continue
       }
       const entries = find(path, parameter, weights, names)
@@ -155,7 +157,7 @@ function resolveAll(root: Module, weights: GgufFile | SafetensorsFile): Request[
         const problem = checkEntry(entry, parameter, entries.length)
         if (problem !== undefined) problems.push(problem)
       }
-      requests.push({ path, parameter, entries })
+      requests.push({ path, module, parameter, entries })
     }
   }
   for (const name of weights.names()) {
@@ -305,7 +307,7 @@ class Binder implements LoadedWeights {
   readonly #options: LoadOptions
   readonly #owned: Tensor[] = []
   readonly #mapped = new Map<string, Tensor>()
-  /** What lies on the device as the file has it, by the file's name of it. */
+  /** What lies on devices as the file has it, by the device and the file's name of it. */
   readonly #uploaded = new Map<string, Tensor>()
   readonly #host: Backend
 
@@ -324,7 +326,12 @@ class Binder implements LoadedWeights {
     const { onProgress } = this.#options
     const total = this.#requests.reduce((sum, { entries }) => sum + bytesOf(entries), 0)
     const vectors = this.#requests.filter(({ parameter }) => parameter.kind === "vector")
-    this.#bindVectors(vectors)
+    const devices = new Set(vectors.map((request) => this.#deviceOf(request)))
+    for (const device of devices)
+      this.#bindVectors(
+        vectors.filter((request) => this.#deviceOf(request) === device),
+        device,
+      )
     let done = vectors.reduce((sum, { entries }) => sum + bytesOf(entries), 0)
     onProgress?.(done, total)
     for (const request of this.#requests) {
@@ -336,15 +343,19 @@ class Binder implements LoadedWeights {
     }
   }
 
-  /** All vectors lie in one allocation: they are many and small. */
-  #bindVectors(requests: readonly Request[]): void {
+  #deviceOf({ module }: Request): Backend {
+    return module.backend ?? this.#options.backend
+  }
+
+  /** All vectors of a device lie in one allocation: they are many and small. */
+  #bindVectors(requests: readonly Request[], device: Backend): void {
     const sizes = requests.map(
       ({ parameter: { rows, shape } }) =>
         Math.ceil((rows?.count ?? product(shape)) / VECTOR_ALIGN) * VECTOR_ALIGN,
     )
     const total = sizes.reduce((a, b) => a + b, 0)
     if (total === 0) return
-    const all = this.#own(Tensor.allocate(this.#options.backend, F32, [total]))
+    const all = this.#own(Tensor.allocate(device, F32, [total]))
     const values = new Float32Array(total)
     let start = 0
     requests.forEach(({ parameter, entries, transposed, grouped }, i) => {
@@ -364,10 +375,12 @@ class Binder implements LoadedWeights {
       start += sizes[i] as number
     })
     all.write(values)
-    this.vectorBytes = total * 4
+    this.vectorBytes += total * 4
   }
 
-  #matrix({ parameter, entries, transposed, grouped }: Request): Tensor {
+  #matrix(request: Request): Tensor {
+    const { parameter, entries, transposed, grouped } = request
+    const device = this.#deviceOf(request)
     const { kind, shape, rows } = parameter
     const isBuilt = entries[0]?.build !== undefined
     const isStacked =
@@ -385,9 +398,9 @@ class Binder implements LoadedWeights {
     const isPlain = transposed === undefined && grouped === undefined && entries.length === 1
     const isCut = rows === undefined || (isBuilt && isPlain)
     const stored = isCut ? whole : whole.narrow(0, rows.start, rows.count)
-    if (this.#host !== this.#options.backend) {
-      const name = !isStacked && isCut ? entries[0]?.name : undefined
-      const placed = this.#upload(stored, kind === "table", name)
+    if (this.#host !== device) {
+      const name = !isStacked && isCut ? `${device.label} ${entries[0]?.name}` : undefined
+      const placed = this.#upload(stored, device, kind === "table", name)
       if (isStacked) whole[Symbol.dispose]()
       return placed
     }
@@ -410,10 +423,10 @@ class Binder implements LoadedWeights {
   }
 
   /** A copy of a weight of the host on the device, rearranged where that is asked for. */
-  #upload(weight: Tensor, isTable: boolean, name: string | undefined): Tensor {
+  #upload(weight: Tensor, backend: Backend, isTable: boolean, name: string | undefined): Tensor {
     const known = name === undefined ? undefined : this.#uploaded.get(name)
     if (known !== undefined && isTable) return known
-    const { backend, pack } = this.#options
+    const { pack } = this.#options
     const bytes = byteLength(weight.dtype, weight.shape)
     const copy = known ?? Tensor.allocate(backend, weight.dtype, weight.shape)
     if (known === undefined) backend.copy(copy.data, weight.data, bytes)

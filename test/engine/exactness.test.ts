@@ -110,7 +110,7 @@ async function engineOf(source: Golden, limits: Limits): Promise<Engine> {
   const states = linear.length > 0 ? new StateSlots(slots) : undefined
   const blocks = new BlockManager({ pages, pageSize: PAGE, prefixCache, states })
   const recorder = new Recorder(model, config.vocab_size)
-  recorder.around(stack.use(new ModelRunner(backend, recorder, pool, sizes, statePool)))
+  recorder.around(stack.use(new ModelRunner(backend, recorder, pool, sizes, { states: statePool })))
   const core = new EngineCore(recorder, new Scheduler(sizes, blocks), blocks, {
     vocabSize: config.vocab_size,
     ropeKey: ropeKeyOf(config),

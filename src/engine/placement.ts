@@ -1,0 +1,175 @@
+import { ConfigError } from "../errors.ts"
+import type { InjectionPlan } from "../inject/inject.ts"
+import type { KwargValue } from "../inject/rules.ts"
+import type { AnyModel } from "../models/registry.ts"
+import type { Backend } from "../native/backend.ts"
+import { type Module, ModuleList, namedModules } from "../nn/module.ts"
+import { Experts } from "../nn/moe.ts"
+import { computeAcross } from "../nn/placed.ts"
+import { RotaryEmbedding } from "../nn/rope.ts"
+import { KFusedLatentAttention } from "../operators/fused-latent.ts"
+import { KFusedAttention, KFusedDecoderLayer, KFusedHead, KFusedMLP } from "../operators/fused.ts"
+
+/** Which device each module computes on. */
+export interface Placement {
+  /** The one that the logits are on first. */
+  readonly devices: readonly string[]
+  /** By the module's path; the root is "". */
+  readonly byPath: ReadonlyMap<string, string>
+}
+
+const LAYER = /^model\.layers\.(\d+)$/
+
+/**
+ * What rules say of devices: a module is on its rule's, else on that of the module that holds it; a layer on that of its
+ * place in `transfer_map`, else on that of its first module with a rule; what no rule reaches is on `base`.
+ *
+ * @param resolve The device that computes what is meant for a device of a rule
+ */
+export function placeModules(
+  root: AnyModel,
+  plan: InjectionPlan,
+  resolve: (device: string) => string,
+  base: string,
+): Placement {
+  const byPath = new Map<string, string>()
+  const own = (path: string): string | undefined => {
+    const { generate_device, prefill_device } = plan.entries.get(path)?.kwargs ?? {}
+    const named = [generate_device, prefill_device].find((value) => typeof value === "string")
+    return typeof named === "string" ? resolve(named) : undefined
+  }
+  const ranges = transferMap(plan.entries.get("model")?.kwargs["transfer_map"], resolve)
+  const walk = (module: Module, path: string, inherited: string): void => {
+    const device = own(path) ?? layerDevice(module, path, ranges, own) ?? inherited
+    byPath.set(path, device)
+    for (const [name, child] of module.children())
+      walk(child, path === "" ? name : `${path}.${name}`, device)
+  }
+  walk(root, "", base)
+  // the sampler reads the logits where the head makes them, and the model ends where its head begins
+  const head = byPath.get("lm_head") ?? base
+  byPath.set("", head)
+  if (byPath.has("model")) byPath.set("model", head)
+  if (new Map(root.children()).get("lm_head") instanceof KFusedHead) byPath.set("model.norm", head)
+  const devices = new Set([head, ...byPath.values()])
+  if (devices.size > 1 && root.config.encoder !== undefined)
+    throw new ConfigError(
+      `${root.config.model_type} models compute on one device, not on ${[...devices].join(" and ")}`,
+    )
+  return { devices: [...devices], byPath }
+}
+
+/** Everything on one device. */
+export function placeOn(device: string, root: Module): Placement {
+  const paths = [...namedModules(root)].map(([path]) => path)
+  return { devices: [device], byPath: new Map(paths.map((path) => [path, device])) }
+}
+
+interface Range {
+  readonly from: number
+  readonly device: string
+}
+
+/** `{30: "cuda:1"}`: layers from 30 on. */
+function transferMap(
+  value: KwargValue | undefined,
+  resolve: (device: string) => string,
+): readonly Range[] {
+  if (typeof value !== "object" || value === null) return []
+  return Object.entries(value)
+    .map(([from, device]) => ({ from: Number(from), device: resolve(String(device)) }))
+    .toSorted((a, b) => b.from - a.from)
+}
+
+function layerDevice(
+  module: Module,
+  path: string,
+  ranges: readonly Range[],
+  own: (path: string) => string | undefined,
+): string | undefined {
+  const layer = LAYER.exec(path)
+  if (layer === null) return undefined
+  const mapped = ranges.find(({ from }) => Number(layer[1]) >= from)?.device
+  if (mapped !== undefined) return mapped
+  for (const [below, child] of namedModules(module)) {
+    const device = child instanceof Experts || below === "" ? undefined : own(`${path}.${below}`)
+    if (device !== undefined) return device
+  }
+  return undefined
+}
+
+/** Gives every module its device, and has those compute across that are on another one than what calls them. */
+export function applyPlacement(
+  root: Module,
+  { byPath }: Placement,
+  backends: ReadonlyMap<string, Backend>,
+): void {
+  for (const [path, module] of namedModules(root))
+    module.backend = backends.get(byPath.get(path) ?? "")
+  const walk = (parent: Module, parentPath: string): void => {
+    for (const [name, child] of parent.children()) {
+      const path = parentPath === "" ? name : `${parentPath}.${name}`
+      checkFused(parent, parentPath, child, path, byPath)
+      const out = path === "model.embed_tokens" ? firstLayer(parent)?.backend : parent.backend
+      if (out !== undefined && child.backend !== out && !crossesItself(child, path))
+        computeAcross(child, out)
+      walk(child, path)
+    }
+  }
+  walk(root, "")
+}
+
+/** Experts take their input from any device; layers are handed the residual stream; rotations are made where they are asked for. */
+function crossesItself(module: Module, path: string): boolean {
+  return (
+    module instanceof Experts ||
+    module instanceof RotaryEmbedding ||
+    module instanceof ModuleList ||
+    LAYER.test(path)
+  )
+}
+
+function firstLayer(model: Module): Module | undefined {
+  const layers = new Map(model.children()).get("layers")
+  return layers instanceof ModuleList ? layers.items[0] : undefined
+}
+
+/** Fused operators compute with their parts' weights themselves. */
+function checkFused(
+  parent: Module,
+  parentPath: string,
+  child: Module,
+  path: string,
+  byPath: ReadonlyMap<string, string>,
+): void {
+  if (child.backend === parent.backend) return
+  const takesApart =
+    parent instanceof KFusedAttention ||
+    parent instanceof KFusedLatentAttention ||
+    parent instanceof KFusedMLP ||
+    (parent instanceof KFusedDecoderLayer && path.endsWith("norm"))
+  if (!takesApart) return
+  const [own, outer] = [byPath.get(path), byPath.get(parentPath)]
+  throw new ConfigError(
+    `${path} is on ${own}, but ${parentPath} on ${outer} is fused with it: rules must put both on one device`,
+    { hint: "--no-fuse computes them apart" },
+  )
+}
+
+/** The devices of the layers' caches: of attention layers and of those that keep states, each in their order. */
+export function cacheDevices(
+  root: Module,
+  main: Backend,
+): { readonly attention: (layer: number) => Backend; readonly states: (layer: number) => Backend } {
+  const attention: Backend[] = []
+  const states: Backend[] = []
+  for (const [, module] of namedModules(root)) {
+    const { backend = main } = module
+    if ("layerIdx" in module) attention[Number(module.layerIdx)] = backend
+    if ("stateIdx" in module) states[Number(module.stateIdx)] = backend
+  }
+  return {
+    attention: (layer) => attention[layer] ?? main,
+    states: (layer) => states[layer] ?? main,
+  }
+}

@@ -1,0 +1,139 @@
+import type { EngineConfig } from "../config.ts"
+import { kvBytesPerPage } from "../kvcache/pool.ts"
+import { stateBytesPerSlot } from "../kvcache/state-pool.ts"
+import { maxContextLength, type ModelConfig } from "../models/config.ts"
+import { namedModules } from "../nn/module.ts"
+import type { DTypeInfo } from "../tensor/dtype.ts"
+import { resolveWeights } from "../weights/load.ts"
+import { freeBytes } from "./backends.ts"
+import type { BuiltModel } from "./build.ts"
+import { attentionFloats, expandedBytes, kvLayers, stateLayers, stateSlots } from "./kv-layers.ts"
+import { type MemoryPlan, planMemory } from "./memory-plan.ts"
+import { maxRunning } from "./scheduler.ts"
+import { MAX_DRAFT_ROWS } from "./speculation.ts"
+
+/** What one device gets. */
+export interface DevicePlan {
+  readonly device: string
+  readonly freeBytes: number
+  readonly weightBytes: number
+  readonly kvBytes: number
+  readonly stateBytes: number
+  readonly workspaceBytes: number
+}
+
+export interface ModelPlan {
+  /** Contexts and pages; its bytes are those of all devices. */
+  readonly memory: MemoryPlan
+  readonly devices: readonly DevicePlan[]
+  /** What is left of the host's memory. */
+  readonly hostSpareBytes: number
+}
+
+/**
+ * What each device of a model gets, before anything is allocated; the one with the least room for it decides the KV cache.
+ *
+ * @param free Bytes that a device has; by default what is free on it
+ * @throws ConfigError when the context exceeds the model's, MemoryError naming the device where it does not fit
+ */
+export function planDevices(
+  config: EngineConfig,
+  built: BuiltModel,
+  dtype: DTypeInfo,
+  free: (device: string) => number = freeBytes,
+): ModelPlan {
+  const { placement } = built
+  const { pageSize } = config
+  const weights = weightBytes(built)
+  const caches = cacheBytes(built, pageSize, dtype)
+  const slots = stateSlots(maxRunning(config), config.prefixCache)
+  const requests = placement.devices.map((device) => ({
+    device,
+    contextLength: config.contextLength,
+    kvCacheTokens: config.kvCacheTokens,
+    pageSize,
+    modelLength: maxContextLength(built.config),
+    bytesPerPage: caches.get(device)?.page ?? 0,
+    stateBytes: slots * (caches.get(device)?.state ?? 0),
+    // repacked weights replace mapped pages, which the system takes back
+    weightBytes: weights.get(device) ?? 0,
+    workspaceBytes: workspaceBytes(config, built.config),
+    freeBytes: Math.min(free(device), config.memoryBytes || Number.POSITIVE_INFINITY),
+  }))
+  const first = requests.map((request) => planMemory(request))
+  const kvCacheTokens = Math.min(...first.map((plan) => plan.kvCacheTokens))
+  const contextLength = Math.min(...first.map((plan) => plan.contextLength))
+  // with all of them known to have room for as much
+  const plans = requests.map((request) => planMemory({ ...request, contextLength, kvCacheTokens }))
+  const [main] = plans as [MemoryPlan, ...MemoryPlan[]]
+  const kvBytes = plans.reduce((sum, plan) => sum + plan.kvBytes, 0)
+  const host = placement.devices.indexOf("cpu")
+  return {
+    memory: { ...main, kvBytes },
+    devices: requests.map((request, i) => ({ ...request, kvBytes: plans[i]?.kvBytes ?? 0 })),
+    hostSpareBytes: host >= 0 ? (plans[host]?.spareBytes ?? 0) : free("cpu"),
+  }
+}
+
+/** Bytes of stored weights by device; what several modules share counts once on each device. */
+export function weightBytes({ model, weights, placement }: BuiltModel): Map<string, number> {
+  const paths = new Map([...namedModules(model)].map(([path, module]) => [module, path]))
+  const seen = new Set<string>()
+  const bytes = new Map<string, number>()
+  for (const { module, entries } of resolveWeights(model, weights)) {
+    const device = placement.byPath.get(paths.get(module) ?? "") ?? "cpu"
+    for (const { name, byteLength } of entries) {
+      if (seen.has(`${device} ${name}`)) continue
+      seen.add(`${device} ${name}`)
+      bytes.set(device, (bytes.get(device) ?? 0) + byteLength)
+    }
+  }
+  return bytes
+}
+
+interface CacheBytes {
+  page: number
+  state: number
+}
+
+/** Bytes of a page of keys and values, and of a sequence's states, by device. */
+function cacheBytes(
+  { config, model, placement }: BuiltModel,
+  pageSize: number,
+  dtype: DTypeInfo,
+): Map<string, CacheBytes> {
+  const [layers, linear] = [kvLayers(config), stateLayers(config)]
+  const bytes = new Map<string, CacheBytes>()
+  const of = (device: string): CacheBytes => {
+    const known = bytes.get(device) ?? { page: 0, state: 0 }
+    bytes.set(device, known)
+    return known
+  }
+  const seen = new Set<number>()
+  for (const [path, module] of namedModules(model)) {
+    const device = placement.byPath.get(path) ?? "cpu"
+    if ("layerIdx" in module) {
+      const layer = layers[Number(module.layerIdx)]
+      // layers of an encoder share one
+      if (layer === undefined || seen.has(Number(module.layerIdx))) continue
+      seen.add(Number(module.layerIdx))
+      of(device).page += kvBytesPerPage([layer], pageSize, dtype)
+    }
+    if ("stateIdx" in module) {
+      const layer = linear[Number(module.stateIdx)]
+      if (layer !== undefined) of(device).state += stateBytesPerSlot([layer])
+    }
+  }
+  return bytes
+}
+
+/** Activations of one layer for the largest step, twice because an arena grows by doubling, and its rows of logits. */
+export function workspaceBytes(config: EngineConfig, model: ModelConfig): number {
+  const dense = 3 * model.intermediate_size
+  const experts = model.num_experts_per_tok + model.n_shared_experts
+  const sparse = 3 * experts * model.moe_intermediate_size
+  const perToken = 8 * model.hidden_size + attentionFloats(model) + Math.max(dense, sparse)
+  const drafts = config.spec === "off" && config.draft === undefined ? 0 : MAX_DRAFT_ROWS
+  const logits = (config.maxBatchSize + drafts) * model.vocab_size
+  return 4 * (2 * config.maxBatchTokens * perToken + 2 * logits) + 2 * expandedBytes(model)
+}

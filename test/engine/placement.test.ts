@@ -1,0 +1,105 @@
+/** Models on several devices compute what they compute on one; a second context of the CPU library is another device. */
+import { afterAll, describe, expect, test } from "bun:test"
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
+
+import type { EngineConfig } from "../../src/config.ts"
+import { deviceProblem } from "../../src/native/backend.ts"
+import { createEngine, generateAll, type GoldenModel, goldenModels } from "./golden-models.ts"
+
+const folder = mkdtempSync(join(tmpdir(), "kt-placement-"))
+const before = process.env["KT_LOGICAL_DEVICES"]
+process.env["KT_LOGICAL_DEVICES"] = "3"
+afterAll(() => {
+  if (before === undefined) delete process.env["KT_LOGICAL_DEVICES"]
+  else process.env["KT_LOGICAL_DEVICES"] = before
+  rmSync(folder, { recursive: true })
+})
+
+const FUSED = `
+- { match: { name: "^model\\\\.layers\\\\.\\\\d+\\\\.self_attn$" }, replace: { class: KFusedAttention }, unused: ignore }
+- { match: { name: "\\\\.(mlp|shared_experts?|feed_forward)$", class: LlamaMLP }, replace: { class: KFusedMLP }, unused: ignore }
+- { match: { name: "^model\\\\.layers\\\\.\\\\d+$" }, replace: { class: KFusedDecoderLayer }, unused: ignore }
+- { match: { name: "^lm_head$" }, replace: { class: KFusedHead }, unused: ignore }
+`
+
+interface Case {
+  readonly name: string
+  readonly rules: (gpu: string) => string
+  readonly fuse: boolean
+}
+
+const on = (name: string, device: string, more = ""): string =>
+  `- { match: { name: "${name.replaceAll("\\", "\\\\")}" }, replace: { class: default, kwargs: { generate_device: "${device}", prefill_device: "${device}"${more} } }, unused: ignore }\n`
+
+const CASES: readonly Case[] = [
+  {
+    name: "experts and embeddings on the host, the rest on a device",
+    fuse: true,
+    rules: (gpu) =>
+      on("\\.experts$", "cpu") +
+      on("^model\\.embed_tokens$", "cpu") +
+      FUSED +
+      on("^model\\.rotary_emb", gpu),
+  },
+  {
+    name: "the same of plain modules",
+    fuse: false,
+    rules: (gpu) =>
+      on("\\.experts$", "cpu") +
+      on("^model\\.embed_tokens$", "cpu") +
+      on("^model\\.rotary_emb", gpu),
+  },
+  {
+    name: "layers on two devices by transfer_map, the head on the host",
+    fuse: true,
+    rules: (gpu) =>
+      on("^lm_head$", "cpu") +
+      on(
+        "^model$",
+        gpu,
+        `, transfer_map: { 1: "${gpu.replace(/\d+$/, (i) => String(Number(i) + 1))}" }`,
+      ).replace("class: default", "class: KLlamaModel") +
+      FUSED.replace(/.*KFusedHead.*\n/, ""),
+  },
+  {
+    name: "attention on a device, everything else of the layers on the host",
+    fuse: true,
+    rules: (gpu) => on("^model$", "cpu") + on("\\.(self_attn|linear_attn)$", gpu) + FUSED,
+  },
+]
+
+async function engineOn(
+  model: GoldenModel,
+  one: Case,
+  gpu: string,
+  options: Partial<EngineConfig>,
+) {
+  const rules = join(folder, "rules.yaml")
+  writeFileSync(rules, one.rules(gpu))
+  return createEngine(model, { rules, fuse: one.fuse, ...options })
+}
+
+for (const gpu of ["cpu:1", "cuda:0"]) {
+  const problem = deviceProblem(gpu)
+  if (problem !== undefined) {
+    describe.skip(`${gpu}: ${problem}`, () => {})
+    continue
+  }
+  describe(gpu, () => {
+    for (const one of CASES) {
+      for (const model of goldenModels()) {
+        test(`${one.name}: ${model.name}`, async () => {
+          for (const options of [{}, { precision: "fast" as const, maxBatchTokens: 16 }]) {
+            using engine = await engineOn(model, one, gpu, options)
+            const ids = generateAll(engine, model.prompts)
+            if (options.precision === "fast") continue
+            expect(new Set(engine.details().modules.map(({ device }) => device))).toContain(gpu)
+            expect(ids).toEqual(model.greedy.map((greedy) => [...greedy]))
+          }
+        })
+      }
+    }
+  })
+}
