@@ -58,6 +58,7 @@ and 1 (with -fmoe 1) and half the threads for generation, what it knows and is f
     ...JSON_FLAG,
   },
   subCommands: {
+    limits: async () => (await import("./bench-machine.ts")).limits,
     roofline: async () => (await import("./bench-roofline.ts")).roofline,
     sweep: async () => (await import("./bench-sweep.ts")).sweep,
     serve: async () => (await import("./bench-serve.ts")).benchServe,
@@ -70,6 +71,7 @@ and 1 (with -fmoe 1) and half the threads for generation, what it knows and is f
     },
     { command: "kt bench model.gguf -p 0 -s 1,8", says: "one sequence against eight at once" },
     { command: "kt bench sweep model.gguf", says: "against the length of the context" },
+    { command: "kt bench limits model.gguf", says: "what the machine could do with it" },
     { command: "kt bench roofline -t 1,2", says: "what the machine itself can do" },
     { command: "kt bench serve http://127.0.0.1:10002", says: "a running server under load" },
   ],

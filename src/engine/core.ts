@@ -4,6 +4,7 @@ import type {
   EngineStats,
   FinishReason,
   GenerateParams,
+  PhaseWork,
   PoolParams,
   TokenEvent,
 } from "../worker/protocol.ts"
@@ -61,6 +62,34 @@ const NO_SAMPLING: GenerateParams = {
   stopTokens: [],
 }
 
+/** What the steps of one kind have taken and computed. */
+class Phase {
+  seconds = 0
+  #steps = 0
+  #sequences = 0
+  #tokens = 0
+  #positions = 0
+
+  /** A step that is about to be computed. */
+  add(seqs: readonly Sequence[]): void {
+    this.#steps++
+    this.#sequences += seqs.length
+    for (const { numScheduled, numComputed } of seqs) {
+      this.#tokens += numScheduled
+      this.#positions += numComputed
+    }
+  }
+
+  work(): PhaseWork {
+    return {
+      steps: this.#steps,
+      sequences: this.#sequences,
+      tokens: this.#tokens,
+      positions: this.#positions,
+    }
+  }
+}
+
 /** Requests in, token events out: the loop that joins scheduler, KV pages and model. */
 export class EngineCore {
   readonly #runner: StepRunner
@@ -77,8 +106,8 @@ export class EngineCore {
   #cachedTokens = 0
   #generatedTokens = 0
   #steps = 0
-  #prefillSeconds = 0
-  #decodeSeconds = 0
+  readonly #prefill = new Phase()
+  readonly #decode = new Phase()
 
   constructor(
     runner: StepRunner,
@@ -151,6 +180,8 @@ export class EngineCore {
     }
     for (const seq of batch.seqs) seq.startedAt ??= start
     const isDecode = batch.seqs.every(({ numGenerated }) => numGenerated > 0)
+    const phase = isDecode ? this.#decode : this.#prefill
+    phase.add(batch.seqs)
     try {
       this.#finishStep(batch, this.#runner.run(batch), events)
     } catch (error) {
@@ -161,9 +192,7 @@ export class EngineCore {
       }
     }
     this.#steps++
-    const seconds = (performance.now() - start) / 1000
-    if (isDecode) this.#decodeSeconds += seconds
-    else this.#prefillSeconds += seconds
+    phase.seconds += (performance.now() - start) / 1000
     return events
   }
 
@@ -198,8 +227,10 @@ export class EngineCore {
       generatedTokensTotal: this.#generatedTokens,
       stepsTotal: this.#steps,
       preemptionsTotal: this.#scheduler.numPreemptions,
-      prefillSecondsTotal: this.#prefillSeconds,
-      decodeSecondsTotal: this.#decodeSeconds,
+      prefillSecondsTotal: this.#prefill.seconds,
+      decodeSecondsTotal: this.#decode.seconds,
+      prefillWork: this.#prefill.work(),
+      decodeWork: this.#decode.work(),
       draftedTokensTotal: speculation?.draftedTokensTotal ?? 0,
       acceptedTokensTotal: speculation?.acceptedTokensTotal ?? 0,
       residentBytes: process.memoryUsage.rss(),

@@ -185,6 +185,15 @@ export interface EngineInfo {
   readonly pooling?: PoolingInfo
 }
 
+/** Sums over steps. */
+export interface PhaseWork {
+  readonly steps: number
+  readonly sequences: number
+  readonly tokens: number
+  /** Positions that each sequence had before its step. */
+  readonly positions: number
+}
+
 export interface EngineStats {
   readonly waiting: number
   readonly running: number
@@ -212,6 +221,9 @@ export interface EngineStats {
   /** Seconds spent in steps with a part of a prompt, and in the others. */
   readonly prefillSecondsTotal: number
   readonly decodeSecondsTotal: number
+  /** What those steps computed. */
+  readonly prefillWork: PhaseWork
+  readonly decodeWork: PhaseWork
   readonly residentBytes: number
   /** Tokens guessed by speculative decoding, and those of them that were right. */
   readonly draftedTokensTotal: number

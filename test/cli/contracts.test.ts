@@ -388,6 +388,21 @@ echo "[{\\"n_prompt\\": $p, \\"n_gen\\": $n, \\"avg_ts\\": ${rate}}]"
     for (const row of rows) expect(row.share).toBeGreaterThan(0)
   }, 30_000)
 
+  test("limits: the machine's rates, and what a step takes of them", async () => {
+    const model = golden("gguf", "llama-f16.gguf")
+    const argv = ["bench", "limits", model, "-t", "1"]
+    const { limits, work } = JSON.parse((await kt([...argv, "--json"])).out) as {
+      limits: { readBytes: number; rates: Record<string, number> }
+      work: { bytes: number; perToken: Record<string, number> }
+    }
+    expect(limits.readBytes).toBeGreaterThan(1e6)
+    for (const kind of Object.keys(work.perToken)) expect(limits.rates[kind]).toBeGreaterThan(1e6)
+    expect(work.bytes).toBeGreaterThan(1e4)
+    const { out } = await kt([...argv, "-s", "1,4"])
+    expect(out).toMatch(/^tg +[\d.]+ tokens\/s$/m)
+    expect(out).toMatch(/^tg x4 +[\d.]+ tokens\/s$/m)
+  }, 60_000)
+
   test("roofline", async () => {
     const argv = ["bench", "roofline", "-t", "1", "--seconds", "0.05", "--json"]
     const { limits } = JSON.parse((await kt(argv)).out) as { limits: Record<string, number>[] }

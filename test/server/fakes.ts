@@ -244,6 +244,8 @@ export class FakeClient implements EngineClient {
       preemptionsTotal: 0,
       prefillSecondsTotal: 0.25,
       decodeSecondsTotal: 0.5,
+      prefillWork: { steps: 2, sequences: 2, tokens: 11, positions: 0 },
+      decodeWork: { steps: 7, sequences: 7, tokens: 7, positions: 60 },
       draftedTokensTotal: 0,
       acceptedTokensTotal: 0,
       residentBytes: 123_456_789,

@@ -16,7 +16,10 @@ export class FakeMachine {
     memory: { resident: 734_003_200 },
     queue: { active: 0, waiting: 0 },
     models: [],
+    can_measure: true,
   }
+  /** What measuring answers with; undefined is the roofline below. */
+  refusal: string | undefined
   metrics = ""
   /** Requests for /api/machine. */
   looks = 0
@@ -40,6 +43,13 @@ export class FakeMachine {
       case "/api/machine":
         this.looks += 1
         return Response.json(this.machine)
+      case "/api/machine/limits": {
+        if (this.refusal !== undefined)
+          return Response.json({ error: { message: this.refusal } }, { status: 409 })
+        const model = this.machine.models.find((each) => each.name === name)
+        if (model !== undefined) model.roofline = ROOFLINE
+        return Response.json(ROOFLINE)
+      }
       case "/metrics":
         return new Response(this.metrics)
       case "/api/show":
@@ -110,6 +120,12 @@ export function modelEntry(name: string, more: Partial<ModelEntry> = {}): ModelE
   }
 }
 
+const ROOFLINE = {
+  read_bytes: 44_000_000_000,
+  generation: { speed: 41.5, limit: 60.2, share: 0.69 },
+  prompt: null,
+}
+
 const LAYERS = 24
 const EXPERTS = 64
 
@@ -168,6 +184,7 @@ export function machineModel(name: string): Machine["models"][number] {
       path: `model.layers.${layer}.mlp.experts`,
       counts: Array.from({ length: EXPERTS }, (__, expert) => (expert * 37 + layer * 11) % 97),
     })),
+    roofline: null,
   }
 }
 

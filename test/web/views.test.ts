@@ -245,6 +245,20 @@ describeInBrowser("the views in a browser", (browser) => {
       "85",
     ])
 
+    // how near the limit it comes, once somebody has had that measured
+    const measure = (): Promise<void> => s.page.locator("#roofline button").click()
+    machine.refusal = "requests run"
+    await measure()
+    await eventually(() => s.texts('#roofline [role="status"]'), ["requests run"])
+    machine.refusal = undefined
+    await measure()
+    await eventually(
+      () => s.texts("#roofline .bar-value"),
+      ["41.5 of 60.2 tokens/s · 69 %", "nothing computed yet"],
+    )
+    expect((await s.texts("#roofline .hint"))[0]).toStartWith("Memory is read at 44.0 GB/s.")
+    expect(await s.texts("#roofline button")).toEqual(["Measure again"])
+
     // it has the theme's colours, also after they change
     const picture = (): Promise<string> =>
       s.page.$eval(".heat canvas", (e) => (e as HTMLCanvasElement).toDataURL())

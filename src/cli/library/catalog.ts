@@ -9,12 +9,17 @@ import type {
   LoadHooks,
   ModelLibrary,
   ModelSettings,
+  StepLimits,
 } from "../../server/models/library.ts"
 import type { ModelStore } from "../../server/models/store.ts"
 import type { SamplingDefaults } from "../../server/types.ts"
+import type { EngineInfo } from "../../worker/protocol.ts"
+import { leastSeconds } from "../bench-limits.ts"
+import type { ModelLimits } from "../bench-machine.ts"
 import { type ListedModel, listModels, modelName } from "../model-resolve.ts"
 import { openSession, type Session } from "../session.ts"
 import { otherNames, readMetadata } from "./metadata.ts"
+import { runKt } from "./run-kt.ts"
 import type { CreatedModel, Store } from "./store.ts"
 
 export interface CatalogOptions {
@@ -115,6 +120,29 @@ export class Catalog implements ModelLibrary {
     const { path } = this.file(model)
     try {
       return await this.#load(path, memoryBytes, hooks)
+    } catch (error) {
+      throw withoutPath(error, path, model.name)
+    }
+  }
+
+  async limits(model: KnownModel, info: EngineInfo, signal: AbortSignal): Promise<StepLimits> {
+    const { path } = this.file(model)
+    const { config, first } = this.#options
+    const isFirst = first !== undefined && realPath(first.path) === realPath(path)
+    const own = isFirst ? config.modelPath : undefined
+    const { threads, precision, device } = info
+    const args = ["--threads", String(threads), "--precision", precision, "--json"]
+    if (own !== undefined) args.push("--model-path", own)
+    if (device !== "cpu") args.push("--device", device)
+    try {
+      const printed = await runKt(["bench", "limits", path, ...args], signal)
+      const { limits, work } = JSON.parse(printed) as ModelLimits
+      const kvBytes = info.kvCacheTokens === 0 ? 0 : info.kvCacheBytes / info.kvCacheTokens
+      return {
+        readBytes: limits.readBytes,
+        leastSeconds: (sequences, tokens, depth) =>
+          leastSeconds(work, limits, { sequences, tokens, depth, kvBytes }),
+      }
     } catch (error) {
       throw withoutPath(error, path, model.name)
     }

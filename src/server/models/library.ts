@@ -1,4 +1,4 @@
-import type { EngineClient } from "../../worker/protocol.ts"
+import type { EngineClient, EngineInfo } from "../../worker/protocol.ts"
 import type { ModelMetadata, SamplingDefaults, ServerTokenizer, TemplateMessage } from "../types.ts"
 import type { ModelStore } from "./store.ts"
 
@@ -42,6 +42,14 @@ export interface LoadedModel {
   withTemplate(template: string): ServerTokenizer
 }
 
+/** What bounds a model's steps on this machine. */
+export interface StepLimits {
+  /** Bytes/s that all its threads read from memory. */
+  readonly readBytes: number
+  /** Seconds that a step takes at least: so many sequences, the tokens each computes, the positions before them. */
+  leastSeconds(sequences: number, tokens: number, depth: number): number
+}
+
 export interface LoadHooks {
   readonly onProgress: (done: number, total: number) => void
 }
@@ -60,4 +68,6 @@ export interface ModelLibrary {
   check(model: KnownModel): void
   /** @param memoryBytes What the engine may take at most. @throws KtError in words */
   load(model: KnownModel, memoryBytes: number, hooks: LoadHooks): Promise<LoadedModel>
+  /** Measures for a second or two with all of the engine's threads. @throws KtError in words */
+  limits?(model: KnownModel, info: EngineInfo, signal: AbortSignal): Promise<StepLimits>
 }

@@ -1,5 +1,6 @@
 import { type Answer, asRecord, authorization, getJson, responseFailure } from "../api.ts"
 import { t } from "../language.ts"
+import type { Failure } from "../types.ts"
 
 export interface ModuleEntry {
   path: string
@@ -49,6 +50,21 @@ export interface EngineStats {
   generatedTokensTotal: number
 }
 
+export interface PhaseShare {
+  /** Tokens/s while computing, and what the machine allows for the same work. */
+  speed: number
+  limit: number
+  /** 1 is all of the limit. */
+  share: number
+}
+
+export interface Roofline {
+  /** Bytes/s read from memory. */
+  read_bytes: number
+  generation: PhaseShare | null
+  prompt: PhaseShare | null
+}
+
 export interface MachineModel {
   name: string
   info: EngineInfo
@@ -56,6 +72,8 @@ export interface MachineModel {
   stats: EngineStats | null
   modules: ModuleEntry[]
   experts: ExpertCounts[]
+  /** `null` until it has been measured. */
+  roofline: Roofline | null
 }
 
 /** The answer of GET /api/machine. */
@@ -63,6 +81,7 @@ export interface Machine {
   memory: { resident: number }
   queue: { active: number; waiting: number }
   models: MachineModel[]
+  can_measure: boolean
 }
 
 export async function fetchMachine(apiKey: string): Promise<Answer<Machine>> {
@@ -71,6 +90,20 @@ export async function fetchMachine(apiKey: string): Promise<Answer<Machine>> {
   if (!Array.isArray(asRecord(answer.value)?.["models"]))
     return { failure: { kind: "server", message: t("serverError") } }
   return { value: answer.value as Machine }
+}
+
+/** Has the server measure what the machine can do, which takes seconds. */
+export async function measureLimits(model: string, apiKey: string): Promise<Failure | undefined> {
+  try {
+    const response = await fetch("/api/machine/limits", {
+      method: "POST",
+      headers: { "content-type": "application/json", ...authorization(apiKey) },
+      body: JSON.stringify({ model }),
+    })
+    return response.ok ? undefined : await responseFailure(response)
+  } catch {
+    return { kind: "connection", message: t("unreachable") }
+  }
 }
 
 /** GET /metrics, in Prometheus' text format. */

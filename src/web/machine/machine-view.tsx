@@ -21,6 +21,7 @@ import { ExpertMap } from "./experts.tsx"
 import { type History, historyOf, record } from "./history.ts"
 import { Placement } from "./placement.tsx"
 import { parseMetrics, quantile, type Sample } from "./prometheus.ts"
+import { RooflineShare } from "./roofline.tsx"
 
 const REFRESH_MS = 2000
 
@@ -113,7 +114,8 @@ interface PartProps {
   model: MachineModel
 }
 
-function ModelPart({ machine: { memory, queue }, model }: PartProps): JSX.Element {
+function ModelPart({ machine, model }: PartProps): JSX.Element {
+  const { memory, queue } = machine
   const said = model.stats === null ? (lastSaid.get(model.name) ?? model) : model
   const { stats, modules, experts } = said
   const history = historyOf(model.name)
@@ -147,6 +149,11 @@ function ModelPart({ machine: { memory, queue }, model }: PartProps): JSX.Elemen
       {history !== undefined && (
         <Section id="over-time" title="overTime">
           <Charts history={history} />
+        </Section>
+      )}
+      {machine.can_measure && (
+        <Section id="roofline" title="roofline">
+          <RooflineShare model={model.name} roofline={said.roofline} onMeasured={refresh} />
         </Section>
       )}
       <Section id="placement" title="placement">

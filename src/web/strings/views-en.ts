@@ -110,6 +110,16 @@ export const viewsEn = {
   bytes: "Bytes",
   packed: "packed",
   noModules: "The engine has not told yet where its modules are.",
+  roofline: "Share of the machine's limit",
+  rooflineUnknown:
+    "How close the engine comes to what this machine can do is known once its memory and its arithmetic have been measured. Measuring takes a few seconds and all cores, so it is done while no request runs.",
+  rooflineHint:
+    "Memory is read at {rate}. The limit is what the same steps take at least: the longer of reading weights, keys and values, and of computing products.",
+  measure: "Measure",
+  measureAgain: "Measure again",
+  measuringNow: "Measuring…",
+  nothingComputed: "nothing computed yet",
+  speedOfLimit: "{speed} of {limit} tokens/s · {n} %",
   experts: "Use of experts",
   expertsHint:
     "Each row is a layer, each cell an expert; the stronger its colour, the more often it was chosen in its layer.",

@@ -110,6 +110,16 @@ export const viewsZh: Readonly<Record<keyof typeof viewsEn, string>> = {
   bytes: "字节",
   packed: "已重排",
   noModules: "引擎尚未报告模块的位置。",
+  roofline: "占机器极限的比例",
+  rooflineUnknown:
+    "测量内存与算力之后，才能知道引擎距离本机极限还有多远。测量需要几秒并占用全部核心，只在没有请求运行时进行。",
+  rooflineHint:
+    "内存读取速度为 {rate}。极限指同样的步骤至少需要的时间：读取权重、键和值，与计算乘积，取其中较长者。",
+  measure: "测量",
+  measureAgain: "重新测量",
+  measuringNow: "正在测量…",
+  nothingComputed: "尚无计算",
+  speedOfLimit: "{speed} / {limit} 词元/秒 · {n} %",
   experts: "专家使用情况",
   expertsHint: "每行是一层，每格是一个专家；颜色越强，在该层中被选中得越频繁。",
   expertsLabel: "{layers} 层中 {experts} 个专家的使用情况",
