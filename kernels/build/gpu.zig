@@ -7,7 +7,7 @@ const cpu = @import("cpu.zig");
 const sources = [_][]const u8{
     "ctx", "elementwise", "embedding", "rms_norm", "rope", "attention", "quantize", "dequantize", "gemv", "gemm", "linear", "moe", "sampling", "measure", "layer_norm", "head_linear",
 };
-const headers = [_][]const u8{ "kernels/gpu/gpu.h", "kernels/gpu/vendor.h", "kernels/gpu/blocks.cuh", "kernels/gpu/products.cuh", "kernels/include/kt.h", "kernels/include/kt_quant.h" };
+const headers = [_][]const u8{ "kernels/gpu/gpu.h", "kernels/gpu/vendor.h", "kernels/gpu/blocks.cuh", "kernels/gpu/products.cuh", "kernels/include/kt.h", "kernels/include/kt_quant.h", "kernels/include/kt_codebook.h" };
 
 /// A CUDA toolkit: the system's, or the wheels that `KT_CUDA=1` has the set-up install.
 const Toolkit = struct {

@@ -62,6 +62,58 @@ __device__ __forceinline__ void kt_scale_min(const uint8_t *scales, int j, int *
 __device__ const int8_t kt_iq4_table[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 __device__ const int8_t kt_fp4_table[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
+#define KT_GRID __device__ const uint16_t
+#include "kt_codebook.h"
+
+/* Eight values in a word, a byte each: 16 bits of 2-bit numbers, 12 bits of 3-bit numbers. */
+#define KT_EACH_BYTE 0x0101010101010101ull
+__device__ __forceinline__ uint64_t kt_spread_2(uint64_t x) {
+  x = (x | x << 24) & 0x000000ff000000ffull;
+  x = (x | x << 12) & 0x000f000f000f000full;
+  return (x | x << 6) & 0x0303030303030303ull;
+}
+__device__ __forceinline__ uint64_t kt_spread_3(uint64_t x) {
+  x = (x | x << 10) & 0x003f003full;
+  return (x | x << 5) & 0x07070707ull;
+}
+/* Levels 8, 25, 43; 4, 12, 20, 28, 36, 44, 52, 62; and 1, 3, 5 ... 15. */
+__device__ __forceinline__ uint64_t kt_iq2_levels(uint32_t entry) {
+  const uint64_t level = kt_spread_2(entry);
+  return 8 * KT_EACH_BYTE + level * 17 + (level >> 1 & KT_EACH_BYTE);
+}
+__device__ __forceinline__ uint64_t kt_iq3_xxs_levels(uint32_t low, uint32_t high) {
+  const uint64_t level = kt_spread_3(low) | kt_spread_3(high) << 32;
+  return 4 * KT_EACH_BYTE + level * 8 + 2 * (level & level >> 1 & level >> 2 & KT_EACH_BYTE);
+}
+__device__ __forceinline__ uint64_t kt_iq3_s_levels(uint32_t low, uint32_t high) {
+  return KT_EACH_BYTE + 2 * (kt_spread_3(low) | kt_spread_3(high) << 32);
+}
+/* Seven stored signs; the eighth makes their number even. */
+__device__ __forceinline__ uint32_t kt_even_signs(uint32_t seven) {
+  seven &= 127;
+  return seven | (uint32_t)(__popc(seven) & 1) << 7;
+}
+/* Bit i of `signs` negates value i. */
+__device__ __forceinline__ void kt_signed_values(float d, uint64_t values, uint32_t signs, float *out) {
+#pragma unroll
+  for (int i = 0; i < 8; i++) {
+    const float v = d * (float)(uint32_t)(values >> (8 * i) & 255);
+    out[i] = signs >> i & 1 ? -v : v;
+  }
+}
+/* IQ1's entries in eighths: 8 times -1, 0 or 1, plus or minus 1. */
+__device__ __forceinline__ void kt_eighths(float d, uint32_t entry, bool is_negative, float *out) {
+#pragma unroll
+  for (int i = 0; i < 8; i++) out[i] = d * (float)(8 * (int)(entry >> (2 * i) & 3) - 8 + (is_negative ? -1 : 1));
+}
+__device__ __forceinline__ uint32_t kt_u16_at(const uint8_t *p) { return *(const uint16_t *)p; }
+/* Half of an unsigned E4M3; 0x7f counts as zero. */
+__device__ __forceinline__ float kt_e4m3_half(uint32_t x) {
+  if (x == 0x7f) return 0.0f;
+  const uint32_t exponent = x >> 3 & 15, mantissa = x & 7;
+  return exponent == 0 ? (float)mantissa * 0.0009765625f : __uint_as_float((exponent + 119) << 23 | mantissa << 20);
+}
+
 __device__ __forceinline__ float kt_e4m3(uint32_t code) {
   const uint32_t exponent = code >> 3 & 15, mantissa = code & 7;
   const float value = (code & 127) == 127 ? __int_as_float(0x7fc00000)
@@ -211,6 +263,96 @@ __device__ __forceinline__ void kt_load8(const uint8_t *row, int64_t col, int64_
     const float d = __uint_as_float(p[0] | p[1] << 8 | p[2] << 16 | (uint32_t)p[3] << 24);
 #pragma unroll
     for (int j = 0; j < 8; j++) out[j] = d * kt_e4m3(p[4 + col % 128 + j]);
+  } else if constexpr (TYPE == KT_Q8_K) {
+    const uint8_t *p = row + col / 256 * 292;
+    const float d = *(const float *)p;
+#pragma unroll
+    for (int j = 0; j < 8; j++) out[j] = d * (float)(int8_t)p[4 + col % 256 + j];
+  } else if constexpr (TYPE == KT_NVFP4) {
+    const uint8_t *p = row + col / 64 * 36;
+    const int i = (int)(col % 64), sub = i / 16;
+    const float d = kt_e4m3_half(p[sub]);
+#pragma unroll
+    for (int j = 0; j < 8; j++) out[j] = d * (float)kt_fp4_table[p[4 + 8 * sub + j] >> (i % 16 >= 8 ? 4 : 0) & 15];
+  } else if constexpr (TYPE == KT_Q1_0) {
+    const uint8_t *p = row + col / 128 * 18;
+    const float d = kt_half_at(p);
+    const uint32_t bits = p[2 + col % 128 / 8];
+#pragma unroll
+    for (int j = 0; j < 8; j++) out[j] = bits >> j & 1 ? d : -d;
+  } else if constexpr (TYPE == KT_Q2_0) {
+    const uint8_t *p = row + col / 64 * 18;
+    const float d = kt_half_at(p);
+    const uint32_t bits = kt_u16_at(p + 2 + col % 64 / 4);
+#pragma unroll
+    for (int j = 0; j < 8; j++) out[j] = d * (float)((int)(bits >> (2 * j) & 3) - 1);
+  } else if constexpr (TYPE == KT_TQ1_0) {
+    const uint8_t *p = row + col / 256 * 54;
+    const int i = (int)(col % 256);
+    const float d = kt_half_at(p + 52);
+    constexpr uint32_t POWERS[5] = {1, 3, 9, 27, 81};
+#pragma unroll
+    for (int j = 0; j < 8; j++) {
+      /* a byte has five digits, of the last four bytes four */
+      const int at = i < 160 ? i % 32 + j : i < 240 ? 32 + i % 16 + j : 48 + (i + j) % 4;
+      const int digit = i < 160 ? i / 32 : i < 240 ? (i - 160) / 16 : (i - 240 + j) / 4;
+      uint32_t power = 1;
+#pragma unroll
+      for (int n = 1; n < 5; n++) power = digit == n ? POWERS[n] : power;
+      out[j] = d * (float)((int)((p[at] * power & 255) * 3 >> 8) - 1);
+    }
+  } else if constexpr (TYPE == KT_TQ2_0) {
+    const uint8_t *p = row + col / 256 * 66;
+    const int i = (int)(col % 256);
+    const float d = kt_half_at(p + 64);
+#pragma unroll
+    for (int j = 0; j < 8; j++) out[j] = d * (float)((int)(p[i / 128 * 32 + i % 32 + j] >> (2 * (i % 128 / 32)) & 3) - 1);
+  } else if constexpr (TYPE == KT_IQ2_XXS) {
+    const uint8_t *p = row + col / 256 * 66 + 2 + col % 256 / 32 * 8;
+    const int l = (int)(col % 32 / 8);
+    const uint32_t signs = kt_u16_at(p + 4) | kt_u16_at(p + 6) << 16;
+    const float d = kt_half_at(row + col / 256 * 66) * (0.5f + (float)(signs >> 28)) * 0.25f;
+    kt_signed_values(d, kt_iq2_levels(kt_grid_iq2_xxs[p[l]]), kt_even_signs(signs >> (7 * l)), out);
+  } else if constexpr (TYPE == KT_IQ2_XS) {
+    const uint8_t *p = row + col / 256 * 74;
+    const int l = (int)(col % 256 / 8);
+    const uint32_t entry = kt_u16_at(p + 2 + 2 * l);
+    const float d = kt_half_at(p) * (0.5f + (float)(p[66 + l / 4] >> (l / 2 % 2 * 4) & 15)) * 0.25f;
+    kt_signed_values(d, kt_iq2_levels(kt_grid_iq2_xs[entry & 511]), kt_even_signs(entry >> 9), out);
+  } else if constexpr (TYPE == KT_IQ2_S) {
+    const uint8_t *p = row + col / 256 * 82;
+    const int l = (int)(col % 256 / 8);
+    const uint32_t high = p[66 + l / 4] >> (l % 4 * 2) & 3;
+    const float d = kt_half_at(p) * (0.5f + (float)(p[74 + l / 4] >> (l / 2 % 2 * 4) & 15)) * 0.25f;
+    kt_signed_values(d, kt_iq2_levels(kt_grid_iq2_s[p[2 + l] | high << 8]), p[34 + l], out);
+  } else if constexpr (TYPE == KT_IQ3_XXS) {
+    const uint8_t *p = row + col / 256 * 98;
+    const int l = (int)(col % 256 / 8);
+    const uint8_t *index = p + 2 + 2 * l, *s = p + 66 + l / 4 * 4;
+    const uint32_t signs = kt_u16_at(s) | kt_u16_at(s + 2) << 16;
+    const float d = kt_half_at(p) * (0.5f + (float)(signs >> 28)) * 0.5f;
+    kt_signed_values(d, kt_iq3_xxs_levels(kt_grid_iq3_xxs[index[0]], kt_grid_iq3_xxs[index[1]]), kt_even_signs(signs >> (7 * (l % 4))), out);
+  } else if constexpr (TYPE == KT_IQ3_S) {
+    const uint8_t *p = row + col / 256 * 110;
+    const int l = (int)(col % 256 / 8);
+    const uint8_t *index = p + 2 + 2 * l;
+    const uint32_t high = p[66 + l / 4] >> (2 * (l % 4)) & 3;
+    const float d = kt_half_at(p) * (float)(1 + 2 * (p[106 + l / 8] >> (l / 4 % 2 * 4) & 15));
+    kt_signed_values(d, kt_iq3_s_levels(kt_grid_iq3_s[index[0] | (high & 1) << 8], kt_grid_iq3_s[index[1] | high >> 1 << 8]), p[74 + l], out);
+  } else if constexpr (TYPE == KT_IQ1_S) {
+    const uint8_t *p = row + col / 256 * 50;
+    const int l = (int)(col % 256 / 8);
+    const uint32_t high = kt_u16_at(p + 34 + l / 4 * 2);
+    const float d = kt_half_at(p) * (float)(2 * (high >> 12 & 7) + 1) * 0.125f;
+    kt_eighths(d, kt_grid_iq1[p[2 + l] | (high >> (3 * (l % 4)) & 7) << 8], high >> 15, out);
+  } else if constexpr (TYPE == KT_IQ1_M) {
+    const uint8_t *p = row + col / 256 * 56, *s = p + 48;
+    const int l = (int)(col % 256 / 8), j = l / 2;
+    /* the scale's nibbles lie on top of the four words */
+    const uint32_t bits = s[1] >> 4 | (s[3] >> 4) << 4 | (s[5] >> 4) << 8 | (uint32_t)(s[7] >> 4) << 12;
+    const float d = __half2float(__ushort_as_half((unsigned short)bits)) * (float)(2 * (kt_u16_at(s + j / 4 * 2) >> (j % 4 * 3) & 7) + 1) * 0.125f;
+    const uint32_t high = p[32 + l / 2] >> (l % 2 * 4);
+    kt_eighths(d, kt_grid_iq1[p[l] | (high & 7) << 8], high >> 3 & 1, out);
   }
 }
 
@@ -218,6 +360,7 @@ __device__ __forceinline__ void kt_load8(const uint8_t *row, int64_t col, int64_
 #define KT_EACH_TYPE(X)                                                                                                            \
   X(KT_F32) X(KT_F16) X(KT_BF16) X(KT_Q4_0) X(KT_Q4_1) X(KT_Q5_0) X(KT_Q5_1) X(KT_Q8_0) X(KT_Q2_K) X(KT_Q3_K) X(KT_Q4_K) X(KT_Q5_K) \
   X(KT_Q6_K) X(KT_IQ4_NL) X(KT_IQ4_XS) X(KT_MXFP4) X(KT_F8_E4M3) X(KT_I4_BF16) X(KT_I4_ZERO) X(KT_PACKED(KT_Q4_0))                  \
-  X(KT_PACKED(KT_Q4_1)) X(KT_PACKED(KT_Q8_0)) X(KT_PACKED(KT_Q6_K)) X(KT_PACKED(KT_Q4_K))
+  X(KT_PACKED(KT_Q4_1)) X(KT_PACKED(KT_Q8_0)) X(KT_PACKED(KT_Q6_K)) X(KT_PACKED(KT_Q4_K)) X(KT_Q8_K) X(KT_NVFP4) X(KT_Q1_0)        \
+  X(KT_Q2_0) X(KT_TQ1_0) X(KT_TQ2_0) X(KT_IQ2_XXS) X(KT_IQ2_XS) X(KT_IQ2_S) X(KT_IQ3_XXS) X(KT_IQ3_S) X(KT_IQ1_S) X(KT_IQ1_M)
 #endif
 #endif

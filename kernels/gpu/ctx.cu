@@ -411,6 +411,19 @@ kt_block_size kt_gpu_block(uint32_t dtype) {
     case KT_F8_E4M3: return {128, sizeof(kt_block_f8_e4m3)};
     case KT_I4_BF16: return {32, sizeof(kt_block_i4_bf16)};
     case KT_I4_ZERO: return {32, sizeof(kt_block_i4_zero)};
+    case KT_Q8_K: return {256, sizeof(kt_block_q8_k)};
+    case KT_NVFP4: return {64, sizeof(kt_block_nvfp4)};
+    case KT_Q1_0: return {128, sizeof(kt_block_q1_0)};
+    case KT_Q2_0: return {64, sizeof(kt_block_q2_0)};
+    case KT_TQ1_0: return {256, sizeof(kt_block_tq1_0)};
+    case KT_TQ2_0: return {256, sizeof(kt_block_tq2_0)};
+    case KT_IQ2_XXS: return {256, sizeof(kt_block_iq2_xxs)};
+    case KT_IQ2_XS: return {256, sizeof(kt_block_iq2_xs)};
+    case KT_IQ2_S: return {256, sizeof(kt_block_iq2_s)};
+    case KT_IQ3_XXS: return {256, sizeof(kt_block_iq3_xxs)};
+    case KT_IQ3_S: return {256, sizeof(kt_block_iq3_s)};
+    case KT_IQ1_S: return {256, sizeof(kt_block_iq1_s)};
+    case KT_IQ1_M: return {256, sizeof(kt_block_iq1_m)};
     default: return {0, 0};
   }
 }

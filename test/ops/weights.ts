@@ -121,31 +121,6 @@ export function randomWeight(
   return w
 }
 
-/** Types that the CPU's kernels read and a device's do not yet. */
-const UNREAD_BY_DEVICES: ReadonlySet<string> = new Set([
-  "Q8_K",
-  "NVFP4",
-  "Q1_0",
-  "Q2_0",
-  "TQ1_0",
-  "TQ2_0",
-  "IQ2_XXS",
-  "IQ2_XS",
-  "IQ2_S",
-  "IQ3_XXS",
-  "IQ3_S",
-  "IQ1_S",
-  "IQ1_M",
-])
-
-/** Those of the types that the backend's kernels read. */
-export function readTypes(
-  backend: Backend,
-  types: readonly dtypes.DTypeInfo[],
-): readonly dtypes.DTypeInfo[] {
-  return backend.isHost ? types : types.filter(({ name }) => !UNREAD_BY_DEVICES.has(name))
-}
-
 /** The values of a weight as f32, row-major. */
 export function dequantized(w: Tensor): Float32Array {
   const out = Tensor.allocate(w.backend, dtypes.F32, w.shape)
