@@ -5,7 +5,7 @@ const cpu = @import("cpu.zig");
 
 /// One file an op family; each is compiled by itself, so that they compile side by side.
 const sources = [_][]const u8{
-    "ctx", "elementwise", "embedding", "rms_norm", "rope", "attention", "quantize", "dequantize", "gemv", "gemm", "linear", "moe", "sampling", "measure", "layer_norm", "head_linear",
+    "ctx", "elementwise", "embedding", "rms_norm", "rope", "attention", "quantize", "dequantize", "gemv", "gemm", "linear", "moe", "sampling", "measure", "layer_norm", "head_linear", "delta_rule",
 };
 const headers = [_][]const u8{ "kernels/gpu/gpu.h", "kernels/gpu/vendor.h", "kernels/gpu/blocks.cuh", "kernels/gpu/products.cuh", "kernels/include/kt.h", "kernels/include/kt_quant.h", "kernels/include/kt_codebook.h" };
 

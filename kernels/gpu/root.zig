@@ -20,8 +20,6 @@ fn unpin(data: *anyopaque) void {
 /// What kernels/gpu/*.cu do not export.
 const missing = [_][]const u8{
     "kt_quantize",
-    "kt_causal_conv1d",
-    "kt_gated_delta_rule",
 };
 
 fn Missing(comptime name: []const u8) type {
