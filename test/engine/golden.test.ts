@@ -2,7 +2,13 @@ import { describe, expect, test } from "bun:test"
 
 import type { EngineConfig } from "../../src/config.ts"
 import { deviceProblem } from "../../src/native/backend.ts"
-import { createEngine, generateAll, type GoldenModel, goldenModels } from "./golden-models.ts"
+import {
+  createEngine,
+  generateAll,
+  type GoldenModel,
+  goldenModels,
+  NOT_ON_DEVICES,
+} from "./golden-models.ts"
 
 /** Eight prompts of different lengths: the golden ones, and beginnings and mixtures of them. */
 function eightPrompts({ prompts }: GoldenModel): Int32Array[] {
@@ -20,9 +26,6 @@ function eightPrompts({ prompts }: GoldenModel): Int32Array[] {
     first.slice(0, 9),
   ]
 }
-
-/** Models with layers or weight types (IQ1 to IQ3) that the device's library has no kernel for yet. */
-const NOT_ON_DEVICES = /qwen3_?next|qwen3moe-mixed/
 
 for (const [device, model] of ["cpu", "cuda:0"].flatMap((device) =>
   goldenModels().map((model) => [device, model] as const),
