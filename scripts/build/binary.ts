@@ -59,6 +59,7 @@ const ENTRIES = [
   "src/cli/main.ts",
   "src/worker/engine-worker.ts",
   "src/kvcache/disk-worker.ts",
+  "src/engine/grammar-worker.ts",
 ] as const
 
 /** Makes the binary of a target. @throws KtError when anything that belongs into it is not in it */
@@ -163,6 +164,7 @@ function assertEmbedded(binary: string, library: string): void {
   for (const [what, text] of [
     ["engine Worker", "engine-worker"],
     ["prefix cache's Worker", "disk-worker"],
+    ["grammars' Worker", "grammar-worker"],
     ["web page", "<!doctype html>"],
     ["rule files", "# Everything on the CPU"],
   ] as const) {

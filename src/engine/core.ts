@@ -11,7 +11,7 @@ import type {
 import type { SequenceGrammar } from "./grammar.ts"
 import { checkParams, checkTokens } from "./params.ts"
 import { checkPoolParams, Pooler, type PoolingLimits } from "./pooling.ts"
-import { type Batch, draftOf, type Scheduler, wantsToken } from "./scheduler.ts"
+import { type Batch, draftOf, isReady, type Scheduler, wantsToken } from "./scheduler.ts"
 import { type RopeKey, Sequence } from "./sequence.ts"
 import type { Speculation } from "./speculation.ts"
 
@@ -46,8 +46,8 @@ export interface CacheFacts {
   readonly diskLimitBytes?: number | undefined
 }
 
-/** With nothing to compute but a prefix on its way from the disk: how long a step waits for it, so that an abort is seen. */
-const DISK_WAIT_MS = 5
+/** With nothing to compute until another thread is done: how long a step waits for it, so that an abort is seen. */
+const SHORT_WAIT_MS = 5
 
 /** Of a sequence that generates nothing. */
 const NO_SAMPLING: GenerateParams = {
@@ -173,7 +173,9 @@ export class EngineCore {
     this.#speculation?.propose(this.#scheduler.running, this.#scheduler.maxLength)
     const batch = this.#scheduler.schedule()
     if (batch.seqs.length === 0) {
-      if (this.#scheduler.isRestoring) this.#blocks.tiers?.wait(DISK_WAIT_MS)
+      const held = this.#scheduler.running.find((seq) => !isReady(seq))
+      if (this.#scheduler.isRestoring) this.#blocks.tiers?.wait(SHORT_WAIT_MS)
+      else if (held !== undefined) held.grammar?.wait(SHORT_WAIT_MS)
       else if (this.#scheduler.numRunning + this.#scheduler.numWaiting > 0)
         throw new KtError("the scheduler found nothing to compute although sequences wait")
       return events

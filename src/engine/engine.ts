@@ -18,6 +18,7 @@ import type {
   PoolingInfo,
   PoolParams,
   TokenEvent,
+  TokenTable,
 } from "../worker/protocol.ts"
 import { openBackends, packForDevice } from "./backends.ts"
 import { buildModel, type BuiltModel } from "./build.ts"
@@ -223,19 +224,14 @@ export class Engine implements Disposable {
     this.#core.pool(id, ids, params)
   }
 
-  /** What grammars are made of: see Grammars.setVocabulary. */
-  setVocabulary(tokens: readonly string[]): void {
-    this.#grammars.setVocabulary(tokens)
+  /** What grammars are made of. */
+  setVocabulary(table: TokenTable): void {
+    this.#grammars.setVocabulary(table)
   }
 
-  /** For add(); `stopTokens` may follow the end. @throws ConfigError when the grammar cannot be compiled */
-  grammar(text: string, stopTokens: readonly number[]): Promise<SequenceGrammar> {
-    return this.#grammars.matcher(text, stopTokens)
-  }
-
-  /** Undefined when the next step() can follow at once, else what must be awaited before it. */
-  prepare(): Promise<void> | undefined {
-    return this.#grammars.isFresh ? undefined : this.#grammars.refresh()
+  /** For add(); `stopTokens` may follow the end. @throws ConfigError as Grammars.matcher() does */
+  grammar(text: string, stopTokens: readonly number[], written?: string): Promise<SequenceGrammar> {
+    return this.#grammars.matcher(text, stopTokens, written)
   }
 
   /** Ends a sequence before the next step; its last event, with finish "abort", comes from that step(). */

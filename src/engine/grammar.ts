@@ -1,144 +1,285 @@
-import type { CompiledGrammar, GrammarCompiler, GrammarMatcher } from "@mlc-ai/web-xgrammar"
+import { MessageChannel, type MessagePort } from "node:worker_threads"
 
-import { ConfigError } from "../errors.ts"
+import { ConfigError, KtError } from "../errors.ts"
+import type { TokenTable } from "../worker/protocol.ts"
+import {
+  BELL,
+  COMPILING,
+  ENDING,
+  type FromGrammars,
+  GIVEN,
+  type GrammarWorkerStart,
+  IS_WRONG,
+  MASK,
+  SHARED_BYTES,
+  TAKEN,
+  type ToGrammars,
+  TOKEN,
+} from "./grammar-messages.ts"
 
 /** Compiled grammars that are kept: a busy server sees few different schemas. */
 const MAX_COMPILED = 64
+/** One compiles while the sequences of the other go on. */
+const MAX_THREADS = 2
+/** A mask takes a fraction of a millisecond, a large grammar seconds: later than this means that the thread hangs. */
+const LOST_MS = 60_000
 
 /**
- * What sequences must match, and the masks that make them do so, by xgrammar. A grammar is a structural tag as JSON text
- * (JSON schemas, regular expressions, EBNF and fixed text in sequence); equal texts are compiled once.
+ * What sequences must match, and the masks that make them do so, by xgrammar, in threads of their own: neither the first
+ * grammar nor any later one holds up a step. A grammar is a structural tag as JSON text (JSON schemas, regular
+ * expressions, EBNF and fixed text in sequence); equal texts are compiled once.
  */
 export class Grammars implements Disposable {
   readonly #vocabSize: number
-  #tokens: readonly string[] | undefined
-  #compiler: Promise<GrammarCompiler> | undefined
-  readonly #compiled = new Map<string, Promise<CompiledGrammar>>()
-  /** Matchers whose mask is of a state before their last token. */
-  readonly #stale = new Set<SequenceGrammar>()
+  #table: TokenTable | undefined
+  readonly #threads: GrammarThread[] = []
+  /** Who has compiled a grammar; the one used last comes last. */
+  readonly #owners = new Map<string, GrammarThread>()
 
   constructor(vocabSize: number) {
     this.#vocabSize = vocabSize
   }
 
-  /** Tokens as their bytes in GPT-2's letters, one for each byte; "" for those that no text is made of. */
-  setVocabulary(tokens: readonly string[]): void {
-    this.#tokens = tokens
+  setVocabulary(table: TokenTable): void {
+    this.#table = table
   }
 
-  /** @throws ConfigError when the grammar cannot be compiled */
-  async matcher(grammar: string, stopTokens: readonly number[]): Promise<SequenceGrammar> {
-    const compiled = await this.#compile(grammar)
-    const { GrammarMatcher } = await library()
-    const matcher = await GrammarMatcher.createGrammarMatcher(compiled, [...stopTokens])
-    const made = new SequenceGrammar(matcher, this.#stale)
-    await made.refresh()
-    return made
-  }
-
-  /** Masks that need no update: true without waiting for anything. */
-  get isFresh(): boolean {
-    return this.#stale.size === 0
-  }
-
-  /** Brings all masks up to date. */
-  async refresh(): Promise<void> {
-    for (const grammar of this.#stale) await grammar.refresh()
-    this.#stale.clear()
-  }
-
-  async #compile(grammar: string): Promise<CompiledGrammar> {
-    let compiled = this.#compiled.get(grammar)
-    this.#compiled.delete(grammar)
-    compiled ??= this.#newCompiler().then((compiler) => compiler.compileStructuralTag(grammar))
-    // the last in the map is the one used last
-    this.#compiled.set(grammar, compiled)
-    for (const key of this.#compiled.keys()) {
-      if (this.#compiled.size <= MAX_COMPILED) break
-      this.#forget(key)
+  /**
+   * @param written The beginning of the text, which is there already
+   * @throws ConfigError when the grammar cannot be compiled, or does not allow what is written
+   */
+  async matcher(
+    grammar: string,
+    stopTokens: readonly number[],
+    written = "",
+  ): Promise<SequenceGrammar> {
+    const thread = this.#threadFor(grammar)
+    this.#owners.delete(grammar)
+    this.#owners.set(grammar, thread)
+    for (const [key, owner] of this.#owners) {
+      if (this.#owners.size <= MAX_COMPILED) break
+      this.#owners.delete(key)
+      owner.forget(key)
     }
     try {
-      return await compiled
+      return await thread.matcher(grammar, stopTokens, written)
     } catch (error) {
-      this.#compiled.delete(grammar)
-      throw new ConfigError(`the grammar cannot be compiled: ${reason(error)}`)
+      if (!(error instanceof ConfigError)) this.#drop(thread)
+      throw error
     }
   }
 
-  #newCompiler(): Promise<GrammarCompiler> {
-    this.#compiler ??= this.#makeCompiler()
-    return this.#compiler
+  /** Who has it, else who has nothing to do, else a new one while there may be more. */
+  #threadFor(grammar: string): GrammarThread {
+    const owner = this.#owners.get(grammar)
+    if (owner !== undefined) return owner
+    const [idlest] = this.#threads.toSorted((a, b) => a.numMatchers - b.numMatchers)
+    if (idlest !== undefined)
+      if (idlest.numMatchers === 0 || this.#threads.length === MAX_THREADS) return idlest
+    if (this.#table === undefined) throw new ConfigError("the engine has no table of tokens")
+    const thread = new GrammarThread(this.#table, this.#vocabSize)
+    this.#threads.push(thread)
+    return thread
   }
 
-  async #makeCompiler(): Promise<GrammarCompiler> {
-    if (this.#tokens === undefined) throw new ConfigError("the engine has no table of tokens")
-    const tokens = this.#tokens.slice(0, this.#vocabSize)
-    const { GrammarCompiler, TokenizerInfo } = await library()
-    const info = await TokenizerInfo.createTokenizerInfo(
-      tokens,
-      "byte_level",
-      false,
-      this.#vocabSize,
-      [],
-    )
-    // grammars are cached here, where their number is bounded
-    return GrammarCompiler.createGrammarCompiler(info, false)
-  }
-
-  #forget(key: string): void {
-    const compiled = this.#compiled.get(key)
-    this.#compiled.delete(key)
-    // matchers hold what they need of it
-    void compiled?.then((one) => one.dispose()).catch(() => {})
+  /** A thread that ended is not asked again. */
+  #drop(thread: GrammarThread): void {
+    const at = this.#threads.indexOf(thread)
+    if (at >= 0) this.#threads.splice(at, 1)
+    for (const [key, owner] of this.#owners) if (owner === thread) this.#owners.delete(key)
+    thread[Symbol.dispose]()
   }
 
   [Symbol.dispose](): void {
-    for (const key of this.#compiled.keys()) this.#forget(key)
-    void this.#compiler?.then((compiler) => compiler.dispose()).catch(() => {})
+    for (const thread of this.#threads.splice(0)) thread[Symbol.dispose]()
+    this.#owners.clear()
+  }
+}
+
+interface Waiting {
+  readonly resolve: () => void
+  readonly reject: (error: KtError) => void
+}
+
+/** A thread that compiles grammars and keeps their matchers. */
+class GrammarThread implements Disposable {
+  readonly #worker: Worker & { ref(): void; unref(): void }
+  readonly #port: MessagePort
+  readonly #bell: Int32Array
+  readonly #words: number
+  readonly #waiting = new Map<number, Waiting>()
+  #nextId = 1
+  numMatchers = 0
+
+  constructor(table: TokenTable, vocabSize: number) {
+    this.#words = Math.ceil(vocabSize / 32)
+    this.#worker = new Worker(workerEntry().href, { name: "kt-grammar" }) as Worker & {
+      ref(): void
+      unref(): void
+    }
+    const { port1, port2 } = new MessageChannel()
+    this.#port = port1
+    const shared = new SharedArrayBuffer(SHARED_BYTES)
+    this.#bell = new Int32Array(shared)
+    port1.on("message", (message: FromGrammars) => this.#receive(message))
+    this.#worker.addEventListener("error", (event) => {
+      event.preventDefault()
+      this.#fail(new KtError(`the grammars' thread stopped: ${event.message}`))
+    })
+    this.#worker.addEventListener("close", () =>
+      this.#fail(new KtError("the grammars' thread ended")),
+    )
+    const start: GrammarWorkerStart = { port: port2, shared, table, vocabSize }
+    this.#worker.postMessage(start, [port2 as unknown as Transferable])
+  }
+
+  async matcher(
+    grammar: string,
+    stopTokens: readonly number[],
+    written: string,
+  ): Promise<SequenceGrammar> {
+    const id = this.#nextId++
+    const state = new SharedArrayBuffer((MASK + this.#words) * Int32Array.BYTES_PER_ELEMENT)
+    this.numMatchers++
+    try {
+      // the process may end without the thread, but not while somebody waits for it
+      this.#worker.ref()
+      this.#port.ref()
+      await new Promise<void>((resolve, reject) => {
+        this.#waiting.set(id, { resolve, reject })
+        this.#post({ type: "matcher", id, grammar, stopTokens, written, state })
+      })
+    } catch (error) {
+      this.numMatchers--
+      throw error
+    } finally {
+      if (this.#waiting.size === 0) {
+        this.#worker.unref()
+        this.#port.unref()
+      }
+    }
+    return new SequenceGrammar(state, this.#bell, stopTokens, () => {
+      this.numMatchers--
+      this.#post({ type: "release", id })
+    })
+  }
+
+  forget(grammar: string): void {
+    this.#post({ type: "forget", grammar })
+  }
+
+  #receive(message: FromGrammars): void {
+    const waiting = this.#waiting.get(message.id)
+    this.#waiting.delete(message.id)
+    if (message.type === "made") return waiting?.resolve()
+    const { reason, isWritten } = message
+    const why = isWritten
+      ? "the text that is to be continued does not begin what the grammar or the schema allows"
+      : `the grammar cannot be compiled: ${reason}`
+    waiting?.reject(new ConfigError(why))
+  }
+
+  #fail(error: KtError): void {
+    for (const { reject } of this.#waiting.values()) reject(error)
+    this.#waiting.clear()
+  }
+
+  #post(message: ToGrammars): void {
+    this.#port.postMessage(message)
+    ring(this.#bell)
+  }
+
+  [Symbol.dispose](): void {
+    // it has no memory but its own, and may be ended wherever it is, once it is awake
+    Atomics.store(this.#bell, ENDING, 1)
+    ring(this.#bell)
+    this.#fail(new KtError("the engine is closed"))
+    this.#port.close()
+    this.#worker.terminate()
   }
 }
 
 /** How far one sequence is in its grammar. */
 export class SequenceGrammar implements Disposable {
-  readonly #matcher: GrammarMatcher
-  readonly #stale: Set<SequenceGrammar>
-  /** Bit i % 32 of word floor(i / 32) says whether token i may come next. */
-  mask: Int32Array = new Int32Array(0)
+  readonly #state: Int32Array
+  readonly #mask: Int32Array
+  readonly #bell: Int32Array
+  readonly #stopTokens: readonly number[]
+  readonly #release: () => void
+  #isReleased = false
+  /** The end has been reached, a stop token included. */
+  isTerminated = false
 
-  constructor(matcher: GrammarMatcher, stale: Set<SequenceGrammar>) {
-    this.#matcher = matcher
-    this.#stale = stale
+  constructor(
+    state: SharedArrayBuffer,
+    bell: Int32Array,
+    stopTokens: readonly number[],
+    release: () => void,
+  ) {
+    this.#state = new Int32Array(state)
+    this.#mask = this.#state.subarray(MASK)
+    this.#bell = bell
+    this.#stopTokens = stopTokens
+    this.#release = release
+  }
+
+  /** Bit i % 32 of word floor(i / 32) says whether token i may come next. Waits for the thread where it is not ready. */
+  get mask(): Int32Array {
+    if (!this.wait(LOST_MS)) throw new KtError(`the grammars' thread gave no mask in ${LOST_MS} ms`)
+    if (this.#state[IS_WRONG] === 1) {
+      const token = this.#state[TOKEN]
+      throw new ConfigError(`token ${token} is not what the grammar allows`)
+    }
+    return this.#mask
   }
 
   /** Moves on by a token that the mask allowed. */
   accept(token: number): void {
-    if (this.#matcher.isTerminated()) return
-    if (!this.#matcher.acceptToken(token))
-      throw new ConfigError(`token ${token} is not what the grammar allows`)
-    this.#stale.add(this)
+    if (this.isTerminated) return
+    // one that was forced may follow another before its mask was looked at
+    this.wait(LOST_MS)
+    this.isTerminated = this.#stopTokens.includes(token)
+    Atomics.store(this.#state, TOKEN, token)
+    Atomics.add(this.#state, GIVEN, 1)
+    ring(this.#bell)
   }
 
-  /** The end has been reached, a stop token included. */
-  get isTerminated(): boolean {
-    return this.#matcher.isTerminated()
+  /** The mask is there, or will be in a moment: its thread compiles nothing. */
+  get isReady(): boolean {
+    return Atomics.load(this.#bell, COMPILING) === 0 || this.#isTaken()
   }
 
-  async refresh(): Promise<void> {
-    if (!this.#matcher.isTerminated()) this.mask = await this.#matcher.getNextTokenBitmask()
+  /** Whether the mask is there after at most so long. */
+  wait(ms: number): boolean {
+    const until = performance.now() + ms
+    for (;;) {
+      const taken = Atomics.load(this.#state, TAKEN)
+      if (taken === Atomics.load(this.#state, GIVEN)) return true
+      const left = until - performance.now()
+      if (left <= 0) return false
+      Atomics.wait(this.#state, TAKEN, taken, left)
+    }
+  }
+
+  #isTaken(): boolean {
+    return Atomics.load(this.#state, TAKEN) === Atomics.load(this.#state, GIVEN)
   }
 
   [Symbol.dispose](): void {
-    this.#stale.delete(this)
-    this.#matcher.dispose()
+    if (this.#isReleased) return
+    this.#isReleased = true
+    this.#release()
   }
 }
 
-/** A megabyte that only constrained output needs: not part of every start. */
-function library(): Promise<typeof import("@mlc-ai/web-xgrammar")> {
-  return import("@mlc-ai/web-xgrammar")
+function ring(bell: Int32Array): void {
+  Atomics.add(bell, BELL, 1)
+  Atomics.notify(bell, BELL)
 }
 
-function reason(error: unknown): string {
-  if (error instanceof Error) return error.message
-  return typeof error === "string" ? error : "xgrammar refuses it"
+/** In the binary the bundle's root stands for src/, and this code lies in the program's file there or in the engine Worker's. */
+function workerEntry(): URL {
+  const { url } = import.meta
+  if (!Bun.isStandaloneExecutable) return new URL("./grammar-worker.ts", url)
+  return new URL(`${/\/worker\/[^/]*$/.test(url) ? ".." : "."}/engine/grammar-worker.ts`, url)
 }

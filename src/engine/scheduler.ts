@@ -31,6 +31,11 @@ export function draftOf(seq: Sequence): number {
   return Math.max(0, seq.numComputed + seq.numScheduled - seq.length)
 }
 
+/** Whether its next token can be drawn: a sequence whose grammar's thread compiles another one sits steps out. */
+export function isReady({ grammar }: Sequence): boolean {
+  return grammar === undefined || grammar.isReady
+}
+
 /** Tokens of a known prefix that a step copies back to the device while other sequences run: some milliseconds. */
 const MAX_RESTORED_TOKENS = 1024
 
@@ -136,7 +141,7 @@ export class Scheduler {
     const preemptions = this.numPreemptions
     for (let i = 0; i < this.#running.length; i++) {
       const seq = this.#running[i] as Sequence
-      if (seq.numRemaining === 1 && this.#reserve(seq)) this.#take(seq, 1)
+      if (seq.numRemaining === 1 && isReady(seq) && this.#reserve(seq)) this.#take(seq, 1)
     }
     for (let i = 0; i < this.#batch.seqs.length; i++)
       this.#takeDraft(this.#batch.seqs[i] as Sequence)

@@ -1,8 +1,7 @@
 import { RequestError } from "../errors.ts"
 import { reasoningAtEnd, THINK_TAGS } from "../tokenizer/chat-formats.ts"
 import type { ChatFormat, ReasoningFormat, ToolCallFormat } from "../tokenizer/chat-formats.ts"
-import { BYTE_TO_CHAR } from "../tokenizer/vocabulary.ts"
-import type { EngineClient, GenerateParams } from "../worker/protocol.ts"
+import type { GenerateParams } from "../worker/protocol.ts"
 import { type RequestContext, type ServerContext, startGeneration } from "./context.ts"
 import { goingOn, unfinishedAnswer, writtenText } from "./continue.ts"
 import {
@@ -235,36 +234,12 @@ function renderOr400(
   }
 }
 
-/** Adds what the output must match, and tells the engine once what its tokens are. */
+/** Adds what the output must match. */
 export function constrain(
-  { client, tokenizer }: Pick<ServerContext, "client" | "tokenizer">,
   params: GenerateParams,
   { grammar }: Pick<ChatPrompt, "grammar">,
 ): GenerateParams {
-  if (grammar === undefined) return params
-  if (!knowVocabulary.has(client)) {
-    client.setVocabulary(vocabularyOf(tokenizer))
-    knowVocabulary.add(client)
-  }
-  return { ...params, grammar }
-}
-
-const knowVocabulary = new WeakSet<EngineClient>()
-
-/** Tokens in GPT-2's letters; control tokens that neither end the answer nor are a marker have no text. */
-function vocabularyOf(tokenizer: ServerTokenizer): string[] {
-  const ends = new Set(tokenizer.eogIds)
-  const format = tokenizer.chatFormat
-  const decoder = new TextDecoder()
-  return Array.from({ length: tokenizer.vocabSize }, (_, id) => {
-    const bytes = tokenizer.tokenBytes(id)
-    const isText =
-      // xgrammar lets those end the text that have one
-      ends.has(id) ||
-      !tokenizer.isSpecial(id) ||
-      (format !== undefined && isMarker(format, decoder.decode(bytes)))
-    return isText ? Array.from(bytes, (byte) => BYTE_TO_CHAR[byte]).join("") : ""
-  })
+  return grammar === undefined ? params : { ...params, grammar }
 }
 
 export interface AnswerRequest {
@@ -294,7 +269,7 @@ export function startAnswer(
   const { sampling, param, stop = [], count = 1, oneCall = false } = request
   const maxTokens = fitTokens(client, ids.length, request.maxTokens, param)
   const free = generateParams(sampling, maxTokens, config.defaults, tokenizer)
-  const params = constrain(context, free, prompt)
+  const params = constrain(free, prompt)
   const sequences = Array.from({ length: count }, (_, i) => ({ ids, params: forChoice(params, i) }))
   const generation = startGeneration(context, c, sequences, stop, {
     keepToken: prompt.keepToken,

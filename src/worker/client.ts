@@ -10,6 +10,7 @@ import type {
   Pooled,
   PoolParams,
   TokenEvent,
+  TokenTable,
   ToWorker,
 } from "./protocol.ts"
 
@@ -104,6 +105,7 @@ class WorkerClient implements EngineClient {
   /** Why nothing more can be asked of the engine. */
   #dead: KtError | undefined
   #closing: Promise<void> | undefined
+  #vocabulary: Promise<void> | undefined
   #nextId = 1
 
   constructor(worker: Worker, port: MessagePort, start: StartOptions) {
@@ -172,6 +174,7 @@ class WorkerClient implements EngineClient {
   }
 
   async *#run(work: Work, signal: AbortSignal | undefined): AsyncGenerator<readonly TokenEvent[]> {
+    if (work.type === "add" && work.params.grammar !== undefined) await this.#vocabulary
     if (this.#dead !== undefined) throw this.#dead
     const id = this.#nextId++
     const stream = new Stream()
@@ -200,8 +203,10 @@ class WorkerClient implements EngineClient {
     }
   }
 
-  setVocabulary(tokens: readonly string[]): void {
-    this.#post({ type: "vocabulary", tokens })
+  setVocabulary(table: Promise<TokenTable>): void {
+    this.#vocabulary = table.then((known) => this.#post({ type: "vocabulary", table: known }))
+    // whoever needs it learns of a failure
+    this.#vocabulary.catch(() => {})
   }
 
   stats(): Promise<EngineStats> {

@@ -87,6 +87,15 @@ export interface GenerateParams extends SamplingParams {
   readonly promptLogprobs?: number
   /** What the output must match: xgrammar's structural tag as JSON text. */
   readonly grammar?: string
+  /** The beginning of what must match, where the prompt ends with it. */
+  readonly grammarWritten?: string
+}
+
+/** Tokens as text, in shared memory: their bytes one after the other, and where each ends. */
+export interface TokenTable {
+  readonly bytes: Uint8Array
+  /** Tokens that no text is made of end where they begin. */
+  readonly ends: Uint32Array
 }
 
 /** How one text becomes a vector, or a score. */
@@ -277,7 +286,7 @@ export type ToWorker =
       readonly params: PoolParams
     }
   | { readonly type: "abort"; readonly id: number }
-  | { readonly type: "vocabulary"; readonly tokens: readonly string[] }
+  | { readonly type: "vocabulary"; readonly table: TokenTable }
   | { readonly type: "stats" | "details"; readonly nonce: number }
   | { readonly type: "clear-cache" }
   | { readonly type: "shutdown" }
@@ -317,11 +326,8 @@ export interface EngineClient {
   ): AsyncIterable<readonly TokenEvent[]>
   /** One text's vector or score. Throws ConfigError where the text is empty or too long, or a parameter does not fit the model. */
   pool(ids: Int32Array, params: PoolParams, signal?: AbortSignal): Promise<Pooled>
-  /**
-   * What grammars are made of, before the first of them: tokens by id as their bytes in GPT-2's letters, "" for those
-   * that no text is made of.
-   */
-  setVocabulary(tokens: readonly string[]): void
+  /** What grammars are made of, once; sequences that have one wait for it. */
+  setVocabulary(table: Promise<TokenTable>): void
   stats(): Promise<EngineStats>
   details(): Promise<EngineDetails>
   /** Forgets every known prefix on all tiers; sequences that run go on. */

@@ -10,6 +10,7 @@ import type {
   LoadOptions,
   PoolParams,
   TokenEvent,
+  TokenTable,
   ToWorker,
 } from "./protocol.ts"
 import { Turns } from "./turns.ts"
@@ -26,10 +27,9 @@ export interface ServedEngine extends Disposable {
   /** `grammar`: from grammar(), where params have one. */
   add(id: number, ids: Int32Array, params: GenerateParams, grammar?: Disposable): void
   pool(id: number, ids: Int32Array, params: PoolParams): void
-  setVocabulary(tokens: readonly string[]): void
-  grammar(text: string, stopTokens: readonly number[]): Promise<Disposable>
-  /** What must be awaited before the next step. */
-  prepare(): Promise<void> | undefined
+  setVocabulary(table: TokenTable): void
+  /** `written`: the beginning of what must match, where the prompt ends with it. */
+  grammar(text: string, stopTokens: readonly number[], written?: string): Promise<Disposable>
   abort(id: number): void
   abortAll(): void
   step(): TokenEvent[]
@@ -131,7 +131,7 @@ export function serveEngine(port: MessagePort, create: EngineFactory): void {
         if (compiling.delete(message.id)) return refuse(message.id, { finish: "abort" })
         return engine?.abort(message.id)
       case "vocabulary":
-        return engine?.setVocabulary(message.tokens)
+        return engine?.setVocabulary(message.table)
       case "clear-cache":
         return engine?.clearCache()
       case "stats":
@@ -174,7 +174,8 @@ export function serveEngine(port: MessagePort, create: EngineFactory): void {
     const { id, params } = message
     compiling.add(id)
     try {
-      const grammar = await engine?.grammar(params.grammar ?? "", params.stopTokens)
+      const { grammar: text = "", stopTokens, grammarWritten } = params
+      const grammar = await engine?.grammar(text, stopTokens, grammarWritten)
       if (compiling.delete(id)) add(message, grammar)
       else grammar?.[Symbol.dispose]()
     } catch (error) {
@@ -191,8 +192,6 @@ export function serveEngine(port: MessagePort, create: EngineFactory): void {
     running = true
     try {
       while (engine?.hasWork) {
-        const masks = engine.prepare()
-        if (masks !== undefined) await masks
         if (compiling.size > 0) await new Promise<void>((resolve) => setImmediate(resolve))
         // shut down meanwhile
         if (engine === undefined) break

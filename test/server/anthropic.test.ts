@@ -208,7 +208,7 @@ describe("Anthropic's client", () => {
     for (const grammar of grammars) expect(grammar).toContain('\\"name\\": \\"weather\\"')
     await api.messages.create({ ...hello, tools: [weather], tool_choice: { type: "none" } })
     expect(client.calls.at(-1)!.params.grammar).toBeUndefined()
-    expect(client.vocabulary).toHaveLength(client.info.vocabSize)
+    expect(client.vocabulary?.ends).toHaveLength(client.info.vocabSize)
   })
 
   test("errors are the client's classes, with sentences", async () => {

@@ -16,6 +16,7 @@ import type {
   Pooled,
   PoolParams,
   TokenEvent,
+  TokenTable,
 } from "../../src/worker/protocol.ts"
 
 /** Bytes are tokens 0 to 255; these come after. */
@@ -209,10 +210,10 @@ export class FakeClient implements EngineClient {
     }
   }
 
-  vocabulary: readonly string[] | undefined
+  vocabulary: TokenTable | undefined
 
-  setVocabulary(tokens: readonly string[]): void {
-    this.vocabulary = tokens
+  setVocabulary(table: Promise<TokenTable>): void {
+    void table.then((known) => (this.vocabulary = known))
   }
 
   async pool(_ids: Int32Array, _params: PoolParams): Promise<Pooled> {

@@ -4,6 +4,7 @@ import { startEngine } from "../../src/worker/client.ts"
 import type { EngineClient, GenerateParams, TokenEvent } from "../../src/worker/protocol.ts"
 import { GREEDY } from "../engine/fake-runner.ts"
 import { type GoldenModel, goldenModels } from "../engine/golden-models.ts"
+import { tableOf } from "../engine/token-table.ts"
 
 const model = goldenModels().find(({ name }) => name === "gguf/llama-f16") as GoldenModel
 const open: EngineClient[] = []
@@ -94,7 +95,7 @@ describe("a model in the Worker", () => {
       String.fromCharCode(97 + (id % 26)),
     )
     letters[stop] = "</s>"
-    client.setVocabulary(letters)
+    client.setVocabulary(Promise.resolve(tableOf(letters)))
     const params: GenerateParams = { ...GREEDY, maxTokens: 60, stopTokens: [stop], logprobs: 2 }
     const regex = (pattern: string): string =>
       JSON.stringify({ type: "structural_tag", format: { type: "regex", pattern } })

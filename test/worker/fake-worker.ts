@@ -59,7 +59,6 @@ self.onmessage = (event: MessageEvent): void => {
       pool: (id, ids, params) => core.pool(id, ids, params),
       setVocabulary: () => {},
       grammar: () => Promise.reject(new TypeError("no grammars here")),
-      prepare: () => undefined,
       abort: (id) => core.abort(id),
       abortAll: () => core.abortAll(),
       step() {

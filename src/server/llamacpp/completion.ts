@@ -112,11 +112,9 @@ async function complete(
     logprobs: wantsTokens(body) ? (body.n_probs ?? 0) : undefined,
     extra: extraSampling(body),
   }
-  const params = constrain(
-    context,
-    generateParams(sampling, maxTokens, config.defaults, tokenizer),
-    { grammar: grammarOf(body) },
-  )
+  const params = constrain(generateParams(sampling, maxTokens, config.defaults, tokenizer), {
+    grammar: grammarOf(body),
+  })
   const generation = startGeneration(context, c, [{ ids, params }], stopStrings(body.stop))
   const answer: Answer = { context, body, generation }
   if (body.stream !== true) return c.json(await whole(answer))

@@ -1,6 +1,7 @@
 import { KtError, MemoryError, RequestError } from "../../errors.ts"
 import { Admission, type Workload } from "../admission.ts"
 import type { ModelMetrics, ServerMetrics } from "../metrics.ts"
+import { tokenTable } from "../token-table.ts"
 import type { ServerConfig } from "../types.ts"
 import type { KnownModel, LoadedModel, ModelLibrary } from "./library.ts"
 import { type Alias, checkName, findModel, MODEL_ALIAS, plainName } from "./names.ts"
@@ -299,6 +300,9 @@ export class ModelManager {
       this.#workload,
       () => this.#settled(slot),
     )
+    // grammars need it later, and requests must not wait for it then
+    if (loaded.client.info.pooling?.generates !== false)
+      loaded.client.setVocabulary(tokenTable(loaded.tokenizer))
     slot.state = "ready"
     slot.settle()
     this.#settled(slot)

@@ -141,7 +141,7 @@ function start(context: ServerContext, c: RequestContext, body: CompletionReques
       "prompt",
     )
     const free = generateParams(sampling, fitting, config.defaults, tokenizer)
-    const params = constrain(context, free, { grammar })
+    const params = constrain(free, { grammar })
     for (let i = 0; i < n; i++) sequences.push({ ids, params: forChoice(params, i) })
   }
   const generation =
