@@ -2,7 +2,7 @@ import type { RequestMessage } from "./conversation.ts"
 import { t } from "./language.ts"
 import { parseSchema, parseTools, SAMPLING_FIELDS } from "./settings.ts"
 import { readEvents } from "./sse.ts"
-import type { Failure, Model, Settings } from "./types.ts"
+import type { Failure, Model, Settings, Thinking } from "./types.ts"
 
 /** Token counts and speeds as the server gives them; what it leaves out stays undefined. */
 export interface Usage {
@@ -42,6 +42,7 @@ export function chatBody(
     const value = request.settings[key]
     if (value !== null) sampling[key] = value
   }
+  const { samplers, dry_sequence_breakers, thinking } = request.settings
   const tools = parseTools(request.settings.tools)
   const schema = parseSchema(request.settings.schema)
   return {
@@ -50,6 +51,9 @@ export function chatBody(
     stream: true,
     stream_options: { include_usage: true, continuous_usage_stats: true },
     ...sampling,
+    ...(samplers === null ? {} : { samplers }),
+    ...(dry_sequence_breakers === null ? {} : { dry_sequence_breakers }),
+    ...(thinking === "" ? {} : thinkingFields(thinking)),
     ...(typeof tools === "object" ? { tools } : {}),
     ...(typeof schema === "object"
       ? {
@@ -63,6 +67,13 @@ export function chatBody(
       ? { continue_final_message: true, add_generation_prompt: false }
       : {}),
   }
+}
+
+/** Templates read the one or the other; what a template does not know changes nothing. */
+function thinkingFields(thinking: Exclude<Thinking, "">): object {
+  const isOn = thinking !== "off"
+  const effort = isOn && thinking !== "on" ? { reasoning_effort: thinking } : {}
+  return { chat_template_kwargs: { enable_thinking: isOn }, ...effort }
 }
 
 /**

@@ -1,7 +1,10 @@
 import { t } from "./language.ts"
-import { EMPTY_SETTINGS, type Settings } from "./types.ts"
+import { EMPTY_SETTINGS, type SamplerName, SAMPLERS, type Settings, THINKING } from "./types.ts"
 
-export type SamplingKey = Exclude<keyof Settings, "system" | "tools" | "schema">
+/** Settings that are numbers. */
+export type SamplingKey = {
+  [Key in keyof Settings]: Settings[Key] extends number | null ? Key : never
+}[keyof Settings]
 
 /** One row of the settings form: its range and step. Its names are those of strings/. */
 export interface SamplingField {
@@ -49,6 +52,33 @@ export const SAMPLING_FIELDS: readonly SamplingField[] = [...MAIN_FIELDS, ...MOR
 export const MAX_SYSTEM_CHARS = 200_000
 /** The same for the texts of tools and schema. */
 export const MAX_JSON_CHARS = 200_000
+
+/** What the server takes of DRY's breakers. */
+const MAX_BREAKERS = 64
+const MAX_BREAKER_CHARS = 40
+
+/** Reads breakers as they are typed, one a line, with \\n for a line break: the list, `null` for empty, or what is wrong. */
+export function parseBreakers(text: string): string[] | null | string {
+  const lines = text.split("\n").filter((line) => line !== "")
+  if (lines.length === 0) return null
+  const breakers = [...new Set(lines.map(unescaped))]
+  if (breakers.length > MAX_BREAKERS) return t("breakersTooMany", { n: MAX_BREAKERS })
+  const long = breakers.find(({ length }) => length > MAX_BREAKER_CHARS)
+  return long === undefined ? breakers : t("breakerTooLong", { n: MAX_BREAKER_CHARS })
+}
+
+/** The text that `parseBreakers` reads. */
+export function breakersText(breakers: readonly string[] | null): string {
+  return (breakers ?? [])
+    .map((one) => one.replaceAll("\\", "\\\\").replaceAll("\n", "\\n").replaceAll("\t", "\\t"))
+    .join("\n")
+}
+
+function unescaped(line: string): string {
+  return line.replace(/\\([nt\\])/g, (_, letter: string) =>
+    letter === "n" ? "\n" : letter === "t" ? "\t" : "\\",
+  )
+}
 
 /** Reads one field's text: a number in range, `null` for empty, or a sentence that says what is wrong. */
 export function parseField(field: SamplingField, text: string): number | null | string {
@@ -114,6 +144,14 @@ export function readSettings(data: unknown): Settings {
     )
       settings[key] = text
   }
+  const thinking = THINKING.find((each) => each === record["thinking"])
+  if (thinking !== undefined) settings.thinking = thinking
+  settings.samplers = readOrder(record["samplers"])
+  const breakers = record["dry_sequence_breakers"]
+  if (Array.isArray(breakers) && breakers.every((each) => typeof each === "string")) {
+    const parsed = parseBreakers(breakersText(breakers))
+    if (typeof parsed !== "string") settings.dry_sequence_breakers = parsed
+  }
   for (const field of SAMPLING_FIELDS) {
     const value = record[field.key]
     if (typeof value !== "number") continue
@@ -123,10 +161,25 @@ export function readSettings(data: unknown): Settings {
   return settings
 }
 
+/** An order of samplers, each at most once; `null` where it is none, or the server's own. */
+function readOrder(data: unknown): SamplerName[] | null {
+  if (!Array.isArray(data)) return null
+  const known = data.flatMap((each) => SAMPLERS.filter((name) => name === each))
+  const order = [...new Set(known)]
+  return order.length === 0 || isServersOrder(order) ? null : order
+}
+
+export function isServersOrder(order: readonly SamplerName[]): boolean {
+  return order.length === SAMPLERS.length && order.every((name, i) => name === SAMPLERS[i])
+}
+
 /** Number of settings that differ from the server's own. */
 export function countChanged(settings: Settings): number {
   return (
     SAMPLING_FIELDS.filter((field) => settings[field.key] !== null).length +
-    [settings.system, settings.tools, settings.schema].filter((text) => text.trim() !== "").length
+    [settings.samplers, settings.dry_sequence_breakers].filter((list) => list !== null).length +
+    [settings.system, settings.tools, settings.schema, settings.thinking].filter(
+      (text) => text.trim() !== "",
+    ).length
   )
 }

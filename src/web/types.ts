@@ -63,6 +63,25 @@ export interface Message {
   model?: string
 }
 
+/** In the order in which the server applies them by itself. */
+export const SAMPLERS = [
+  "penalties",
+  "dry",
+  "top_n_sigma",
+  "temperature",
+  "top_k",
+  "typ_p",
+  "top_p",
+  "min_p",
+  "xtc",
+] as const
+
+export type SamplerName = (typeof SAMPLERS)[number]
+
+export const THINKING = ["", "off", "on", "low", "medium", "high"] as const
+
+export type Thinking = (typeof THINKING)[number]
+
 /** Sampling settings; `null` and empty texts leave the choice to the server. */
 export interface Settings {
   system: string
@@ -70,6 +89,12 @@ export interface Settings {
   tools: string
   /** JSON schema that answers match. */
   schema: string
+  /** Whether and how hard the model thinks; "" leaves it to its template. */
+  thinking: Thinking
+  /** The samplers that act, in order; `null` is the server's own order. */
+  samplers: SamplerName[] | null
+  /** Strings across which DRY sees no repetition; `null` is the server's own list. */
+  dry_sequence_breakers: string[] | null
   temperature: number | null
   top_p: number | null
   top_k: number | null
@@ -118,6 +143,9 @@ export const EMPTY_SETTINGS: Settings = {
   system: "",
   tools: "",
   schema: "",
+  thinking: "",
+  samplers: null,
+  dry_sequence_breakers: null,
   temperature: null,
   top_p: null,
   top_k: null,

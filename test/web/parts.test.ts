@@ -3,6 +3,7 @@ import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 
+import { SAMPLERS } from "../../src/web/types.ts"
 import { describeInBrowser } from "./browser.ts"
 import { type FakeServer, startFakeServer } from "./fake-server.ts"
 import { eventually, latinTexts, PHONE, type Session, startSession } from "./session.ts"
@@ -329,6 +330,60 @@ describeInBrowser("parts of messages in a browser", (browser) => {
     await s.page.locator(".settings-button").click()
     await s.page.waitForSelector(".more")
     expect(await isOpen()).toBe(true)
+    expect(s.problems).toEqual([])
+  })
+
+  test("samplers are ordered, switched off and told where to stop, by keyboard and by mouse", async () => {
+    await s.page.locator(".settings-button").click()
+    await s.page.locator(".more summary").click()
+    const order = (): Promise<string[]> =>
+      s.page.$$eval(".order ol li", (all) => all.map((e) => e.getAttribute("data-name") ?? ""))
+    const own = await order()
+    expect(own).toEqual([...SAMPLERS])
+    // a button keeps the focus while its row moves, also where the row can go no further
+    await s.page.focus('[data-name="dry"] .move-up')
+    await s.page.keyboard.press("Enter")
+    await eventually(async () => (await order()).slice(0, 3), ["dry", "penalties", "top_n_sigma"])
+    await eventually(
+      () => s.page.evaluate(() => document.activeElement?.getAttribute("aria-label")),
+      "Move DRY up",
+    )
+    await s.page.keyboard.press("Enter")
+    expect((await order())[0]).toBe("dry")
+    await eventually(() => s.texts('.order [role="status"]'), ["DRY is number 1 of 9"])
+    await s.page.locator('[data-name="xtc"] input').click()
+    await eventually(() => s.texts(".order ul li"), ["XTC"])
+    await s.page.$eval(".order", (e) => e.scrollIntoView({ block: "center" }))
+    const from = await s.page.$('[data-name="min_p"] .grip')
+    const to = await s.page.$('[data-name="penalties"]')
+    if (from === null || to === null) throw new Error("no rows")
+    const [a, b] = await Promise.all([from.clickablePoint(), to.clickablePoint()])
+    await s.page.mouse.move(a.x, a.y)
+    await s.page.mouse.down()
+    await s.page.mouse.move(b.x, b.y, { steps: 12 })
+    await s.page.mouse.up()
+    await eventually(async () => (await order()).slice(0, 3), ["dry", "min_p", "penalties"])
+    await s.page.locator("#setting-dry_sequence_breakers").fill("\\n\n###\n\\n")
+    await s.page.select("#setting-thinking", "low")
+    await shoot("order")
+    await s.page.keyboard.press("Escape")
+    await s.send("Hi")
+    await s.done(1)
+    const body = server.calls[0]?.body as unknown as Record<string, unknown>
+    expect(body["samplers"]).toEqual([
+      ...["dry", "min_p", "penalties", "top_n_sigma", "temperature", "top_k", "typ_p", "top_p"],
+    ])
+    expect(body["dry_sequence_breakers"]).toEqual(["\n", "###"])
+    expect(body["reasoning_effort"]).toBe("low")
+    expect(body["chat_template_kwargs"]).toEqual({ enable_thinking: true })
+    // they are of the conversation, and the server's order comes back by one button
+    await s.page.reload()
+    await eventually(() => s.texts(".badge"), ["3"])
+    await s.page.locator(".settings-button").click()
+    await s.page.waitForSelector(".order ul li")
+    expect((await order())[1]).toBe("min_p")
+    await s.page.$$eval(".order .button", ([button]) => (button as HTMLElement).click())
+    await eventually(order, own)
     expect(s.problems).toEqual([])
   })
 

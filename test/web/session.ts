@@ -133,6 +133,6 @@ export async function latinTexts(page: Page): Promise<string[]> {
   })
   // what the world calls so, and names of keys
   const known =
-    /^(Top-p|Top-k|Min-p|Top-n-sigma|(?:XTC|DRY|Mirostat)[^a-z]*|.*API 密钥|.*[（(](Enter|Esc|Ctrl\+K)[)）]|.*你好.*)$/
+    /^(?:[上下]移 )?(Top-p|Top-k|Min-p|Top-n-sigma|(?:XTC|DRY|Mirostat)[^a-z]*|.*API 密钥|.*[（(](Enter|Esc|Ctrl\+K)[)）]|.*你好.*)$/
   return shown.filter((text) => !known.test(text.trim()))
 }

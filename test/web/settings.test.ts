@@ -2,7 +2,9 @@ import { expect, test } from "bun:test"
 
 import { ageGroup, formatDuration, formatSpeed, formatTokens } from "../../src/web/format.ts"
 import {
+  breakersText,
   countChanged,
+  parseBreakers,
   parseField,
   parseSchema,
   parseTools,
@@ -10,7 +12,8 @@ import {
   SAMPLING_FIELDS,
   type SamplingField,
 } from "../../src/web/settings.ts"
-import { EMPTY_SETTINGS } from "../../src/web/types.ts"
+import { EMPTY_SETTINGS, SAMPLERS } from "../../src/web/types.ts"
+import { SAMPLER_NAMES } from "../../src/worker/protocol.ts"
 
 const field = (key: string): SamplingField => {
   const found = SAMPLING_FIELDS.find((each) => each.key === key)
@@ -77,4 +80,25 @@ test("tools and schemas are JSON of their shape, or a sentence says what is wron
     schema: "{}",
     mirostat: 2,
   })
+})
+
+test("breakers are lines, with marks for those that no line can hold", () => {
+  const breakers = ["\n", ":", "\\", "\\n", "\t", " * "]
+  expect(parseBreakers(breakersText(breakers))).toEqual(breakers)
+  expect(parseBreakers("\n\n")).toBeNull()
+  expect(parseBreakers("a\na")).toEqual(["a"])
+  expect(parseBreakers("x".repeat(41))).toBe("A breaker has at most 40 characters")
+  const many = Array.from({ length: 65 }, (_, i) => `${i}`)
+  expect(parseBreakers(many.join("\n"))).toBe("At most 64 breakers")
+})
+
+test("an order of samplers is kept where it is one, and the server's own is none", () => {
+  expect(SAMPLERS).toEqual(SAMPLER_NAMES)
+  const read = (samplers: unknown): unknown => readSettings({ samplers }).samplers
+  expect(read(["xtc", "top_k", "xtc", "none"])).toEqual(["xtc", "top_k"])
+  for (const none of [[], ["none"], "xtc", [...SAMPLERS]]) expect(read(none)).toBeNull()
+  const stored = { samplers: ["top_k"], dry_sequence_breakers: ["\n"], thinking: "off" }
+  expect(readSettings(stored)).toEqual({ ...EMPTY_SETTINGS, ...stored } as never)
+  expect(countChanged(readSettings(stored))).toBe(3)
+  expect(readSettings({ thinking: "much", dry_sequence_breakers: [1] })).toEqual(EMPTY_SETTINGS)
 })

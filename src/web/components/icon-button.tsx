@@ -13,6 +13,8 @@ interface Props {
   keys?: string
   class?: string
   disabled?: boolean
+  /** It does nothing now and says so, but keeps its place in the order of focus. */
+  isIdle?: boolean
 }
 
 export function IconButton({
@@ -22,6 +24,7 @@ export function IconButton({
   keys,
   class: extra,
   disabled,
+  isIdle = false,
 }: Props): JSX.Element {
   return (
     <button
@@ -30,7 +33,8 @@ export function IconButton({
       aria-label={label}
       title={keys === undefined ? label : `${label} (${keys})`}
       disabled={disabled ?? false}
-      onClick={onClick}
+      aria-disabled={isIdle ? true : undefined}
+      onClick={() => isIdle || onClick()}
     >
       <Icon name={icon} />
     </button>

@@ -12,12 +12,19 @@ import {
   parseTools,
 } from "../settings.ts"
 import { apiKey, defaults, openPanel, settings } from "../state.ts"
-import { EMPTY_SETTINGS } from "../types.ts"
+import { EMPTY_SETTINGS, type Settings, THINKING } from "../types.ts"
+import { BreakersField } from "./breakers-field.tsx"
 import { Icon } from "./icons.tsx"
 import { JsonField } from "./json-field.tsx"
 import { Panel } from "./panel.tsx"
 import { PromptLibrary } from "./prompt-library.tsx"
+import { SamplerOrder } from "./sampler-order.tsx"
 import { SamplingInput } from "./sampling-input.tsx"
+
+function hasMore(now: Settings): boolean {
+  const lists = [now.samplers, now.dry_sequence_breakers]
+  return lists.some((list) => list !== null) || MORE_FIELDS.some(({ key }) => now[key] !== null)
+}
 
 /** System prompt and sampling of the conversation on screen. Changes apply at once, to the next answer. */
 export function SettingsPanel(): JSX.Element {
@@ -51,18 +58,40 @@ export function SettingsPanel(): JSX.Element {
           />
         </label>
         <PromptLibrary />
+        <div class="field is-row">
+          <label for="setting-thinking">
+            <span class="field-label">{t("thinkingSetting")}</span>
+            <span class="hint">{t("thinkingSettingHint")}</span>
+          </label>
+          <select
+            id="setting-thinking"
+            value={now.thinking}
+            onChange={(event) => {
+              const chosen = THINKING.find((each) => each === event.currentTarget.value)
+              changeSettings({ ...settings.value, thinking: chosen ?? "" })
+            }}
+          >
+            {THINKING.map((each) => (
+              <option key={each} value={each}>
+                {t(each === "" ? "default" : `thinking_${each}`)}
+              </option>
+            ))}
+          </select>
+        </div>
         <h3>{t("sampling")}</h3>
         <p class="hint">{t("emptyFields")}</p>
         {MAIN_FIELDS.map((field) => (
           <SamplingInput key={field.key} field={field} />
         ))}
-        <details class="more" open={MORE_FIELDS.some(({ key }) => now[key] !== null)}>
+        <details class="more" open={hasMore(now)}>
           <summary>
             <Icon name="chevron" /> {t("moreSampling")}
           </summary>
           {MORE_FIELDS.map((field) => (
             <SamplingInput key={field.key} field={field} />
           ))}
+          <BreakersField />
+          <SamplerOrder />
         </details>
         <JsonField name="schema" parse={parseSchema} />
         <JsonField name="tools" parse={parseTools} />
