@@ -62,6 +62,8 @@ export interface EngineConfig {
   readonly fuse: boolean
   /** Rearrange weights into the kernels' own layout at load. */
   readonly repack: boolean
+  /** Steps that generate are recorded once a batch size and launched as one graph. */
+  readonly stepGraph: boolean
 }
 
 export interface ConfigOption {
@@ -137,6 +139,8 @@ export const CONFIG_OPTIONS: readonly ConfigOption[] = [
     help: "fused operators; --no-fuse runs the plain modules" },
   { key: "repack", flag: "repack", aliases: [], type: "boolean", default: true,
     help: "rearrange weights for the CPU's vector width at load" },
+  { key: "stepGraph", flag: "step-graph", aliases: ["cuda-graph", "use_cuda_graph"], type: "boolean", default: true,
+    help: "launch steps that generate as one graph each; --no-step-graph calls op by op" },
 ]
 
 /** Fills defaults, checks types and bounds; unknown keys and bad values are ConfigErrors. The result is frozen. */

@@ -46,18 +46,18 @@ const Job = struct {
     }
 };
 
-export fn kt_add(handle: ?*c.kt_ctx_t, a: ?*const c.kt_tensor_t, b: ?*const c.kt_tensor_t, out: ?*const c.kt_tensor_t) c.kt_status_t {
+pub fn kt_add(handle: ?*c.kt_ctx_t, a: ?*const c.kt_tensor_t, b: ?*const c.kt_tensor_t, out: ?*const c.kt_tensor_t) c.kt_status_t {
     const ndim = if (a) |t| t.ndim else 0;
     if (ndim < 1 or ndim > 4) return core.status.invalid("a has {d} dimensions, expected 1 to 4", .{ndim});
     return run(handle, .add, "a", a, "b", b, ndim, out);
 }
 
-export fn kt_act_mul(handle: ?*c.kt_ctx_t, gate: ?*const c.kt_tensor_t, up: ?*const c.kt_tensor_t, act: u32, out: ?*const c.kt_tensor_t) c.kt_status_t {
+pub fn kt_act_mul(handle: ?*c.kt_ctx_t, gate: ?*const c.kt_tensor_t, up: ?*const c.kt_tensor_t, act: u32, out: ?*const c.kt_tensor_t) c.kt_status_t {
     if (act > c.KT_ACT_SWIGLU_OAI) return core.status.invalid("act is {d}, expected 0 to {d}", .{ act, c.KT_ACT_SWIGLU_OAI });
     return run(handle, .{ .act_mul = act }, "gate", gate, "up", up, 2, out);
 }
 
-export fn kt_act(handle: ?*c.kt_ctx_t, x: ?*const c.kt_tensor_t, act: u32, out: ?*const c.kt_tensor_t) c.kt_status_t {
+pub fn kt_act(handle: ?*c.kt_ctx_t, x: ?*const c.kt_tensor_t, act: u32, out: ?*const c.kt_tensor_t) c.kt_status_t {
     if (act > c.KT_ACT_TANH or act == c.KT_ACT_SWIGLU_OAI) return core.status.invalid("act is {d}, expected 0 to {d} or {d}", .{ act, c.KT_ACT_RELU, c.KT_ACT_TANH });
     return run(handle, .{ .act = act }, "x", x, "x", x, 2, out);
 }

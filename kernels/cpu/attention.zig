@@ -83,7 +83,7 @@ const Store = struct {
     }
 };
 
-export fn kt_store_kv(handle: ?*c.kt_ctx_t, k: ?*const c.kt_tensor_t, v: ?*const c.kt_tensor_t, slot_mapping: ?*const c.kt_tensor_t, k_cache: ?*const c.kt_tensor_t, v_cache: ?*const c.kt_tensor_t) c.kt_status_t {
+pub fn kt_store_kv(handle: ?*c.kt_ctx_t, k: ?*const c.kt_tensor_t, v: ?*const c.kt_tensor_t, slot_mapping: ?*const c.kt_tensor_t, k_cache: ?*const c.kt_tensor_t, v_cache: ?*const c.kt_tensor_t) c.kt_status_t {
     const ctx = ctx_mod.from(handle) orelse return invalid;
     const tk = check.f32s("k", k, 3) orelse return invalid;
     const tv = check.f32s("v", v, 3) orelse return invalid;
@@ -298,7 +298,7 @@ fn fail(comptime fmt: []const u8, args: anytype) ?Sequence {
     return null;
 }
 
-export fn kt_paged_attention(handle: ?*c.kt_ctx_t, q: ?*const c.kt_tensor_t, k_cache: ?*const c.kt_tensor_t, v_cache: ?*const c.kt_tensor_t, block_tables: ?*const c.kt_tensor_t, query_start: ?*const c.kt_tensor_t, seq_lens: ?*const c.kt_tensor_t, sinks: ?*const c.kt_tensor_t, params: ?*const c.kt_attention_params_t, out: ?*const c.kt_tensor_t) c.kt_status_t {
+pub fn kt_paged_attention(handle: ?*c.kt_ctx_t, q: ?*const c.kt_tensor_t, k_cache: ?*const c.kt_tensor_t, v_cache: ?*const c.kt_tensor_t, block_tables: ?*const c.kt_tensor_t, query_start: ?*const c.kt_tensor_t, seq_lens: ?*const c.kt_tensor_t, sinks: ?*const c.kt_tensor_t, params: ?*const c.kt_attention_params_t, out: ?*const c.kt_tensor_t) c.kt_status_t {
     const ctx = ctx_mod.from(handle) orelse return invalid;
     const p = params orelse return status.invalid("params are NULL", .{});
     if (p.struct_size < @sizeOf(c.kt_attention_params_t)) return status.invalid("params.struct_size is {d}", .{p.struct_size});

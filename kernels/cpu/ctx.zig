@@ -6,6 +6,7 @@ const cpuid = @import("cpuid.zig");
 const Pool = @import("pool.zig").Pool;
 const topology = @import("topology.zig");
 const amx = @import("amx.zig");
+const Graph = @import("graph.zig").Graph;
 const c = core.c;
 const status = core.status;
 
@@ -23,6 +24,12 @@ pub const Ctx = struct {
     /// The system's number of each of the pool's nodes; null where nodes only divide the work.
     system_nodes: [topology.max_nodes]?u32 = [_]?u32{null} ** topology.max_nodes,
     scratch: []align(64) u8 = &.{},
+    /// What ops are kept in and not computed.
+    recording: ?*Graph = null,
+
+    pub fn isAlive(self: *const Ctx) bool {
+        return self.magic == magic;
+    }
 
     /// Memory for one call's intermediate results, grown as needed and kept. Valid until the next call of reserve.
     pub fn reserve(self: *Ctx, bytes: usize) error{OutOfMemory}![]align(64) u8 {
@@ -53,7 +60,7 @@ pub fn from(handle: ?*c.kt_ctx_t) ?*Ctx {
         return null;
     };
     const ctx: *Ctx = @ptrCast(@alignCast(pointer));
-    if (ctx.magic != magic) {
+    if (!ctx.isAlive()) {
         _ = status.invalid("not a context, or one that was destroyed", .{});
         return null;
     }
@@ -132,6 +139,7 @@ pub export fn kt_ctx_create(options: ?*const c.kt_ctx_options_t, out: ?*?*c.kt_c
 
 pub export fn kt_ctx_destroy(handle: ?*c.kt_ctx_t) void {
     const ctx = from(handle) orelse return;
+    if (ctx.recording) |graph| graph.destroy();
     ctx.pool.destroy(gpa);
     gpa.free(ctx.scratch);
     ctx.magic = 0;

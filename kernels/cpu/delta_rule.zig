@@ -95,7 +95,7 @@ const Conv = struct {
     }
 };
 
-export fn kt_causal_conv1d(handle: ?*c.kt_ctx_t, x: ?*const c.kt_tensor_t, weight: ?*const c.kt_tensor_t, segments: ?*const c.kt_state_segments_t, state: ?*const c.kt_tensor_t, out: ?*const c.kt_tensor_t) c.kt_status_t {
+pub fn kt_causal_conv1d(handle: ?*c.kt_ctx_t, x: ?*const c.kt_tensor_t, weight: ?*const c.kt_tensor_t, segments: ?*const c.kt_state_segments_t, state: ?*const c.kt_tensor_t, out: ?*const c.kt_tensor_t) c.kt_status_t {
     const ctx = ctx_mod.from(handle) orelse return invalid;
     const tx = check.f32s("x", x, 3) orelse return invalid;
     const tw = check.f32s("weight", weight, 2) orelse return invalid;
@@ -220,7 +220,7 @@ fn vector(comptime name: []const u8, given: ?*const c.kt_tensor_t, length: i64) 
     return if (check.size(name, t, 0, length)) floats(t, 0) else null;
 }
 
-export fn kt_gated_delta_rule(handle: ?*c.kt_ctx_t, args: ?*const c.kt_delta_rule_args_t) c.kt_status_t {
+pub fn kt_gated_delta_rule(handle: ?*c.kt_ctx_t, args: ?*const c.kt_delta_rule_args_t) c.kt_status_t {
     const ctx = ctx_mod.from(handle) orelse return invalid;
     const g = args orelse return status.invalid("args are NULL", .{});
     if (g.struct_size < @sizeOf(c.kt_delta_rule_args_t)) return status.invalid("args.struct_size is {d}", .{g.struct_size});

@@ -46,7 +46,7 @@ export fn kt_buffer_destroy(handle: ?*c.kt_ctx_t, buffer: ?*anyopaque, bytes: i6
     core.slab.kt_slab_destroy(buffer, bytes);
 }
 
-export fn kt_buffer_copy(handle: ?*c.kt_ctx_t, to: ?*anyopaque, from: ?*const anyopaque, bytes: i64) status.Status {
+pub fn kt_buffer_copy(handle: ?*c.kt_ctx_t, to: ?*anyopaque, from: ?*const anyopaque, bytes: i64) status.Status {
     _ = ctx_of(handle) orelse return c.KT_ERR_INVALID_ARG;
     if (bytes < 0) return status.invalid("a copy of {d} bytes", .{bytes});
     if (bytes == 0) return c.KT_OK;
@@ -108,31 +108,6 @@ export fn kt_event_elapsed(start: ?*c.kt_event_t, end: ?*c.kt_event_t, out_ms: ?
     const until = second.recorded orelse return status.invalid("end was not recorded", .{});
     out.* = @as(f64, @floatFromInt(until.since(from))) / std.time.ns_per_ms;
     return c.KT_OK;
-}
-
-export fn kt_graph_begin(handle: ?*c.kt_ctx_t) status.Status {
-    _ = ctx_of(handle) orelse return c.KT_ERR_INVALID_ARG;
-    return noGraphs();
-}
-
-export fn kt_graph_end(handle: ?*c.kt_ctx_t, out: ?*?*c.kt_graph_t) status.Status {
-    _ = handle;
-    if (out) |slot| slot.* = null;
-    return noGraphs();
-}
-
-export fn kt_graph_launch(handle: ?*c.kt_ctx_t, graph: ?*c.kt_graph_t) status.Status {
-    _ = handle;
-    _ = graph;
-    return noGraphs();
-}
-
-export fn kt_graph_destroy(graph: ?*c.kt_graph_t) void {
-    _ = graph;
-}
-
-fn noGraphs() status.Status {
-    return status.unsupported("the CPU computes ops as they are called: it has no graphs", .{});
 }
 
 test "events measure the time between them; a destroyed one is refused" {

@@ -93,7 +93,7 @@ fn isPlain(dtype: u32) bool {
     return dtype == c.KT_F32 or dtype == c.KT_F16 or dtype == c.KT_BF16 or dtype == c.KT_I32;
 }
 
-export fn kt_copy(handle: ?*c.kt_ctx_t, src: ?*const c.kt_tensor_t, out: ?*const c.kt_tensor_t) c.kt_status_t {
+pub fn kt_copy(handle: ?*c.kt_ctx_t, src: ?*const c.kt_tensor_t, out: ?*const c.kt_tensor_t) c.kt_status_t {
     const ctx = ctx_mod.from(handle) orelse return invalid;
     const ndim = if (src) |t| t.ndim else 0;
     if (ndim < 1 or ndim > 4) return core.status.invalid("src has {d} dimensions, expected 1 to 4", .{ndim});

@@ -30,7 +30,7 @@ const Job = struct {
     }
 };
 
-export fn kt_embedding(handle: ?*c.kt_ctx_t, table: ?*const c.kt_tensor_t, ids: ?*const c.kt_tensor_t, scale: f32, out: ?*const c.kt_tensor_t) c.kt_status_t {
+pub fn kt_embedding(handle: ?*c.kt_ctx_t, table: ?*const c.kt_tensor_t, ids: ?*const c.kt_tensor_t, scale: f32, out: ?*const c.kt_tensor_t) c.kt_status_t {
     const ctx = ctx_mod.from(handle) orelse return invalid;
     const t = check.tensor("table", table, 2) orelse return invalid;
     const ti = check.i32s("ids", ids, 1) orelse return invalid;

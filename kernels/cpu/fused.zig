@@ -57,7 +57,7 @@ pub fn offsetBack(buffer: [*]f32, count: usize) [*]f32 {
     return @ptrFromInt(@intFromPtr(buffer) -% count * @sizeOf(f32));
 }
 
-export fn kt_gate_up_act(handle: Handle, x: Arg, norm_weight: Arg, eps: f32, offset: f32, wg: Arg, wu: Arg, act: u32, out: Arg) c.kt_status_t {
+pub fn kt_gate_up_act(handle: Handle, x: Arg, norm_weight: Arg, eps: f32, offset: f32, wg: Arg, wu: Arg, act: u32, out: Arg) c.kt_status_t {
     const ctx = ctx_mod.from(handle) orelse return invalid;
     const tx = check.f32s("x", x, 2) orelse return invalid;
     const gate = mm.Weight.from("wg", ctx, wg, tx.shape[1]) orelse return invalid;
@@ -197,7 +197,7 @@ fn cacheArg(comptime name: []const u8, given: Arg) ?*const check.Tensor {
     return null;
 }
 
-export fn kt_qkv_rope_store(handle: Handle, args: ?*const c.kt_qkv_args_t) c.kt_status_t {
+pub fn kt_qkv_rope_store(handle: Handle, args: ?*const c.kt_qkv_args_t) c.kt_status_t {
     const ctx = ctx_mod.from(handle) orelse return invalid;
     const a = args orelse return status.invalid("args are NULL", .{});
     if (a.struct_size < @sizeOf(c.kt_qkv_args_t)) return status.invalid("args.struct_size is {d}", .{a.struct_size});

@@ -48,12 +48,12 @@ fn rowOf(t: *const check.Tensor, index: usize) [*]f32 {
     return @ptrCast(@alignCast(@as([*]u8, @ptrCast(t.data.?)) + rowOffset(t, index)));
 }
 
-export fn kt_gated_rms_norm(handle: ?*c.kt_ctx_t, x: ?*const c.kt_tensor_t, gate: ?*const c.kt_tensor_t, weight: ?*const c.kt_tensor_t, eps: f32, out: ?*const c.kt_tensor_t) c.kt_status_t {
+pub fn kt_gated_rms_norm(handle: ?*c.kt_ctx_t, x: ?*const c.kt_tensor_t, gate: ?*const c.kt_tensor_t, weight: ?*const c.kt_tensor_t, eps: f32, out: ?*const c.kt_tensor_t) c.kt_status_t {
     const tw = check.f32s("weight", weight, 1) orelse return invalid;
     return run(handle, x, gate, tw, eps, out);
 }
 
-export fn kt_sigmoid_mul(handle: ?*c.kt_ctx_t, x: ?*const c.kt_tensor_t, gate: ?*const c.kt_tensor_t, out: ?*const c.kt_tensor_t) c.kt_status_t {
+pub fn kt_sigmoid_mul(handle: ?*c.kt_ctx_t, x: ?*const c.kt_tensor_t, gate: ?*const c.kt_tensor_t, out: ?*const c.kt_tensor_t) c.kt_status_t {
     return run(handle, x, gate, null, 0, out);
 }
 

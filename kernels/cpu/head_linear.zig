@@ -78,7 +78,7 @@ fn aligned(comptime name: []const u8, t: *const check.Tensor) bool {
     return true;
 }
 
-export fn kt_head_linear(handle: ?*c.kt_ctx_t, x: ?*const c.kt_tensor_t, w: ?*const c.kt_tensor_t, transposed: u32, out: ?*const c.kt_tensor_t) c.kt_status_t {
+pub fn kt_head_linear(handle: ?*c.kt_ctx_t, x: ?*const c.kt_tensor_t, w: ?*const c.kt_tensor_t, transposed: u32, out: ?*const c.kt_tensor_t) c.kt_status_t {
     const ctx = ctx_mod.from(handle) orelse return invalid;
     if (transposed > 1) return status.invalid("transposed is {d}, expected 0 or 1", .{transposed});
     const tx = check.f32s("x", x, 3) orelse return invalid;

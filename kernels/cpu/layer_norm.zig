@@ -34,7 +34,7 @@ fn vector(comptime name: []const u8, tensor: ?*const c.kt_tensor_t, n: i64) ?[*]
     return @ptrCast(@alignCast(t.data.?));
 }
 
-export fn kt_layer_norm(handle: ?*c.kt_ctx_t, x: ?*const c.kt_tensor_t, weight: ?*const c.kt_tensor_t, bias: ?*const c.kt_tensor_t, eps: f32, out: ?*const c.kt_tensor_t) c.kt_status_t {
+pub fn kt_layer_norm(handle: ?*c.kt_ctx_t, x: ?*const c.kt_tensor_t, weight: ?*const c.kt_tensor_t, bias: ?*const c.kt_tensor_t, eps: f32, out: ?*const c.kt_tensor_t) c.kt_status_t {
     const ctx = ctx_mod.from(handle) orelse return invalid;
     const ndim = if (x) |t| t.ndim else 0;
     const tx = check.f32s("x", x, ndim) orelse return invalid;

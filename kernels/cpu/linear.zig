@@ -96,15 +96,15 @@ pub fn normOf(comptime name: []const u8, given: Arg, eps: f32, offset: f32, n: i
     return .{ .weight = weight, .eps = eps, .offset = offset };
 }
 
-export fn kt_linear(handle: Handle, x: Arg, w: Arg, bias: Arg, out: Arg) c.kt_status_t {
+pub fn kt_linear(handle: Handle, x: Arg, w: Arg, bias: Arg, out: Arg) c.kt_status_t {
     return product(handle, .{ .x = x, .norm = null, .norm_eps = 0, .norm_offset = 0, .w = w, .bias = bias, .out = out, .residual = false });
 }
 
-export fn kt_norm_linear(handle: Handle, x: Arg, norm_weight: Arg, eps: f32, offset: f32, w: Arg, out: Arg) c.kt_status_t {
+pub fn kt_norm_linear(handle: Handle, x: Arg, norm_weight: Arg, eps: f32, offset: f32, w: Arg, out: Arg) c.kt_status_t {
     return product(handle, .{ .x = x, .norm = norm_weight, .norm_eps = eps, .norm_offset = offset, .w = w, .bias = null, .out = out, .residual = false });
 }
 
-export fn kt_linear_residual(handle: Handle, x: Arg, w: Arg, bias: Arg, post_norm: Arg, eps: f32, offset: f32, residual: Arg) c.kt_status_t {
+pub fn kt_linear_residual(handle: Handle, x: Arg, w: Arg, bias: Arg, post_norm: Arg, eps: f32, offset: f32, residual: Arg) c.kt_status_t {
     return product(handle, .{ .x = x, .norm = null, .norm_eps = 0, .norm_offset = 0, .w = w, .bias = bias, .out = residual, .residual = true, .post = post_norm, .post_eps = eps, .post_offset = offset });
 }
 

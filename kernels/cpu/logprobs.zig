@@ -22,7 +22,7 @@ const Argmax = struct {
     }
 };
 
-export fn kt_argmax(handle: ?*c.kt_ctx_t, logits: ?*const c.kt_tensor_t, out: ?*const c.kt_tensor_t) c.kt_status_t {
+pub fn kt_argmax(handle: ?*c.kt_ctx_t, logits: ?*const c.kt_tensor_t, out: ?*const c.kt_tensor_t) c.kt_status_t {
     const ctx = ctx_mod.from(handle) orelse return invalid;
     const tl = check.f32s("logits", logits, 2) orelse return invalid;
     const to = check.i32s("out", out, 1) orelse return invalid;
@@ -35,7 +35,7 @@ export fn kt_argmax(handle: ?*c.kt_ctx_t, logits: ?*const c.kt_tensor_t, out: ?*
     return c.KT_OK;
 }
 
-export fn kt_mask_logits(handle: ?*c.kt_ctx_t, logits: ?*const c.kt_tensor_t, bits: ?*const c.kt_tensor_t) c.kt_status_t {
+pub fn kt_mask_logits(handle: ?*c.kt_ctx_t, logits: ?*const c.kt_tensor_t, bits: ?*const c.kt_tensor_t) c.kt_status_t {
     _ = ctx_mod.from(handle) orelse return invalid;
     const tl = check.f32s("logits", logits, 2) orelse return invalid;
     const tb = check.i32s("bits", bits, 2) orelse return invalid;
@@ -125,7 +125,7 @@ const Logprobs = struct {
     }
 };
 
-export fn kt_logprobs(
+pub fn kt_logprobs(
     handle: ?*c.kt_ctx_t,
     logits: ?*const c.kt_tensor_t,
     tokens: ?*const c.kt_tensor_t,

@@ -426,7 +426,7 @@ fn bf16(e: *const Active) bool {
     return e.tile == groups.bf16_tile;
 }
 
-export fn kt_fused_experts(handle: ?*c.kt_ctx_t, args: ?*const c.kt_experts_args_t) c.kt_status_t {
+pub fn kt_fused_experts(handle: ?*c.kt_ctx_t, args: ?*const c.kt_experts_args_t) c.kt_status_t {
     const ctx = ctx_mod.from(handle) orelse return invalid;
     const a = args orelse return status.invalid("args are NULL", .{});
     if (a.struct_size < @sizeOf(c.kt_experts_args_t)) return status.invalid("args.struct_size is {d}", .{a.struct_size});

@@ -85,7 +85,7 @@ fn choice(ctx: *ctx_mod.Ctx, tokens: i64, experts: i64, logits: check.Rows, bias
     };
 }
 
-export fn kt_moe_router(handle: ?*c.kt_ctx_t, logits: ?*const c.kt_tensor_t, bias: ?*const c.kt_tensor_t, params: ?*const c.kt_router_params_t, ids: ?*const c.kt_tensor_t, weights: ?*const c.kt_tensor_t) c.kt_status_t {
+pub fn kt_moe_router(handle: ?*c.kt_ctx_t, logits: ?*const c.kt_tensor_t, bias: ?*const c.kt_tensor_t, params: ?*const c.kt_router_params_t, ids: ?*const c.kt_tensor_t, weights: ?*const c.kt_tensor_t) c.kt_status_t {
     const ctx = ctx_mod.from(handle) orelse return invalid;
     const tl = check.f32s("logits", logits, 2) orelse return invalid;
     const rows = check.rows("logits", tl) orelse return invalid;
@@ -138,7 +138,7 @@ const NormRouter = struct {
     }
 };
 
-export fn kt_norm_router(handle: ?*c.kt_ctx_t, x: ?*const c.kt_tensor_t, norm_weight: ?*const c.kt_tensor_t, eps: f32, offset: f32, w: ?*const c.kt_tensor_t, logit_bias: ?*const c.kt_tensor_t, bias: ?*const c.kt_tensor_t, params: ?*const c.kt_router_params_t, normed: ?*const c.kt_tensor_t, ids: ?*const c.kt_tensor_t, weights: ?*const c.kt_tensor_t) c.kt_status_t {
+pub fn kt_norm_router(handle: ?*c.kt_ctx_t, x: ?*const c.kt_tensor_t, norm_weight: ?*const c.kt_tensor_t, eps: f32, offset: f32, w: ?*const c.kt_tensor_t, logit_bias: ?*const c.kt_tensor_t, bias: ?*const c.kt_tensor_t, params: ?*const c.kt_router_params_t, normed: ?*const c.kt_tensor_t, ids: ?*const c.kt_tensor_t, weights: ?*const c.kt_tensor_t) c.kt_status_t {
     const ctx = ctx_mod.from(handle) orelse return invalid;
     const tx = check.f32s("x", x, 2) orelse return invalid;
     const tn = check.f32s("normed", normed, 2) orelse return invalid;

@@ -33,11 +33,11 @@ const Job = struct {
     }
 };
 
-export fn kt_rms_norm(handle: ?*c.kt_ctx_t, x: ?*const c.kt_tensor_t, weight: ?*const c.kt_tensor_t, eps: f32, offset: f32, out: ?*const c.kt_tensor_t) c.kt_status_t {
+pub fn kt_rms_norm(handle: ?*c.kt_ctx_t, x: ?*const c.kt_tensor_t, weight: ?*const c.kt_tensor_t, eps: f32, offset: f32, out: ?*const c.kt_tensor_t) c.kt_status_t {
     return run(handle, null, x, weight, eps, offset, out);
 }
 
-export fn kt_add_rms_norm(handle: ?*c.kt_ctx_t, residual: ?*const c.kt_tensor_t, x: ?*const c.kt_tensor_t, weight: ?*const c.kt_tensor_t, eps: f32, offset: f32, out: ?*const c.kt_tensor_t) c.kt_status_t {
+pub fn kt_add_rms_norm(handle: ?*c.kt_ctx_t, residual: ?*const c.kt_tensor_t, x: ?*const c.kt_tensor_t, weight: ?*const c.kt_tensor_t, eps: f32, offset: f32, out: ?*const c.kt_tensor_t) c.kt_status_t {
     if (residual == null) return core.status.invalid("residual is NULL", .{});
     return run(handle, residual, x, weight, eps, offset, out);
 }

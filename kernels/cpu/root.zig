@@ -1,26 +1,37 @@
 //! libkt_cpu. Each file exports the ops of its name: they check descriptors, split work over the pool and call the ISA table.
+const graph = @import("graph.zig");
+
+/// Files of ops: each `pub fn kt_*` is exported as one that a graph can hold, what they export themselves is not.
+const ops = .{
+    @import("rms_norm.zig"),
+    @import("layer_norm.zig"),
+    @import("linear.zig"),
+    @import("elementwise.zig"),
+    @import("quantize.zig"),
+    @import("embedding.zig"),
+    @import("rope.zig"),
+    @import("attention.zig"),
+    @import("activation.zig"),
+    @import("moe_router.zig"),
+    @import("logprobs.zig"),
+    @import("sampling.zig"),
+    @import("fused.zig"),
+    @import("moe.zig"),
+    @import("head_linear.zig"),
+    @import("delta_rule.zig"),
+    @import("gates.zig"),
+    @import("device.zig"),
+};
+
 comptime {
     _ = @import("core");
     _ = @import("ctx.zig");
-    _ = @import("rms_norm.zig");
-    _ = @import("layer_norm.zig");
-    _ = @import("linear.zig");
-    _ = @import("elementwise.zig");
-    _ = @import("quantize.zig");
-    _ = @import("embedding.zig");
-    _ = @import("rope.zig");
-    _ = @import("attention.zig");
-    _ = @import("activation.zig");
-    _ = @import("moe_router.zig");
-    _ = @import("logprobs.zig");
-    _ = @import("sampling.zig");
     _ = @import("measure.zig");
-    _ = @import("fused.zig");
-    _ = @import("moe.zig");
-    _ = @import("head_linear.zig");
-    _ = @import("delta_rule.zig");
-    _ = @import("gates.zig");
-    _ = @import("device.zig");
+    _ = graph;
+    @setEvalBranchQuota(10_000);
+    for (ops) |file| for (@typeInfo(file).@"struct".decls) |decl| {
+        if (@import("std").mem.startsWith(u8, decl.name, "kt_")) graph.exportOp(decl.name, @field(file, decl.name));
+    };
 }
 
 test {
@@ -33,4 +44,5 @@ test {
     _ = @import("candidates.zig");
     _ = @import("moe_groups.zig");
     _ = @import("device.zig");
+    _ = @import("graph.zig");
 }

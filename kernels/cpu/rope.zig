@@ -66,7 +66,7 @@ fn overTokens(job: anytype, member: *Member, tokens: usize) void {
     }
 }
 
-export fn kt_rope_table(handle: ?*c.kt_ctx_t, positions: ?*const c.kt_tensor_t, inv_freq: ?*const c.kt_tensor_t, scale: f32, out: ?*const c.kt_tensor_t) c.kt_status_t {
+pub fn kt_rope_table(handle: ?*c.kt_ctx_t, positions: ?*const c.kt_tensor_t, inv_freq: ?*const c.kt_tensor_t, scale: f32, out: ?*const c.kt_tensor_t) c.kt_status_t {
     const ctx = ctx_mod.from(handle) orelse return invalid;
     const tp = check.i32s("positions", positions, 1) orelse return invalid;
     const tf = check.f32s("inv_freq", inv_freq, 2) orelse return invalid;
@@ -86,7 +86,7 @@ export fn kt_rope_table(handle: ?*c.kt_ctx_t, positions: ?*const c.kt_tensor_t, 
     return c.KT_OK;
 }
 
-export fn kt_rope(handle: ?*c.kt_ctx_t, x: ?*const c.kt_tensor_t, table: ?*const c.kt_tensor_t, interleaved: u32) c.kt_status_t {
+pub fn kt_rope(handle: ?*c.kt_ctx_t, x: ?*const c.kt_tensor_t, table: ?*const c.kt_tensor_t, interleaved: u32) c.kt_status_t {
     const ctx = ctx_mod.from(handle) orelse return invalid;
     const tx = check.f32s("x", x, 3) orelse return invalid;
     const tt = check.f32s("table", table, 2) orelse return invalid;

@@ -304,7 +304,7 @@ fn checkIds(name: []const u8, index: usize, ids: []const i32, vocab: usize) bool
     return true;
 }
 
-export fn kt_sample(handle: ?*c.kt_ctx_t, logits: ?*const c.kt_tensor_t, rows: ?[*]c.kt_sampling_row_t, out: ?*const c.kt_tensor_t) c.kt_status_t {
+pub fn kt_sample(handle: ?*c.kt_ctx_t, logits: ?*const c.kt_tensor_t, rows: ?[*]c.kt_sampling_row_t, out: ?*const c.kt_tensor_t) c.kt_status_t {
     const ctx = ctx_mod.from(handle) orelse return invalid;
     const tl = check.f32s("logits", logits, 2) orelse return invalid;
     const to = check.i32s("out", out, 1) orelse return invalid;

@@ -195,8 +195,10 @@ KT_API kt_status_t kt_event_record(kt_ctx_t *ctx, kt_event_t *event);
 KT_API kt_status_t kt_event_wait(kt_ctx_t *ctx, kt_event_t *event);
 /* Milliseconds between two recorded events; waits for the second. */
 KT_API kt_status_t kt_event_elapsed(kt_event_t *start, kt_event_t *end, double *out_ms);
-/* Ops between begin and end are not computed but kept, with the addresses and sizes they were called with; launch computes them
- * all. KT_ERR_UNSUPPORTED where calls cost nothing worth saving (the CPU). */
+/* Ops between begin and end are not computed but kept, with the addresses, sizes and options they were called with (descriptors and
+ * option structs are copied); launch computes them all, on what lies at the addresses then, in the context's precision. An op that
+ * writes to its option struct cannot be kept. KT_ERR_UNSUPPORTED from launch, before anything is computed: memory of the context
+ * that the graph uses has been given back since, and it must be made again. */
 typedef struct kt_graph kt_graph_t;
 KT_API kt_status_t kt_graph_begin(kt_ctx_t *ctx);
 KT_API kt_status_t kt_graph_end(kt_ctx_t *ctx, kt_graph_t **out);

@@ -26,6 +26,7 @@ export const COMPUTE_KEYS: readonly EngineKey[] = [
   "specDraft",
   "fuse",
   "repack",
+  "stepGraph",
 ]
 
 /** Options of an engine that answers one conversation. */

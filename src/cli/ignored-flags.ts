@@ -8,7 +8,6 @@ export const IGNORED_FLAGS: Readonly<Record<string, string>> = {
   sched_strategy: SAME,
   tp: RULES,
   architectures: "the model's files say what it is",
-  use_cuda_graph: "this build computes on the CPU only",
   web: "--no-ui leaves the web page out",
   web_cross_domain: "--cors-origin says which pages may call",
   memory_gpu_only: PREFIX,

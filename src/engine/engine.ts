@@ -46,6 +46,7 @@ import { maxRunning, Scheduler } from "./scheduler.ts"
 import { Sequence } from "./sequence.ts"
 import { speculationFor } from "./speculation-setup.ts"
 import { MAX_DRAFT_ROWS } from "./speculation.ts"
+import { StepGraphs } from "./step-graphs.ts"
 
 export interface EngineHooks {
   readonly onProgress?: (stage: string, done: number, total: number) => void
@@ -170,7 +171,10 @@ export class Engine implements Disposable {
     })
     const maxDraftTokens = speculation === undefined ? 0 : MAX_DRAFT_ROWS
     const sizes = { ...limits, maxDraftTokens }
-    const parts = { states: statePool, devices: computing }
+    const ropeKey = ropeKeyOf(built.config)
+    const graphs = graphsFor(config, computing, hooks)
+    if (graphs !== undefined) resources.use(graphs)
+    const parts = { states: statePool, devices: computing, graphs, ropeKey }
     const runner = resources.use(new ModelRunner(backend, built.model, pool, sizes, parts))
     hooks.onProgress?.("warm-up", 0, 1)
     warmUp(runner, blocks, built.config)
@@ -183,7 +187,6 @@ export class Engine implements Disposable {
         )
 
     const vocabSize = built.config.vocab_size
-    const ropeKey = ropeKeyOf(built.config)
     const facts = {
       vocabSize,
       ropeKey,
@@ -279,6 +282,25 @@ function forModel(config: EngineConfig, model: ModelConfig): EngineConfig {
     // what a token's states are depends on all that follows it
     prefixCache: false,
   }
+}
+
+/** Undefined where every op is to be called in every step. */
+function graphsFor(
+  { stepGraph, operators }: EngineConfig,
+  [backend, ...others]: readonly Backend[],
+  hooks: EngineHooks,
+): StepGraphs | undefined {
+  if (!stepGraph || backend === undefined) return undefined
+  const reason =
+    operators.length > 0
+      ? "operators of --operators may do more than call ops"
+      : others.length > 0
+        ? "the model is on several devices"
+        : undefined
+  if (reason === undefined)
+    return new StepGraphs(backend, (message) => hooks.onLog?.("info", message))
+  hooks.onLog?.("info", `steps that generate are not recorded as graphs: ${reason}`)
+  return undefined
 }
 
 /** Of a model that is made for more than to generate. */

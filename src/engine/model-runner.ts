@@ -12,7 +12,8 @@ import { FixedInts } from "./fixed-ints.ts"
 import { scoreOf } from "./pooling.ts"
 import { Sampler } from "./sampler.ts"
 import { type Batch, draftOf, MAX_PROMPT_ROWS, promptRowsOf, wantsToken } from "./scheduler.ts"
-import type { Sequence } from "./sequence.ts"
+import type { RopeKey, Sequence } from "./sequence.ts"
+import { MAX_GRAPH_SEQS, type StepGraphs } from "./step-graphs.ts"
 
 /** A model that computes: logits [R, vocab] F32 of the batch's logitsRows. */
 export interface RunnableModel {
@@ -44,6 +45,10 @@ export interface RunnerParts {
   readonly states?: StatePool | undefined
   /** All devices that compute, that of the logits first. */
   readonly devices?: readonly Backend[]
+  /** Steps that generate are computed by these; of models on one device. */
+  readonly graphs?: StepGraphs | undefined
+  /** Of models whose rotations depend on the length: lengths of one key are computed alike. */
+  readonly ropeKey?: RopeKey | undefined
 }
 
 /** Of one sequence in a step: its state is kept at two lengths at most before the end. */
@@ -79,15 +84,23 @@ export class ModelRunner implements StepRunner {
   readonly #rowPages: Int32Array
   readonly #rows: Sequence[] = []
   readonly #tokens: Int32Array
+  /** What the buffers hold: sequences (a guess counts as one), rows whose logits are wanted, segments of states. */
+  #numSeqs = 0
+  #numRows = 0
+  #numSegments = 0
+  #phase: ForwardBatch["phase"] = "decode"
+  #hasTypes = false
   /** Rows of the step before those that give log-probabilities of prompts. */
   #firstPromptRow = 0
+  readonly #graphs: StepGraphs | undefined
+  readonly #ropeKey: RopeKey | undefined
 
   constructor(
     backend: Backend,
     model: RunnableModel | StatesModel,
     pool: KVPool,
     limits: RunnerLimits,
-    { states, devices = [backend] }: RunnerParts = {},
+    { states, devices = [backend], graphs, ropeKey }: RunnerParts = {},
   ) {
     const { maxBatchSize, maxBatchTokens, contextLength } = limits
     this.#devices = devices
@@ -118,15 +131,27 @@ export class ModelRunner implements StepRunner {
     this.#rowEpoch = new Int32Array(maxRows)
     this.#rowPages = new Int32Array(maxRows)
     this.#tokens = new Int32Array(maxBatchSize)
+    this.#graphs = graphs
+    this.#ropeKey = ropeKey
   }
 
   run(batch: Batch): StepOutput {
     try {
-      const input = this.#write(batch)
+      this.#write(batch)
       if (batch.seqs.some(({ pooler }) => pooler !== undefined))
-        return this.#poolStates(batch, input)
-      if (this.#model.forward === undefined) throw new KtError("the model generates nothing")
-      return this.#sample(batch, this.#model.forward(input))
+        return this.#poolStates(batch, this.#input(batch))
+      const { forward } = this.#model
+      if (forward === undefined) throw new KtError("the model generates nothing")
+      const bucket = this.#bucketOf(batch)
+      if (this.#graphs === undefined || bucket === undefined)
+        return this.#sample(batch, forward.call(this.#model, this.#input(batch)))
+      const chooses = this.#sampler.drawsGreatest(batch.seqs)
+      const logits = this.#graphs.run(chooses ? `${bucket} greedy` : bucket, () => {
+        const all = forward.call(this.#model, this.#input(batch))
+        if (chooses) this.#sampler.chooseGreatest(all)
+        return all
+      })
+      return this.#sample(batch, logits, chooses)
     } finally {
       // what a device still reads must not be written by the next step
       for (const device of this.#devices) {
@@ -136,9 +161,24 @@ export class ModelRunner implements StepRunner {
     }
   }
 
-  /** Fills the input buffers; the tensors over them live as long as the step. */
-  #write(batch: Batch): ForwardBatch {
-    const { seqs, numTokens } = batch
+  /** Names all that the calls of a step that generates depend on; undefined: it is no such step. */
+  #bucketOf({ seqs, numTokens }: Batch): string | undefined {
+    const count = this.#numSeqs
+    if (count > MAX_GRAPH_SEQS || count !== seqs.length || numTokens !== count) return undefined
+    if (this.#numRows !== count || this.#firstPromptRow !== count) return undefined
+    if (this.#states !== undefined && this.#numSegments !== count) return undefined
+    for (const seq of seqs) if (draftOf(seq) > 0 || !wantsToken(seq)) return undefined
+    const ropeKey = this.#ropeKey
+    if (ropeKey === undefined) return String(count)
+    const key = ropeKey(this.#ropeLengths[0] as number)
+    for (let t = 1; t < numTokens; t++)
+      if (ropeKey(this.#ropeLengths[t] as number) !== key) return undefined
+    return `${count} rope ${key}`
+  }
+
+  /** Fills the input buffers. */
+  #write(batch: Batch): void {
+    const { seqs } = batch
     const { pageSize } = this.#pool
     const ids = this.#inputIds.values
     const positions = this.#positions.values
@@ -149,7 +189,7 @@ export class ModelRunner implements StepRunner {
     let s = 0
     let decode = true
     let prefill = true
-    let hasTypes = false
+    this.#hasTypes = false
     for (const seq of seqs) {
       const { pages, numComputed, numScheduled, tokens } = seq
       const drafted = draftOf(seq)
@@ -173,7 +213,7 @@ export class ModelRunner implements StepRunner {
         const end = numComputed + numScheduled
         const [from, to] = seq.pooler.wanted(numComputed, end, seq.length)
         for (let p = from; p < to; p++) this.#logitsRows.values[rows++] = token - end + p
-        hasTypes = true
+        this.#hasTypes = true
       } else if (wantsToken(seq)) {
         for (let back = drafted; back >= 0; back--)
           this.#logitsRows.values[rows++] = token - 1 - back
@@ -188,13 +228,20 @@ export class ModelRunner implements StepRunner {
     }
     // models and kernels know no empty tensors: a step that wants no logits computes one row for nobody
     if (rows === 0) this.#logitsRows.values[rows++] = token - 1
-    const hasStates = this.#states !== undefined
-    const segments = hasStates ? this.#writeSegments(batch) : 0
-    if (hasTypes) this.#writeTypes(batch)
+    this.#numSeqs = s
+    this.#numRows = rows
+    this.#phase = decode ? "decode" : prefill ? "prefill" : "mixed"
+    this.#numSegments = this.#states === undefined ? 0 : this.#writeSegments(batch)
+    if (this.#hasTypes) this.#writeTypes(batch)
+  }
+
+  /** The tensors over what write() wrote live as long as the step. */
+  #input({ numTokens }: Batch): ForwardBatch {
+    const seqs = this.#numSeqs
     const sizes = {
-      phase: decode ? ("decode" as const) : prefill ? ("prefill" as const) : ("mixed" as const),
+      phase: this.#phase,
       numTokens,
-      numSeqs: s,
+      numSeqs: seqs,
       ropeLengths: this.#ropeLengths.subarray(0, numTokens),
       kvCache: this.#pool.layers,
     }
@@ -205,12 +252,12 @@ export class ModelRunner implements StepRunner {
         inputIds: this.#inputIds.view([numTokens], device),
         positions: this.#positions.view([numTokens], device),
         slotMapping: this.#slotMapping.view([numTokens], device),
-        blockTables: this.#blockTables.view([s, this.#maxPages], device),
-        queryStart: this.#queryStart.view([s + 1], device),
-        seqLens: this.#seqLens.view([s], device),
-        logitsRows: this.#logitsRows.view([rows], device),
-        ...(hasTypes ? { tokenTypes: this.#tokenTypes.view([numTokens], device) } : {}),
-        states: this.#statesOn(device, segments),
+        blockTables: this.#blockTables.view([seqs, this.#maxPages], device),
+        queryStart: this.#queryStart.view([seqs + 1], device),
+        seqLens: this.#seqLens.view([seqs], device),
+        logitsRows: this.#logitsRows.view([this.#numRows], device),
+        ...(this.#hasTypes ? { tokenTypes: this.#tokenTypes.view([numTokens], device) } : {}),
+        states: this.#statesOn(device),
         ...(elsewhere === undefined ? {} : { elsewhere }),
       }
       elsewhere?.set(device, input)
@@ -310,8 +357,9 @@ export class ModelRunner implements StepRunner {
     return segments
   }
 
-  #statesOn(device: Backend, segments: number): BatchStates | undefined {
+  #statesOn(device: Backend): BatchStates | undefined {
     if (this.#states === undefined) return undefined
+    const segments = this.#numSegments
     return {
       segments: {
         start: this.#segmentStart.view([segments + 1], device),
@@ -336,7 +384,8 @@ export class ModelRunner implements StepRunner {
     this.#rowPages[row] = pages.length
   }
 
-  #sample(batch: Batch, all: Tensor): StepOutput {
+  /** `chosen`: the greatest logits were chosen in the step. */
+  #sample(batch: Batch, all: Tensor, chosen = false): StepOutput {
     const rows = this.#rows
     rows.length = 0
     for (const seq of batch.seqs) if (seq.pooler === undefined && wantsToken(seq)) rows.push(seq)
@@ -344,7 +393,7 @@ export class ModelRunner implements StepRunner {
     if (rows.length === 0) return { tokens: this.#tokens, logprobs: [] }
     const logits = all.narrow(0, 0, this.#firstPromptRow)
     if (rows.some((seq) => draftOf(seq) > 0)) return this.#check(batch, logits)
-    const drawn = this.#sampler.sample(logits, rows)
+    const drawn = this.#sampler.sample(logits, rows, 0, chosen)
     if (rows.length === batch.seqs.length) return drawn
     const logprobs = new Array<StepOutput["logprobs"][number]>(batch.seqs.length).fill(undefined)
     let row = 0

@@ -30,12 +30,25 @@ export class Sampler {
     this.#tokens = new FixedInts(backend, maxRows)
   }
 
-  /** logits [rows, vocab] F32, one row per sequence. The result is valid until the next call. */
-  sample(logits: Tensor, seqs: readonly Sequence[], ahead = 0): StepOutput {
+  /** Whether the greatest logit of each row is all that is drawn: chooseGreatest() can be called before sample(). */
+  drawsGreatest(seqs: readonly Sequence[]): boolean {
+    for (const seq of seqs) if (seq.grammar !== undefined || !isGreedy(seq)) return false
+    return true
+  }
+
+  /** Part of a step of sequences for which drawsGreatest() holds. logits [rows, vocab] F32 */
+  chooseGreatest(logits: Tensor): void {
+    argmax(logits, this.#tokens.target([logits.dim(0)]))
+  }
+
+  /** logits [rows, vocab] F32, one row per sequence; `chosen`: after chooseGreatest(). The result is valid until the next call. */
+  sample(logits: Tensor, seqs: readonly Sequence[], ahead = 0, chosen = false): StepOutput {
     const known = seqs.some((seq) => seq.grammar !== undefined) ? this.#mask(logits, seqs) : []
     const tokens = this.#tokens.target([seqs.length])
-    if (seqs.every(isGreedy)) argmax(logits, tokens)
-    else this.#draw(logits, seqs, tokens, ahead)
+    if (!chosen) {
+      if (seqs.every(isGreedy)) argmax(logits, tokens)
+      else this.#draw(logits, seqs, tokens, ahead)
+    }
     const wantsLogprobs = seqs.some((seq) => seq.params.logprobs !== undefined)
     this.#backend.synchronize()
     return {

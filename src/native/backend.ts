@@ -1,5 +1,6 @@
 import { ConfigError, DeviceError, KtError, NativeError } from "../errors.ts"
 import * as abi from "./abi.generated.ts"
+import type { Graph } from "./graph.ts"
 import { type Address, type Library, probeLibrary, requireLibrary } from "./library.ts"
 import { Arena, DeviceBuffer, type Memory, outSlot, Slab } from "./memory.ts"
 
@@ -45,6 +46,7 @@ const STEP_BYTES = 4 << 20
 const SHARED_BYTES = 1 << 20
 /** Address space taken at a time for rearranged weights; only what is written becomes resident. */
 const WEIGHT_BYTES = 64 << 20
+const KEPT_BYTES = 1 << 20
 /** From here on memory is asked for in huge pages. */
 const HUGE_BYTES = 2 << 20
 const DESCRIPTOR_BYTES = abi.layouts.kt_tensor.size
@@ -174,6 +176,17 @@ export class Backend {
     return this.#weights
   }
 
+  #kept: Arena | undefined
+
+  /** The graph that ops are kept in at present, and not computed. */
+  recording: Graph | undefined
+
+  /** Memory of what is read after a recorded step: not taken back with a layer's temporaries, but by the next recording. */
+  get kept(): Arena {
+    this.#kept ??= new Arena((bytes) => this.allocate(bytes), KEPT_BYTES, this.isHost ? 64 : 256)
+    return this.#kept
+  }
+
   /** Zeroed memory for tensors. @throws NativeError that says what was asked for */
   allocate(bytes: number): Memory {
     return this.isHost
@@ -292,6 +305,7 @@ export class Backend {
     this.#weights?.[Symbol.dispose]()
     this.#shared?.[Symbol.dispose]()
     if (this.#event !== 0) this.library.kt_event_destroy(this.#event)
+    this.#kept?.[Symbol.dispose]()
     this.library.kt_ctx_destroy(this.#ctx)
     this.#ctx = 0
     this.stepDescriptors[Symbol.dispose]()

@@ -106,6 +106,8 @@ export class Arena {
   #used = 0
   /** Counts resets, so that a tensor of an earlier step can be told. */
   generation = 0
+  /** Counts how often memory was given back: addresses of a step hold for the same step as long as it stays. */
+  moves = 0
 
   constructor(allocate: (bytes: number) => Memory, bytes: number, align = 64) {
     this.#allocate = allocate
@@ -150,6 +152,11 @@ export class Arena {
     this.#used = mark.used
   }
 
+  /** Takes everything back; all memory stays where it is. */
+  rewind(): void {
+    this.release({ slab: 0, used: 0 })
+  }
+
   /** Frees everything at once. After a step that outgrew the slab, one slab of the whole size replaces the pieces. */
   reset(): void {
     this.generation++
@@ -159,6 +166,7 @@ export class Arena {
       const total = this.#slabs.reduce((sum, slab) => sum + slab.bytes, 0)
       for (const slab of this.#slabs) slab[Symbol.dispose]()
       this.#slabs = [this.#allocate(total)]
+      this.moves++
     }
     this.#current = this.#slabs[0] as Memory
   }

@@ -127,6 +127,8 @@ export interface ExpertNames {
 
 /** Reading the choice of every generated token would cost more than what is learned from it. */
 const SAMPLE = 16
+/** Up to this many tokens are those of a step that generates. */
+const MAX_GENERATED = 16
 
 const NAMES: ExpertNames = { gate: "gate_proj", up: "up_proj", down: "down_proj" }
 
@@ -142,9 +144,9 @@ export class Experts extends Module {
   gate_bias: Tensor | null = null
   up_bias: Tensor | null = null
   down_bias: Tensor | null = null
-  /** How often each expert was chosen. Of tokens that come alone every 16th counts, for 16. */
+  /** How often each expert was chosen. Of steps of few tokens every 16th counts, for 16. */
   readonly uses: Float64Array
-  #alone = 0
+  #generated = 0
 
   constructor(options: ExpertsOptions) {
     super()
@@ -252,9 +254,15 @@ export class Experts extends Module {
   }
 
   #count(ids: Tensor): void {
-    const isAlone = ids.dim(0) === 1
-    if (isAlone && this.#alone++ % SAMPLE !== 0) return
-    for (const id of ids.toInt32Array()) this.uses[id]! += isAlone ? SAMPLE : 1
+    const { recording } = ids.backend
+    if (recording === undefined) this.#read(ids)
+    else recording.afterLaunch(() => this.#read(ids))
+  }
+
+  #read(ids: Tensor): void {
+    const generates = ids.dim(0) <= MAX_GENERATED
+    if (generates && this.#generated++ % SAMPLE !== 0) return
+    for (const id of ids.toInt32Array()) this.uses[id]! += generates ? SAMPLE : 1
   }
 
   #operands(x: Tensor, ids: Tensor, weights: Tensor): ExpertsOperands {

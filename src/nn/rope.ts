@@ -60,8 +60,8 @@ export interface PositionEmbeddings {
 /** Angles of rotary position embedding, with the scalings of the context that Transformers knows. */
 export class RotaryEmbedding extends Module {
   readonly options: RopeConfig
-  /** [1, n] F32 on each device, where the frequencies do not depend on the length */
-  readonly #frequencies = new Map<Backend, Tensor>()
+  /** [1, n] F32 on each device, by class of lengths; 0 where the frequencies do not depend on the length. */
+  readonly #frequencies = new Map<Backend, Map<number, Tensor>>()
   readonly #byLength = new Map<number, Float32Array>()
 
   constructor(options: RopeConfig) {
@@ -73,12 +73,14 @@ export class RotaryEmbedding extends Module {
     if (!isLengthDependent(this.options)) this.#frequenciesOn(backend)
   }
 
-  #frequenciesOn(backend: Backend): Tensor {
-    let frequencies = this.#frequencies.get(backend)
+  #frequenciesOn(backend: Backend, key = 0): Tensor {
+    const own = this.#frequencies.get(backend) ?? new Map<number, Tensor>()
+    this.#frequencies.set(backend, own)
+    let frequencies = own.get(key)
     if (frequencies === undefined) {
-      const values = inverseFrequencies(this.options, 0)
+      const values = inverseFrequencies(this.options, key)
       frequencies = Tensor.from(backend, values, [1, values.length], { persistent: true })
-      this.#frequencies.set(backend, frequencies)
+      own.set(key, frequencies)
     }
     return frequencies
   }
@@ -92,14 +94,22 @@ export class RotaryEmbedding extends Module {
     return { table: ropeTable(batch.positions, frequencies, attention_factor), interleaved }
   }
 
-  /** [tokens, n]: every token has the frequencies of its own sequence's length. */
+  /** [1 or tokens, n]: every token has the frequencies of its own sequence's length. */
   #perToken(batch: ForwardBatch): Tensor {
-    const n = this.options.rotary_dim / 2
+    const { options } = this
+    const { backend } = batch.positions
+    const { original_max_position_embeddings: original, type } = options
+    const key = lengthClass(options, batch.ropeLengths[0] as number)
+    // classes that later steps have too: dynamic NTK beyond the original context has one a length
+    const isCommon = type === "longrope" || key === original
+    if (isCommon && batch.ropeLengths.every((length) => lengthClass(options, length) === key))
+      return this.#frequenciesOn(backend, key)
+    const n = options.rotary_dim / 2
     const out = new Float32Array(batch.numTokens * n)
     for (let t = 0; t < batch.numTokens; t++) {
       out.set(this.#forLength(batch.ropeLengths[t] as number), t * n)
     }
-    return Tensor.from(batch.positions.backend, out, [batch.numTokens, n])
+    return Tensor.from(backend, out, [batch.numTokens, n])
   }
 
   #forLength(length: number): Float32Array {

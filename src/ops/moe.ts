@@ -13,7 +13,7 @@ import {
 } from "../native/abi.generated.ts"
 import type { Backend } from "../native/backend.ts"
 import { I32 } from "../tensor/dtype.ts"
-import type { Tensor } from "../tensor/tensor.ts"
+import { Tensor } from "../tensor/tensor.ts"
 import { backendOf, descOf, empty, expectShape, putPointer } from "./dispatch.ts"
 import { type Activation, ACTIVATIONS } from "./elementwise.ts"
 
@@ -82,7 +82,7 @@ export function routeExperts(logits: Tensor, options: RouterOptions, into?: Rout
   const { topK, bias = null } = options
   const backend = backendOf("routeExperts", logits, bias)
   putRouterParams("routeExperts", backend, logits.dim(-1), options)
-  const ids = into?.ids ?? empty(logits, [logits.dim(0), topK], I32)
+  const ids = into?.ids ?? Tensor.kept(backend, I32, [logits.dim(0), topK])
   const weights = into?.weights ?? empty(logits, [logits.dim(0), topK])
   backend.check(
     backend.library.kt_moe_router(
@@ -126,7 +126,7 @@ export function normRouter(
   if (logitBias !== null) expectShape("normRouter", "logitBias", logitBias, [experts])
   putRouterParams("normRouter", backend, experts, options)
   const normed = empty(x, x.shape)
-  const ids = into?.ids ?? empty(x, [tokens, topK], I32)
+  const ids = into?.ids ?? Tensor.kept(backend, I32, [tokens, topK])
   const weights = into?.weights ?? empty(x, [tokens, topK])
   backend.check(
     backend.library.kt_norm_router(

@@ -77,6 +77,12 @@ export class Tensor {
     return new Tensor(backend, dtype, shape, backend.arena.alloc(byteLength(dtype, shape)))
   }
 
+  /** Uninitialised, and read by the host after the step, also where the step is recorded; as dead after it as others. */
+  static kept(backend: Backend, dtype: DTypeInfo, shape: readonly number[]): Tensor {
+    if (backend.recording === undefined) return Tensor.empty(backend, dtype, shape)
+    return new Tensor(backend, dtype, shape, backend.kept.alloc(byteLength(dtype, shape)))
+  }
+
   /** Zeroed, in memory of its own that lives as long as the tensor's owner is reachable and not disposed. */
   static allocate(
     backend: Backend,
@@ -114,6 +120,8 @@ export class Tensor {
   write(values: ArrayBufferView): void {
     const { byteLength: bytes } = values
     if (bytes === 0) return
+    if (this.backend.recording !== undefined)
+      throw new KtError("the host writes values into a step that is recorded")
     if (!this.backend.isHost) {
       this.backend.copy(this.data, values, bytes)
       return
@@ -223,6 +231,8 @@ export class Tensor {
   bytes(): Uint8Array {
     if (!this.isContiguous || this.packed)
       throw new KtError("bytes() of a strided or packed tensor")
+    if (this.backend.recording !== undefined)
+      throw new KtError("the host reads values of a step that is recorded")
     const length = byteLength(this.dtype, this.shape)
     if (length === 0) return new Uint8Array(0)
     if (this.backend.isHost) return new Uint8Array(nativeView(this.data, length))

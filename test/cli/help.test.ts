@@ -91,6 +91,7 @@ describe("arguments", () => {
       kvCacheTokens: 4096,
       maxBatchTokens: 256,
       maxBatchSize: 4,
+      stepGraph: false,
     })
     expect(invocation.flags).toMatchObject({
       "max-new-tokens": 500,
@@ -99,7 +100,7 @@ describe("arguments", () => {
       host: "127.0.0.1",
       "api-key": ["k"],
     })
-    expect(warnings.length).toBe(2)
+    expect(warnings.length).toBe(1)
     expect(warnings[0]).toContain("--backend_type has no effect")
   })
 

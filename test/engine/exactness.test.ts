@@ -2,23 +2,15 @@ import { describe, expect, test } from "bun:test"
 
 import fc from "fast-check"
 
-import { EngineCore, type StepOutput, type StepRunner } from "../../src/engine/core.ts"
-import { kvLayers, stateLayers, stateSlots } from "../../src/engine/kv-layers.ts"
-import { ModelRunner, type RunnableModel } from "../../src/engine/model-runner.ts"
-import { ropeKeyOf } from "../../src/engine/rope-key.ts"
-import { type Batch, maxRunning, Scheduler, wantsToken } from "../../src/engine/scheduler.ts"
-import { BlockManager } from "../../src/kvcache/block-manager.ts"
-import { KVPool } from "../../src/kvcache/pool.ts"
-import { StatePool } from "../../src/kvcache/state-pool.ts"
-import { StateSlots } from "../../src/kvcache/state-slots.ts"
-import { Backend } from "../../src/native/backend.ts"
+import type { EngineCore, StepOutput, StepRunner } from "../../src/engine/core.ts"
+import type { RunnableModel } from "../../src/engine/model-runner.ts"
+import { type Batch, wantsToken } from "../../src/engine/scheduler.ts"
 import type { ForwardBatch } from "../../src/nn/forward-batch.ts"
-import { F32 } from "../../src/tensor/dtype.ts"
 import type { Tensor } from "../../src/tensor/tensor.ts"
-import { loadModel } from "../models/build.ts"
 import { type Golden, HF_GOLDENS, openGgufGolden, openHfGolden } from "../models/goldens.ts"
 import { relativeError } from "../ops/harness.ts"
 import { GREEDY } from "./fake-runner.ts"
+import { type Limits, promptsOf, smallEngine } from "./small-engine.ts"
 
 /** Families whose schedules are checked to the last digits here; ids are checked of all of them in golden.test.ts. */
 const MODELS: readonly (readonly [string, () => Golden])[] = [
@@ -37,18 +29,7 @@ const MODELS: readonly (readonly [string, () => Golden])[] = [
 
 /** The same sums in another order. */
 const TOLERANCE = 1e-5
-const PAGE = 8
-const CONTEXT = 56
 const NEW_TOKENS = 12
-
-interface Limits {
-  readonly threads?: number
-  readonly maxBatchSize?: number
-  readonly maxBatchTokens?: number
-  readonly pages?: number
-  readonly prefixCache?: boolean
-  readonly fuse?: boolean
-}
 
 /** Remembers the logits behind every token that a step gives. */
 class Recorder implements RunnableModel, StepRunner {
@@ -93,29 +74,13 @@ interface Engine extends Disposable {
 }
 
 async function engineOf(source: Golden, limits: Limits): Promise<Engine> {
-  const { threads = 1, maxBatchSize = 8, maxBatchTokens = 512, pages = 64 } = limits
-  const { prefixCache = false, fuse = true } = limits
-  using stack = new DisposableStack()
-  const backend = stack.use(new Backend({ threads, precision: "f32" }))
-  const { model, loaded } = await loadModel(source.config, source.weights, { backend, fuse })
-  stack.use(loaded)
-  const { config } = source
-  const sizes = { maxBatchSize, maxBatchTokens, contextLength: CONTEXT }
-  const pool = stack.use(
-    new KVPool(backend, kvLayers(config), { pages, pageSize: PAGE, dtype: F32 }),
-  )
-  const linear = stateLayers(config)
-  const slots = stateSlots(maxRunning(sizes), prefixCache)
-  const statePool = linear.length > 0 ? stack.use(new StatePool(backend, linear, slots)) : undefined
-  const states = linear.length > 0 ? new StateSlots(slots) : undefined
-  const blocks = new BlockManager({ pages, pageSize: PAGE, prefixCache, states })
-  const recorder = new Recorder(model, config.vocab_size)
-  recorder.around(stack.use(new ModelRunner(backend, recorder, pool, sizes, { states: statePool })))
-  const core = new EngineCore(recorder, new Scheduler(sizes, blocks), blocks, {
-    vocabSize: config.vocab_size,
-    ropeKey: ropeKeyOf(config),
+  let recorder: Recorder | undefined
+  const small = await smallEngine(source, limits, {
+    model: (model, vocab) => (recorder = new Recorder(model, vocab)),
+    runner: (runner) => (recorder as Recorder).around(runner),
   })
-  const resources = stack.move()
+  const { core } = small
+  const { rows } = recorder as unknown as Recorder
   let nextId = 0
   return {
     core,
@@ -133,29 +98,12 @@ async function engineOf(source: Golden, limits: Limits): Promise<Engine> {
         const out: number[] = []
         const { length } = prompts[i] as Int32Array
         for (let n = 0; n < NEW_TOKENS; n++)
-          out.push(...(recorder.rows.get(`${id}:${length + n}`) as Float32Array))
+          out.push(...(rows.get(`${id}:${length + n}`) as Float32Array))
         return Float32Array.from(out)
       })
     },
-    [Symbol.dispose]: () => resources.dispose(),
+    [Symbol.dispose]: () => small[Symbol.dispose](),
   }
-}
-
-/** Eight prompts of 1 to 39 tokens, some with a common beginning. */
-function promptsOf({ tensors }: Golden): Int32Array[] {
-  const bytes = tensors.get("input_ids")?.bytes
-  const all = new Int32Array((bytes as Uint8Array).slice().buffer)
-  const first = all.subarray(0, 32)
-  const second = all.length > 32 ? all.subarray(32, 64) : first.toReversed()
-  const joined = Int32Array.from([...first.subarray(0, 20), ...second.subarray(1, 20)])
-  const lengths = [32, 17, 24, 9]
-  return [
-    ...lengths.map((length) => first.slice(0, length)),
-    second.slice(),
-    second.slice(0, 1),
-    second.slice(3, 19),
-    joined,
-  ]
 }
 
 describe.each(MODELS)("%s: the same logits", (_name, open) => {
