@@ -66,6 +66,8 @@ export interface ChatPrompt {
   readonly parser: () => AnswerParser
   /** What the whole answer must match, as GenerateParams has it. */
   readonly grammar: string | undefined
+  /** The answer's beginning, where the prompt ends with it: the grammar's too. */
+  readonly written?: string
   /** A call's id: the model's own where it wrote one. */
   readonly callId: (written: string | undefined) => string
 }
@@ -150,12 +152,6 @@ export function chatPrompt(
     reasoning,
     isOpen ? "open" : place,
   )
-  if (unfinished !== undefined && grammar !== undefined)
-    throw new RequestError(
-      400,
-      "continue_final_message: an answer that must match a grammar or a schema cannot be continued",
-      { code: "unsupported_value", param: "continue_final_message" },
-    )
   const decoder = new TextDecoder()
   // reasoning that stays in the content keeps its marks
   const marked: ChatFormat = { ...format, reasoning }
@@ -172,6 +168,7 @@ export function chatPrompt(
         }),
       ),
     grammar,
+    written,
     // Mistral's templates refuse ids that are not nine letters and digits
     callId: (written) =>
       written ??
@@ -237,9 +234,10 @@ function renderOr400(
 /** Adds what the output must match. */
 export function constrain(
   params: GenerateParams,
-  { grammar }: Pick<ChatPrompt, "grammar">,
+  { grammar, written = "" }: Pick<ChatPrompt, "grammar" | "written">,
 ): GenerateParams {
-  return grammar === undefined ? params : { ...params, grammar }
+  if (grammar === undefined) return params
+  return { ...params, grammar, ...(written === "" ? {} : { grammarWritten: written }) }
 }
 
 export interface AnswerRequest {

@@ -9,6 +9,12 @@ interface Unfinished {
   readonly content: string
 }
 
+/** Whether a conversation ends with the beginning of an answer, which Anthropic's and Ollama's clients have go on. */
+export function endsUnfinished(messages: readonly TemplateMessage[]): boolean {
+  const last = messages.at(-1)
+  return last?.role === "assistant" && (last.tool_calls?.length ?? 0) === 0
+}
+
 /**
  * The answer that goes on: the last message. Undefined where it holds no text yet. RequestError 400 where it is none, or
  * ends in calls.

@@ -196,6 +196,16 @@ describe("Anthropic's client", () => {
     expect(input_tokens).toBe(plain.client.calls.at(-1)!.ids.length)
   })
 
+  test("a conversation that ends with the beginning of an answer has it go on", async () => {
+    const { api, client } = open({ answer: " and more" })
+    const { content } = await api.messages.create({
+      ...hello,
+      messages: [...hello.messages, { role: "assistant", content: "One" }],
+    })
+    expect(client.prompt()).toEndWith("assistant:One")
+    expect(content).toEqual([{ type: "text", text: " and more" } as never])
+  })
+
   test("a tool that must be called, strict tools and a schema become grammars", async () => {
     const { api, client } = open({ answer: CALL })
     await api.messages.create({ ...hello, tools: [weather], tool_choice: { type: "any" } })

@@ -43,6 +43,17 @@ describe("chat", () => {
     })
   })
 
+  test("a conversation that ends with the beginning of an answer has it go on", async () => {
+    const { post, client } = testServer({ answer: "2}" })
+    const messages = [...hello.messages, { role: "assistant", content: '{"a": 1' }]
+    const body = await json(
+      post("/api/chat", { ...hello, messages, format: "json", stream: false }),
+    )
+    expect(at(body, "message", "content")).toBe("2}")
+    expect(client.prompt()).toEndWith('assistant:{"a": 1')
+    expect(client.calls[0]!.params.grammarWritten).toBe('{"a": 1')
+  })
+
   test("options reach the engine", async () => {
     const { post, client } = testServer({ then: "endless" })
     const body = await json(
@@ -200,7 +211,11 @@ describe("models", () => {
       },
     ])
     const ps = await json(app.request("/api/ps"))
-    expect(at(ps, "models", 0)).toMatchObject({ name: "fake:latest", size_vram: 0, context_length: 2048 })
+    expect(at(ps, "models", 0)).toMatchObject({
+      name: "fake:latest",
+      size_vram: 0,
+      context_length: 2048,
+    })
     const shown = await json(post("/api/show", { name: "fake" }))
     expect(shown).toMatchObject({
       details,

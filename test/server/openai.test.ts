@@ -386,6 +386,25 @@ describe("chat completions", () => {
       expect(after.client.prompt(1)).toBe("user:hi\nassistant:<think>\na")
     })
 
+    test("what a schema or a grammar must match begins with what is written", async () => {
+      const tokenizer: ServerTokenizer = {
+        ...byteTokenizer,
+        chatFormat: { reasoning: THINK_TAGS, toolCalls: undefined },
+      }
+      const { post, client } = testServer({ answer: "2}" }, {}, { tokenizer })
+      const schema = { response_format: { type: "json_object" } }
+      const body = await json(post(CHAT, { ...begun({ content: '{"a": 1' }), ...schema }))
+      expect(at(body, "choices", 0, "message", "content")).toBe("2}")
+      const thought = { content: "{", reasoning_content: "hm" }
+      await post(CHAT, { ...begun(thought), ...schema })
+      await post(CHAT, { ...begun({ content: "" }), ...schema })
+      expect(client.calls.map(({ params }) => params.grammarWritten)).toEqual([
+        '{"a": 1',
+        "<think>\nhm\n</think>\n\n{",
+        undefined,
+      ])
+    })
+
     test("harmony's answer goes on in its channel", async () => {
       const harmony: ReasoningFormat = {
         name: "harmony",
@@ -411,7 +430,6 @@ describe("chat completions", () => {
     test.each([
       [{ messages: hello.messages }, 'the last message\'s role is "user"'],
       [{ add_generation_prompt: true }, "is not begun anew"],
-      [{ response_format: { type: "json_object" } }, "cannot be continued"],
       [
         {
           messages: [

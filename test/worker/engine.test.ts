@@ -108,6 +108,15 @@ describe("a model in the Worker", () => {
     for (const text of await Promise.all(texts)) expect(text).toMatch(/^(abc|xyz){4}<\/s>$/)
     expect(await free).toEqual(await tokens(client.generate(prompt, { ...params, maxTokens: 30 })))
 
+    // what is written already is the grammar's beginning
+    const begun = { ...params, grammar: regex("(abc|xyz){2}"), grammarWritten: "abcx" }
+    const rest = await tokens(client.generate(prompt, begun))
+    expect(rest.map((id) => letters[id]).join("")).toBe("yz</s>")
+    const wrong = { ...begun, grammarWritten: "abd" }
+    const [end] = (await Array.fromAsync(client.generate(prompt, wrong))).flat()
+    expect(end).toMatchObject({ finish: "error", isRefused: true })
+    expect(end?.error).toContain("does not begin what the grammar or the schema allows")
+
     // log-probabilities are the model's own, whatever the grammar forbids
     const first = async (extra: Partial<GenerateParams>): Promise<TokenEvent> => {
       for await (const [event] of client.generate(prompt, { ...params, ...extra }))

@@ -1,5 +1,6 @@
 import { type ChatOptions, type ChatPrompt, chatPrompt, type Tool } from "../chat.ts"
 import { type RequestContext, type ServerContext, type ServerRoot, useModel } from "../context.ts"
+import { endsUnfinished } from "../continue.ts"
 import type { TemplateMessage } from "../types.ts"
 import type { AnthropicMessage, CountRequest, MessagesRequest } from "./schema.ts"
 
@@ -16,7 +17,7 @@ export function promptOf(context: ServerContext, body: CountRequest | MessagesRe
   const system = textOf(body.system ?? "")
   const messages = body.messages.flatMap(templateMessages)
   if (system !== "") messages.unshift({ role: "system", content: system })
-  return chatPrompt(context, messages, optionsOf(body))
+  return chatPrompt(context, messages, { ...optionsOf(body), continues: endsUnfinished(messages) })
 }
 
 function optionsOf(body: CountRequest | MessagesRequest): ChatOptions {

@@ -1,5 +1,6 @@
 import { type ChatMessage, chatPrompt } from "../chat.ts"
 import { type App, document, jsonContent, type ServerRoot, useModel } from "../context.ts"
+import { endsUnfinished } from "../continue.ts"
 import { readBody } from "../request.ts"
 import type { TemplateMessage } from "../types.ts"
 import { type AnswerField, contentOf, loadOrUnload, respond, thinking } from "./answer.ts"
@@ -55,6 +56,7 @@ export function addChat(app: App, root: ServerRoot): void {
     const prompt = chatPrompt(context, said, {
       tools: body.tools,
       content: contentOf(body.format),
+      continues: endsUnfinished(said),
       ...thinking(body.think, context.config),
     })
     const options = { num_predict: body.num_predict, ...withoutNulls(body.options) }
