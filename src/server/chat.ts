@@ -256,12 +256,12 @@ export interface AnswerRequest {
 }
 
 /** Starts the answers to a prompt. RequestError 400, 429, 503 as `fitTokens`, `generateParams` and `generate` have it. */
-export function startAnswer(
+export async function startAnswer(
   context: ServerContext,
   c: RequestContext,
   prompt: ChatPrompt,
   request: AnswerRequest,
-): { readonly generation: Generation; readonly events: AsyncIterable<ChatEvent> } {
+): Promise<{ readonly generation: Generation; readonly events: AsyncIterable<ChatEvent> }> {
   const { client, config, tokenizer } = context
   const { ids } = prompt
   const { sampling, param, stop = [], count = 1, oneCall = false } = request
@@ -273,6 +273,7 @@ export function startAnswer(
     keepToken: prompt.keepToken,
     outlivesClient: request.outlivesClient === true,
   })
+  if (params.grammar !== undefined && request.outlivesClient !== true) await generation.accepted()
   return { generation, events: chatEvents(generation, prompt, count, oneCall) }
 }
 

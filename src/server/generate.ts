@@ -76,7 +76,13 @@ export type GenerationEvent =
 /**
  * Events of all choices as they come. `return()` (or leaving a `for await`) aborts what still runs.
  */
-export type Generation = AsyncIterableIterator<GenerationEvent>
+export interface Generation extends AsyncIterableIterator<GenerationEvent> {
+  /**
+   * Waits until the engine has taken the first sequence. A grammar is looked at by the engine alone, so that a stream
+   * which has one must not begin before. RequestError where it is refused.
+   */
+  accepted(): Promise<void>
+}
 
 export interface GeneratorDeps {
   readonly client: EngineClient
@@ -155,9 +161,21 @@ function closable(
   let started: Promise<IteratorResult<GenerationEvent>> | undefined = events.next()
   started.catch(() => {})
   if (gone?.aborted === true) close()
+  const failed = (error: unknown): RequestError => {
+    const cause: unknown = signal.aborted ? signal.reason : error
+    close()
+    return asRequestError(cause)
+  }
   return {
     [Symbol.asyncIterator]() {
       return this
+    },
+    async accepted() {
+      try {
+        await started
+      } catch (error) {
+        throw failed(error)
+      }
     },
     async next() {
       try {
@@ -167,9 +185,7 @@ function closable(
         if (result.done === true) close()
         return result
       } catch (error) {
-        const cause = signal.aborted ? signal.reason : error
-        close()
-        throw asRequestError(cause)
+        throw failed(error)
       }
     },
     async return() {

@@ -90,6 +90,8 @@ export interface Script {
   readonly together?: number
   /** Of each token of sequence i; -0.5 where absent. */
   readonly logprobOf?: (call: number) => number
+  /** What is wrong with every request. */
+  readonly refuses?: string
   /** The engine fails at this token. */
   readonly failAt?: number
   readonly contextLength?: number
@@ -176,6 +178,11 @@ export class FakeClient implements EngineClient {
         else if (i % 16 === 15) await Bun.sleep(0)
         if (signal?.aborted) {
           yield [{ id: number, token: -1, finish: "abort" }]
+          return
+        }
+        if (this.#script.refuses !== undefined) {
+          const error = this.#script.refuses
+          yield [{ id: number, token: -1, finish: "error", error, isRefused: true }]
           return
         }
         if (i === failAt) {

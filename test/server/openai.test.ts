@@ -405,6 +405,21 @@ describe("chat completions", () => {
       ])
     })
 
+    test("what the engine refuses of a stream with a schema has its status", async () => {
+      const { post } = testServer({ refuses: "the grammar cannot be compiled" })
+      const schema = { response_format: { type: "json_object" }, stream: true }
+      for (const [path, body] of [
+        [CHAT, { ...hello, ...schema }],
+        ["/v1/completions", { prompt: "a", ...schema }],
+        ["/completion", { prompt: "a", json_schema: {}, stream: true }],
+        ["/api/chat", { ...hello, format: "json" }],
+      ] as const) {
+        const response = await post(path, body)
+        expect(response.status).toBe(400)
+        expect(await response.text()).toContain("the grammar cannot be compiled")
+      }
+    })
+
     test("harmony's answer goes on in its channel", async () => {
       const harmony: ReasoningFormat = {
         name: "harmony",

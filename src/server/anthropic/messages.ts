@@ -46,7 +46,7 @@ export function addMessages(app: App, root: ServerRoot): void {
     const context = await useAnthropicModel(root, c, body.model)
     const prompt = promptOf(context, body)
     const choice = body.tool_choice
-    const { generation, events } = startAnswer(context, c, prompt, {
+    const { generation, events } = await startAnswer(context, c, prompt, {
       sampling: { temperature: body.temperature, topK: body.top_k, topP: body.top_p },
       maxTokens: body.max_tokens,
       param: "messages",

@@ -116,6 +116,7 @@ async function complete(
     grammar: grammarOf(body),
   })
   const generation = startGeneration(context, c, [{ ids, params }], stopStrings(body.stop))
+  if (params.grammar !== undefined) await generation.accepted()
   const answer: Answer = { context, body, generation }
   if (body.stream !== true) return c.json(await whole(answer))
   return eventResponse(

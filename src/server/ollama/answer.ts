@@ -80,7 +80,7 @@ export async function respond(
       param: "options.num_predict",
     })
   }
-  const { generation, events } = startAnswer(context, c, prompt, {
+  const { generation, events } = await startAnswer(context, c, prompt, {
     sampling: {
       temperature: options.temperature,
       topK: options.top_k,

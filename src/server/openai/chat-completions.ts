@@ -52,7 +52,7 @@ export function addChatCompletions(app: App, root: ServerRoot): void {
     const logprobs = body.logprobs === true ? (body.top_logprobs ?? 0) : undefined
     const count = body.n ?? 1
     const asked = body.max_completion_tokens ?? body.max_tokens
-    const { generation, events } = startAnswer(context, c, prompt, {
+    const { generation, events } = await startAnswer(context, c, prompt, {
       sampling: samplingOf(body, logprobs),
       maxTokens: asked === -1 ? undefined : (asked ?? config.defaults.maxTokens),
       param: "messages",

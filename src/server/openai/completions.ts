@@ -65,7 +65,7 @@ export function addCompletions(app: App, root: ServerRoot): void {
   app.post("/v1/completions", async (c) => {
     const body = await readBody(c, completionRequestSchema)
     const context = await useModel(root, c, body.model)
-    const answer = start(context, c, body)
+    const answer = await start(context, c, body)
     if (body.stream !== true) return c.json(await whole(answer))
     const options = streamOptions(context, c, openaiErrorBody, aborting(answer.generation))
     return sseResponse(chunks(answer), options)
@@ -96,7 +96,11 @@ interface Answer {
   readonly includeUsage: boolean
 }
 
-function start(context: ServerContext, c: RequestContext, body: CompletionRequest): Answer {
+async function start(
+  context: ServerContext,
+  c: RequestContext,
+  body: CompletionRequest,
+): Promise<Answer> {
   const { tokenizer, client, config } = context
   const prompts = body.suffix ? [holeOf(context, body)] : promptsOf(body.prompt, tokenizer)
   const kept = body.n ?? 1
@@ -148,6 +152,7 @@ function start(context: ServerContext, c: RequestContext, body: CompletionReques
     promptOnly && promptCount < 0
       ? nothing(sequences)
       : startGeneration(context, c, sequences, stopStrings(body.stop))
+  if (grammar !== undefined) await generation.accepted()
   const includeUsage = body.stream_options?.include_usage === true
   return {
     id: completionId("cmpl"),
@@ -213,7 +218,7 @@ function nothing(sequences: readonly { ids: Int32Array; params: GenerateParams }
       }
     }
   }
-  return ends()
+  return Object.assign(ends(), { accepted: () => Promise.resolve() })
 }
 
 function promptOf(answer: Answer, choice: number): number {

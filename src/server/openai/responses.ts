@@ -166,7 +166,7 @@ async function respond(
   const tools = responseTools(body.tools ?? [])
   const options = responseOptions(body, tools, config.reasoningFormat)
   const prompt = chatPrompt(context, messages, options)
-  const { generation, events: answer } = startAnswer(context, c, prompt, {
+  const { generation, events: answer } = await startAnswer(context, c, prompt, {
     sampling: { temperature: body.temperature, topP: body.top_p },
     maxTokens: body.max_output_tokens ?? config.defaults.maxTokens,
     param: "input",
