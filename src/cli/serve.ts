@@ -82,6 +82,13 @@ SIGTERM and Ctrl-C let running answers finish for --grace seconds, a second one 
       default: "auto",
       help: "auto: reasoning goes into a field of its own; none: it stays in the answer's text",
     },
+    "reasoning-budget": {
+      type: "integer",
+      min: -1,
+      aliases: ["reasoning_budget"],
+      default: -1,
+      help: "tokens after which reasoning ends, where a request says nothing; -1 = when the model ends it",
+    },
     responses: {
       type: "string",
       hint: "file",
@@ -185,6 +192,8 @@ SIGTERM and Ctrl-C let running answers finish for --grace seconds, a second one 
           corsOrigins: flags["cors-origin"],
           defaults: samplingFrom(flags, maxTokens),
           forceThink,
+          thinkingBudget:
+            flags["reasoning-budget"] < 0 ? Number.POSITIVE_INFINITY : flags["reasoning-budget"],
           reasoningFormat: flags["reasoning-format"] === "none" ? "none" : "auto",
         },
         kept,

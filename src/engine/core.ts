@@ -14,6 +14,7 @@ import { checkPoolParams, Pooler, type PoolingLimits } from "./pooling.ts"
 import { type Batch, draftOf, isReady, type Scheduler, wantsToken } from "./scheduler.ts"
 import { type RopeKey, Sequence } from "./sequence.ts"
 import type { Speculation } from "./speculation.ts"
+import type { Thinking } from "./thinking.ts"
 
 export interface TokenLogprobs {
   readonly logprob: number
@@ -137,10 +138,16 @@ export class EngineCore {
   }
 
   /** Queues a sequence. @throws ConfigError when it is empty, can never fit, or a parameter is out of range */
-  add(id: number, ids: Int32Array, params: GenerateParams, grammar?: SequenceGrammar): void {
+  add(
+    id: number,
+    ids: Int32Array,
+    params: GenerateParams,
+    { grammar, thinking }: { grammar?: SequenceGrammar; thinking?: Thinking } = {},
+  ): void {
     checkParams(params, this.#vocabSize)
     checkTokens(ids, this.#vocabSize)
-    this.#scheduler.add(new Sequence(id, ids, params, { ropeKey: this.#ropeKey, grammar }))
+    const ropeKey = this.#ropeKey
+    this.#scheduler.add(new Sequence(id, ids, params, { ropeKey, grammar, thinking }))
   }
 
   /** Queues a text that is to become a vector or a score. @throws ConfigError as add() does */

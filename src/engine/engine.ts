@@ -47,6 +47,7 @@ import { Sequence } from "./sequence.ts"
 import { speculationFor } from "./speculation-setup.ts"
 import { MAX_DRAFT_ROWS } from "./speculation.ts"
 import { StepGraphs } from "./step-graphs.ts"
+import { Thinking } from "./thinking.ts"
 
 export interface EngineHooks {
   readonly onProgress?: (stage: string, done: number, total: number) => void
@@ -61,6 +62,7 @@ export class Engine implements Disposable {
   readonly model: AnyModel
   readonly #core: EngineCore
   readonly #grammars: Grammars
+  #table: TokenTable | undefined
   readonly #resources: DisposableStack
 
   private constructor(
@@ -219,7 +221,14 @@ export class Engine implements Disposable {
       throw new ConfigError(
         `a ${this.info.architecture} model of this kind embeds or ranks texts, and generates none`,
       )
-    this.#core.add(id, ids, params, grammar)
+    if (params.thinking !== undefined && this.#table === undefined)
+      throw new ConfigError("the engine has no table of tokens")
+    this.#core.add(id, ids, params, {
+      ...(grammar === undefined ? {} : { grammar }),
+      ...(params.thinking === undefined || this.#table === undefined
+        ? {}
+        : { thinking: new Thinking(params.thinking, this.#table) }),
+    })
   }
 
   /** Queues a text that is to become a vector or a score; its only event has it. @throws ConfigError as add() does */
@@ -227,8 +236,9 @@ export class Engine implements Disposable {
     this.#core.pool(id, ids, params)
   }
 
-  /** What grammars are made of. */
+  /** What grammars and marks of reasoning are read with. */
   setVocabulary(table: TokenTable): void {
+    this.#table = table
     this.#grammars.setVocabulary(table)
   }
 

@@ -26,6 +26,11 @@ export function checkParams(params: GenerateParams, vocabSize: number): void {
     within("logprobs", params.logprobs, 0, Math.min(MAX_LOGPROBS, vocabSize), true)
   if (params.promptLogprobs !== undefined)
     within("promptLogprobs", params.promptLogprobs, 0, Math.min(MAX_LOGPROBS, vocabSize), true)
+  if (params.thinking !== undefined) {
+    within("thinking.budget", params.thinking.budget, 0, Number.MAX_SAFE_INTEGER, true)
+    for (const token of params.thinking.closing)
+      within("thinking.closing token", token, 0, vocabSize - 1, true)
+  }
   const bias = params.logitBias ?? []
   if (bias.length > MAX_LOGIT_BIAS)
     throw new ConfigError(`logitBias has ${bias.length} entries: at most ${MAX_LOGIT_BIAS}`)

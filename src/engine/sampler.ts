@@ -32,7 +32,7 @@ export class Sampler {
 
   /** Whether the greatest logit of each row is all that is drawn: chooseGreatest() can be called before sample(). */
   drawsGreatest(seqs: readonly Sequence[]): boolean {
-    for (const seq of seqs) if (seq.grammar !== undefined || !isGreedy(seq)) return false
+    for (const seq of seqs) if (isBound(seq) || !isGreedy(seq)) return false
     return true
   }
 
@@ -43,7 +43,7 @@ export class Sampler {
 
   /** logits [rows, vocab] F32, one row per sequence; `chosen`: after chooseGreatest(). The result is valid until the next call. */
   sample(logits: Tensor, seqs: readonly Sequence[], ahead = 0, chosen = false): StepOutput {
-    const known = seqs.some((seq) => seq.grammar !== undefined) ? this.#mask(logits, seqs) : []
+    const known = seqs.some(isBound) ? this.#mask(logits, seqs) : []
     const tokens = this.#tokens.target([seqs.length])
     if (!chosen) {
       if (seqs.every(isGreedy)) argmax(logits, tokens)
@@ -69,22 +69,31 @@ export class Sampler {
 
   /** The greatest logit of each row, when that is all that these sequences need. */
   bestOf(logits: Tensor, seqs: readonly Sequence[]): Int32Array | undefined {
-    const isPlain = ({ grammar, params }: Sequence): boolean =>
-      grammar === undefined && params.logprobs === undefined
+    const isPlain = (seq: Sequence): boolean => !isBound(seq) && seq.params.logprobs === undefined
     if (!seqs.every((seq) => isGreedy(seq) && isPlain(seq))) return undefined
     argmax(logits, this.#tokens.target([logits.dim(0)]))
     this.#backend.synchronize()
     return this.#tokens.values
   }
 
-  /** Forbids what grammars do not allow; the result has the logits as they were of rows whose log-probabilities are asked. */
+  /**
+   * Forbids what grammars do not allow, and all but the token that ends reasoning; the result has the logits as they were of
+   * rows whose log-probabilities are asked.
+   */
   #mask(logits: Tensor, seqs: readonly Sequence[]): (Tensor | undefined)[] {
     const words = Math.ceil(logits.dim(1) / 32)
+    const maskOf = ({ grammar, thinking }: Sequence): Int32Array => {
+      const forced = thinking?.forced
+      if (forced === undefined && grammar !== undefined) return grammar.mask
+      const mask = new Int32Array(words)
+      if (forced !== undefined) mask[forced >> 5] = 1 << (forced & 31)
+      return mask
+    }
     return seqs.map((seq, row) => {
-      if (seq.grammar === undefined) return undefined
+      if (!isBound(seq)) return undefined
       const own = logits.narrow(0, row, 1)
       const before = seq.params.logprobs === undefined ? undefined : cast(own, F32)
-      const bits = Tensor.from(this.#backend, seq.grammar.mask.subarray(0, words), [1, words])
+      const bits = Tensor.from(this.#backend, maskOf(seq).subarray(0, words), [1, words])
       maskLogits(own, bits)
       return before
     })
@@ -117,6 +126,11 @@ export class Sampler {
     this.#batch[Symbol.dispose]()
     this.#tokens[Symbol.dispose]()
   }
+}
+
+/** Not every token may come next. */
+function isBound({ grammar, thinking }: Sequence): boolean {
+  return grammar !== undefined || thinking?.forced !== undefined
 }
 
 /** The greatest logit is drawn, whatever the other samplers do. */

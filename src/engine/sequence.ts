@@ -2,6 +2,7 @@ import type { CachedBlock } from "../kvcache/prefix-cache.ts"
 import type { GenerateParams, PromptLogprob } from "../worker/protocol.ts"
 import type { SequenceGrammar } from "./grammar.ts"
 import type { Pooler } from "./pooling.ts"
+import type { Thinking } from "./thinking.ts"
 
 /** Maps the length a token is rotated for to the choice it makes; equal choices give equal K. */
 export type RopeKey = (length: number) => number
@@ -54,6 +55,8 @@ export class Sequence {
   readonly promptLogprobs: PromptLogprob[] = []
   /** What its output must match; disposed of when the sequence ends. */
   grammar: SequenceGrammar | undefined
+  /** Bounds its reasoning. */
+  readonly thinking: Thinking | undefined
   /** Makes a vector or a score of its states: such a sequence generates nothing. */
   readonly pooler: Pooler | undefined
   readonly arrivedAt: number
@@ -72,10 +75,12 @@ export class Sequence {
       now?: number
       grammar?: SequenceGrammar | undefined
       pooler?: Pooler | undefined
+      thinking?: Thinking | undefined
     } = {},
   ) {
     this.pooler = options.pooler
     this.grammar = options.grammar
+    this.thinking = options.thinking
     this.id = id
     this.params = params
     this.seed = params.seed ?? randomSeed()
@@ -121,6 +126,7 @@ export class Sequence {
   append(token: number): void {
     this.#put(this.length++, token)
     this.grammar?.accept(token)
+    this.thinking?.accept(token)
   }
 
   /** A guess of the token after those that are known or guessed. */

@@ -71,12 +71,13 @@ export class Speculation {
   }
 }
 
-/** A grammar's mask is known for the next token only: such sequences go on token by token. */
+/** What a grammar or bounded reasoning allows is known for the next token only: such sequences go on token by token. */
 function canGuess(seq: Sequence, maxLength: number): boolean {
   return (
     seq.numRemaining === 1 &&
     seq.numGenerated > 0 &&
     seq.grammar === undefined &&
+    seq.thinking?.isInside !== true &&
     seq.params.maxTokens - seq.numGenerated > 1 &&
     maxLength - seq.length > 1
   )

@@ -1,9 +1,9 @@
 import { RequestError } from "../errors.ts"
 import { reasoningAtEnd, THINK_TAGS } from "../tokenizer/chat-formats.ts"
 import type { ChatFormat, ReasoningFormat, ToolCallFormat } from "../tokenizer/chat-formats.ts"
-import type { GenerateParams } from "../worker/protocol.ts"
+import type { GenerateParams, ThinkingParams } from "../worker/protocol.ts"
 import { type RequestContext, type ServerContext, startGeneration } from "./context.ts"
-import { goingOn, unfinishedAnswer, writtenText } from "./continue.ts"
+import { closingText, goingOn, unfinishedAnswer, writtenText } from "./continue.ts"
 import {
   type ChoiceTimings,
   type ChoiceUsage,
@@ -50,6 +50,10 @@ export interface ChatOptions {
   readonly reasoning: "auto" | "none"
   /** The last message is an answer's beginning; the model goes on where it ends. */
   readonly continues?: boolean
+  /** Reasoning ends after so many tokens; of models whose template has marks for it. */
+  readonly thinkingBudget?: number | undefined
+  /** What the model is made to think last, before the mark that ends it. */
+  readonly lastThought?: string | undefined
   /** End the prompt with the beginning of an answer; default true. */
   readonly addGenerationPrompt?: boolean
 }
@@ -68,6 +72,8 @@ export interface ChatPrompt {
   readonly grammar: string | undefined
   /** The answer's beginning, where the prompt ends with it: the grammar's too. */
   readonly written?: string
+  /** A bound on the reasoning. */
+  readonly thinking?: ThinkingParams | undefined
   /** A call's id: the model's own where it wrote one. */
   readonly callId: (written: string | undefined) => string
 }
@@ -169,6 +175,13 @@ export function chatPrompt(
       ),
     grammar,
     written,
+    thinking: thinkingOf(
+      options.thinkingBudget ?? config.thinkingBudget,
+      options.lastThought,
+      reasoning,
+      tokenizer,
+      text,
+    ),
     // Mistral's templates refuse ids that are not nine letters and digits
     callId: (written) =>
       written ??
@@ -231,13 +244,32 @@ function renderOr400(
   }
 }
 
-/** Adds what the output must match. */
+/** Adds what the output must match, and how much of it may be reasoning. */
 export function constrain(
   params: GenerateParams,
-  { grammar, written = "" }: Pick<ChatPrompt, "grammar" | "written">,
+  { grammar, written = "", thinking }: Pick<ChatPrompt, "grammar" | "written" | "thinking">,
 ): GenerateParams {
-  if (grammar === undefined) return params
-  return { ...params, grammar, ...(written === "" ? {} : { grammarWritten: written }) }
+  return {
+    ...params,
+    ...(grammar === undefined ? {} : { grammar }),
+    ...(grammar === undefined || written === "" ? {} : { grammarWritten: written }),
+    ...(thinking === undefined ? {} : { thinking }),
+  }
+}
+
+function thinkingOf(
+  budget: number,
+  lastThought: string | undefined,
+  reasoning: ReasoningFormat | undefined,
+  tokenizer: ServerTokenizer,
+  prompt: string,
+): ThinkingParams | undefined {
+  if (!Number.isFinite(budget) || reasoning === undefined) return undefined
+  const { open, close } = reasoning
+  const isOpen = reasoningAtEnd(prompt, reasoning) === "open"
+  const end = (lastThought ?? "") + closingText(reasoning)
+  const closing = tokenizer.encode(end, { addSpecial: false, parseSpecial: true })
+  return { budget, open: open.trimEnd(), close, isOpen, closing: [...closing] }
 }
 
 export interface AnswerRequest {

@@ -49,10 +49,14 @@ export function writtenText(
   if (thought === "" && !isOpen) return final
   const reasoning = (isOpen ? "" : format.start) + thought
   if (content === "") return reasoning
-  if (isHarmony) return `${reasoning}${format.close}<|start|>assistant${final}`
-  // models put tags on lines of their own
-  const isTag = format.name === "think"
-  return `${reasoning}${isTag ? "\n" : ""}${format.close}${isTag ? "\n\n" : ""}${content}`
+  return `${reasoning}${closingText(format)}${content}`
+}
+
+/** What ends a model's reasoning, and goes before the content: tags are put on lines of their own. */
+export function closingText(format: ReasoningFormat): string {
+  if (format.name === "harmony")
+    return `${format.close}<|start|>assistant<|channel|>final<|message|>`
+  return format.name === "think" ? `\n${format.close}\n\n` : format.close
 }
 
 /** A parser that has read `written` already and gives the parts of what follows only. */

@@ -128,6 +128,8 @@ export interface ServerConfig {
   readonly forceThink: boolean
   /** "auto": reasoning goes into a field of its own; "none": it stays in the content, as the model marks it. */
   readonly reasoningFormat: "auto" | "none"
+  /** Reasoning ends after so many tokens where a request says nothing; Infinity for when the model ends it. */
+  readonly thinkingBudget: number
   /** Longest time for one request; 0 for none. */
   readonly requestTimeoutMs: number
   /**
@@ -147,6 +149,7 @@ export const DEFAULT_SERVER_CONFIG: ServerConfig = {
   defaults: DEFAULT_SAMPLING,
   forceThink: false,
   reasoningFormat: "auto",
+  thinkingBudget: Number.POSITIVE_INFINITY,
   requestTimeoutMs: 0,
   heartbeatMs: 15_000,
 }

@@ -92,6 +92,10 @@ type Work =
   | { readonly type: "add"; readonly ids: Int32Array; readonly params: GenerateParams }
   | { readonly type: "pool"; readonly ids: Int32Array; readonly params: PoolParams }
 
+function needsVocabulary({ grammar, thinking }: GenerateParams): boolean {
+  return grammar !== undefined || thinking !== undefined
+}
+
 class WorkerClient implements EngineClient {
   readonly #worker: Worker
   readonly #port: MessagePort
@@ -174,7 +178,7 @@ class WorkerClient implements EngineClient {
   }
 
   async *#run(work: Work, signal: AbortSignal | undefined): AsyncGenerator<readonly TokenEvent[]> {
-    if (work.type === "add" && work.params.grammar !== undefined) await this.#vocabulary
+    if (work.type === "add" && needsVocabulary(work.params)) await this.#vocabulary
     if (this.#dead !== undefined) throw this.#dead
     const id = this.#nextId++
     const stream = new Stream()

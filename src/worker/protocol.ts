@@ -89,6 +89,20 @@ export interface GenerateParams extends SamplingParams {
   readonly grammar?: string
   /** The beginning of what must match, where the prompt ends with it. */
   readonly grammarWritten?: string
+  /** A bound on the answer's reasoning. */
+  readonly thinking?: ThinkingParams
+}
+
+/** Reasoning that ends after so many tokens, if the model has not ended it. */
+export interface ThinkingParams {
+  readonly budget: number
+  /** The marks around reasoning, as text. */
+  readonly open: string
+  readonly close: string
+  /** The prompt has begun it. */
+  readonly isOpen: boolean
+  /** Tokens that are forced then: the closing mark, and what comes with it. */
+  readonly closing: readonly number[]
 }
 
 /** Tokens as text, in shared memory: their bytes one after the other, and where each ends. */
@@ -326,7 +340,7 @@ export interface EngineClient {
   ): AsyncIterable<readonly TokenEvent[]>
   /** One text's vector or score. Throws ConfigError where the text is empty or too long, or a parameter does not fit the model. */
   pool(ids: Int32Array, params: PoolParams, signal?: AbortSignal): Promise<Pooled>
-  /** What grammars are made of, once; sequences that have one wait for it. */
+  /** What grammars and marks of reasoning are read with, once; sequences that need it wait for it. */
   setVocabulary(table: Promise<TokenTable>): void
   stats(): Promise<EngineStats>
   details(): Promise<EngineDetails>

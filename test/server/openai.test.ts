@@ -329,6 +329,36 @@ describe("chat completions", () => {
     expect(at(whole, "choices", 0, "message", "content")).toBe("<think>hm</think>yes")
   })
 
+  test("a bound on reasoning reaches the engine with the model's marks", async () => {
+    const reasons = { reasoning: THINK_TAGS, toolCalls: undefined }
+    const tokenizer: ServerTokenizer = { ...byteTokenizer, chatFormat: reasons }
+    const { post, client } = testServer({}, { thinkingBudget: 9 }, { tokenizer })
+    const bodies = [
+      { thinking_budget_tokens: 3 },
+      { reasoning_budget_tokens: 0, reasoning_budget_message: " enough" },
+      { thinking_token_budget: 4, chat_template_kwargs: {} },
+      {},
+      { thinking_budget_tokens: -1 },
+    ]
+    for (const body of bodies) await json(post(CHAT, { ...hello, ...body }))
+    const given = client.calls.map(({ params }) => params.thinking)
+    expect(given.map((one) => one?.budget)).toEqual([3, 0, 4, 9, undefined])
+    expect(given[0]).toMatchObject({ open: "<think>", close: "</think>", isOpen: false })
+    const text = (ids: readonly number[] = []): string => String.fromCharCode(...ids)
+    expect(text(given[0]?.closing)).toBe("\n</think>\n\n")
+    expect(text(given[1]?.closing)).toBe(" enough\n</think>\n\n")
+    const forced = testServer({}, { forceThink: true }, { tokenizer })
+    await forced.post(CHAT, { ...hello, thinking_budget_tokens: 3 })
+    expect(forced.client.calls[0]!.params.thinking?.isOpen).toBe(true)
+    const thinking = { type: "enabled", budget_tokens: 1024 }
+    await post("/v1/messages", { ...hello, max_tokens: 9, thinking })
+    expect(client.calls.at(-1)!.params.thinking?.budget).toBe(1024)
+    // a template without marks has nothing to bound
+    const plain = testServer()
+    await plain.post(CHAT, { ...hello, thinking_budget_tokens: 3 })
+    expect(plain.client.calls[0]!.params.thinking).toBeUndefined()
+  })
+
   describe("continue_final_message", () => {
     const begun = (message: object): object => ({
       ...hello,

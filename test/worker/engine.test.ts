@@ -137,6 +137,40 @@ describe("a model in the Worker", () => {
     expect((await client.stats()).running).toBe(0)
   })
 
+  test("reasoning ends after as many tokens as it may have, with and without a grammar", async () => {
+    const client = await start()
+    const prompt = model.prompts[0] as Int32Array
+    const letters = Array.from({ length: client.info.vocabSize }, (_, id) =>
+      String.fromCharCode(97 + (id % 26)),
+    )
+    client.setVocabulary(Promise.resolve(tableOf(letters)))
+    const params: GenerateParams = { ...GREEDY, maxTokens: 12 }
+    const free = await tokens(client.generate(prompt, params))
+    const [x, y] = [letters.indexOf("x"), letters.indexOf("y")]
+    const marks = { open: "<think>", close: "</think>", closing: [x, y] }
+    const bound = { ...marks, budget: 5, isOpen: true }
+    const cut = await tokens(client.generate(prompt, { ...params, thinking: bound }))
+    expect(cut.slice(0, 5)).toEqual(free.slice(0, 5))
+    expect(cut.slice(5, 7)).toEqual([x, y])
+    expect(cut).toHaveLength(12)
+    // it has not begun, or is long enough
+    for (const thinking of [
+      { ...bound, isOpen: false },
+      { ...bound, budget: 12 },
+    ])
+      expect(await tokens(client.generate(prompt, { ...params, thinking }))).toEqual(free)
+    const format = { type: "regex", pattern: "[a-z]{3}xy(abc)+" }
+    const grammar = JSON.stringify({ type: "structural_tag", format })
+    const stopTokens = [letters.length - 1]
+    const both = { ...params, stopTokens, grammar, thinking: { ...bound, budget: 3 } }
+    const ids = await tokens(client.generate(prompt, both))
+    expect(ids.map((id) => letters[id]).join("")).toMatch(/^[a-z]{3}xyabcabca$/)
+    // guesses stop where tokens count
+    const guessing = await start({ spec: "ngram" })
+    guessing.setVocabulary(Promise.resolve(tableOf(letters)))
+    expect(await tokens(guessing.generate(prompt, { ...params, thinking: bound }))).toEqual(cut)
+  })
+
   test("what cannot be loaded says why, before loading", async () => {
     expect(startEngine({ model: "/no/such.gguf" })).rejects.toThrow("/no/such.gguf: no such file")
     expect(start({ contextLength: 1_000_000 })).rejects.toThrow(

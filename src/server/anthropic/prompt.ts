@@ -40,6 +40,8 @@ function optionsOf(body: CountRequest | MessagesRequest): ChatOptions {
     ...(thinking ? { vars: { enable_thinking: thinking.type !== "disabled" } } : {}),
     ...(format ? { content: { type: "json_schema", json_schema: format.schema } } : {}),
     reasoning: "auto",
+    thinkingBudget:
+      thinking?.type === "enabled" ? (thinking.budget_tokens ?? undefined) : undefined,
   }
 }
 

@@ -86,7 +86,11 @@ const toolChoice = z
 const thinking = z
   .looseObject({
     type: z.enum(["enabled", "disabled", "adaptive"]),
-    budget_tokens: accepted("the model ends its reasoning itself"),
+    budget_tokens: z
+      .int()
+      .min(0)
+      .nullish()
+      .openapi({ description: "Reasoning ends after so many tokens" }),
   })
   .nullish()
 

@@ -114,9 +114,18 @@ function chatOptions(body: ChatRequest, reasoning: "auto" | "none"): ChatOptions
     reasoning:
       body.reasoning_format === "none" ? "none" : body.reasoning_format ? "auto" : reasoning,
     continues,
+    thinkingBudget: budgetOf(
+      body.thinking_budget_tokens ?? body.reasoning_budget_tokens ?? body.thinking_token_budget,
+    ),
+    lastThought: body.reasoning_budget_message ?? undefined,
     // what is continued goes behind the beginning of an answer, as it did when it was written
     addGenerationPrompt: continues || body.add_generation_prompt !== false,
   }
+}
+
+/** -1 bounds nothing; undefined leaves it to the server's setting. */
+function budgetOf(tokens: number | null | undefined): number | undefined {
+  return tokens === -1 ? Number.POSITIVE_INFINITY : (tokens ?? undefined)
 }
 
 async function whole(answer: Answer): Promise<unknown> {

@@ -153,6 +153,11 @@ const common = {
   typ_p: z.number().min(0).max(1).nullish().openapi({ description: "Another name of typical_p" }),
 }
 
+const thinkingBudget = z.int().min(-1).nullish().openapi({
+  description:
+    "Extension, by llama.cpp's names and vLLM's; reasoning ends after so many tokens, of models whose template marks it; -1: when the model ends it",
+})
+
 export const chatRequestSchema = z
   .strictObject({
     messages: z.array(messageSchema).min(1),
@@ -174,6 +179,13 @@ export const chatRequestSchema = z
       .enum(["auto", "deepseek", "none"])
       .nullish()
       .openapi({ description: "Extension; none leaves reasoning in the content" }),
+    thinking_budget_tokens: thinkingBudget,
+    reasoning_budget_tokens: thinkingBudget,
+    thinking_token_budget: thinkingBudget,
+    reasoning_budget_message: z
+      .string()
+      .nullish()
+      .openapi({ description: "Extension; what the model is made to think last" }),
     reasoning_control: accepted("reasoning ends with the answer's own mark"),
     reasoning_effort: z.string().nullish().openapi({ description: "Passed to the chat template" }),
     chat_template_kwargs: z
