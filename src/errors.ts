@@ -54,6 +54,11 @@ export class MemoryError extends KtError {
   override readonly name = "MemoryError"
 }
 
+/** The engine has ended by itself, and with it all that it was doing. */
+export class EngineError extends KtError {
+  override readonly name = "EngineError"
+}
+
 export interface RequestErrorOptions {
   readonly hint?: string
   readonly cause?: unknown

@@ -1,4 +1,4 @@
-import { ConfigError, KtError, RequestError } from "../errors.ts"
+import { ConfigError, EngineError, KtError, RequestError } from "../errors.ts"
 import type { EngineClient, GenerateParams, TokenEvent } from "../worker/protocol.ts"
 import type { Admission, Ticket } from "./admission.ts"
 import { merge } from "./merge.ts"
@@ -328,6 +328,13 @@ export function asRequestError(error: unknown): RequestError {
   if (error instanceof RequestError) return error
   if (error instanceof ConfigError) {
     return new RequestError(400, error.message, { code: "invalid_value", cause: error })
+  }
+  if (error instanceof EngineError) {
+    return new RequestError(503, error.message, {
+      code: "engine_stopped",
+      cause: error,
+      retryAfterSeconds: 1,
+    })
   }
   if (error instanceof KtError) {
     return new RequestError(500, error.message, { code: "engine_error", cause: error })

@@ -1,4 +1,4 @@
-import { ConfigError, KtError, MemoryError } from "../errors.ts"
+import { ConfigError, EngineError, KtError, MemoryError } from "../errors.ts"
 import type {
   EngineClient,
   EngineDetails,
@@ -102,6 +102,8 @@ class WorkerClient implements EngineClient {
   readonly #start: StartOptions
   readonly #streams = new Map<number, Stream>()
   readonly #asked = new Map<number, Pending<unknown>>()
+  readonly failed: Promise<Error>
+  #fail: (error: Error) => void = () => {}
   readonly #ended: Promise<void>
   #end: () => void = () => {}
   #ready: Pending<EngineInfo> | undefined
@@ -117,13 +119,14 @@ class WorkerClient implements EngineClient {
     this.#port = port
     this.#start = start
     this.#ended = new Promise((resolve) => (this.#end = resolve))
+    this.failed = new Promise((resolve) => (this.#fail = resolve))
     port.onmessage = (event: MessageEvent): void => this.#receive(event.data as FromWorker)
     worker.addEventListener("error", (event) => {
       event.preventDefault()
-      this.#die(new KtError(`the engine stopped: ${event.message}`))
+      this.#die(new EngineError(`the engine stopped: ${event.message}`))
     })
     worker.addEventListener("close", () => {
-      this.#die(new KtError("the engine stopped: its thread ended"))
+      this.#die(new EngineError("the engine stopped: its thread ended"))
       this.#end()
     })
   }
@@ -266,8 +269,11 @@ class WorkerClient implements EngineClient {
         return this.#ready?.resolve(message.info)
       case "failed": {
         const { hint, isMemory } = message
-        const Kind = isMemory === true ? MemoryError : KtError
-        return this.#die(new Kind(message.message, hint === undefined ? {} : { hint }))
+        const options = hint === undefined ? {} : { hint }
+        if (isMemory === true) return this.#die(new MemoryError(message.message, options))
+        // before it is ready that is what cannot be loaded, and a sentence of its own
+        if (this.#info === undefined) return this.#die(new KtError(message.message, options))
+        return this.#die(new EngineError(`the engine stopped: ${message.message}`, options))
       }
       case "closed":
         return this.#end()
@@ -288,6 +294,7 @@ class WorkerClient implements EngineClient {
   #die(error: KtError): void {
     if (this.#dead !== undefined) return
     this.#dead = error
+    if (this.#closing === undefined) this.#fail(error)
     this.#ready?.reject(error)
     for (const stream of this.#streams.values()) stream.fail(error)
     for (const pending of this.#asked.values()) pending.reject(error)

@@ -329,6 +329,8 @@ export type FromWorker =
 /** The engine as the server sees it; `worker/client.ts` implements it over a Worker, tests by hand. */
 export interface EngineClient {
   readonly info: EngineInfo
+  /** Resolves when the engine has ended by itself, with the reason; never after close(). */
+  readonly failed: Promise<Error>
   /**
    * One sequence, as lists of the events that came together (none is empty). Ends after the event with `finish`.
    * Leaving the loop early (or `signal`) aborts the sequence. Throws KtError when the prompt is empty or does not fit the context.

@@ -202,7 +202,12 @@ export function serveEngine(port: MessagePort, create: EngineFactory): void {
       flush()
     } catch (error) {
       flush()
+      const broken = engine
       fail(error)
+      // its memory is not needed any more, if it can still be told apart
+      try {
+        broken?.[Symbol.dispose]()
+      } catch {}
     } finally {
       running = false
     }

@@ -116,6 +116,13 @@ export class FakeClient implements EngineClient {
   readonly calls: Call[] = []
   /** Set: the engine has died of this. */
   dead: KtError | undefined
+  die: (error: KtError) => void = () => {}
+  readonly failed = new Promise<Error>((resolve) => {
+    this.die = (error) => {
+      this.dead = error
+      resolve(error)
+    }
+  })
   readonly #script: Script
 
   constructor(script: Script = {}) {

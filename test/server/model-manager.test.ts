@@ -1,11 +1,13 @@
 import { describe, expect, test } from "bun:test"
 
-import { KtError, MemoryError, RequestError } from "../../src/errors.ts"
+import { EngineError, KtError, MemoryError, RequestError } from "../../src/errors.ts"
 import { createApp, type ServerApp } from "../../src/server/app.ts"
 import { durationMs, keepAliveMs } from "../../src/server/models/keep-alive.ts"
 import type { KnownModel, LoadedModel, ModelLibrary } from "../../src/server/models/library.ts"
 import { aliased, findModel } from "../../src/server/models/names.ts"
 import type { ServerConfig, ServerDeps } from "../../src/server/types.ts"
+import { startEngine } from "../../src/worker/client.ts"
+import type { EngineClient } from "../../src/worker/protocol.ts"
 import { Turns } from "../../src/worker/turns.ts"
 import { at, byteTokenizer, FakeClient, json, type Script, until } from "./fakes.ts"
 
@@ -27,10 +29,11 @@ interface FakeOptions {
   readonly config?: Partial<ServerConfig>
   /** Called at the beginning of each load. */
   readonly load?: (name: string, memoryBytes: number) => Promise<void> | void
+  readonly made?: (client: FakeClient) => void
 }
 
 /** A server of models "a" to "d" whose engines are scripts. */
-function fake({ script = {}, limits = {}, config = {}, load }: FakeOptions = {}): Fake {
+function fake({ script = {}, limits = {}, config = {}, load, made }: FakeOptions = {}): Fake {
   const events: string[] = []
   const models = ["a", "b", "c", "d"].map((name) => known(name))
   const library: ModelLibrary = {
@@ -41,6 +44,7 @@ function fake({ script = {}, limits = {}, config = {}, load }: FakeOptions = {})
       await load?.(model.name, memoryBytes)
       events.push(`+${model.name}`)
       const client = new FakeClient(script)
+      made?.(client)
       client.close = async () => void events.push(`-${model.name}`)
       return { client, tokenizer: byteTokenizer, withTemplate: () => byteTokenizer }
     },
@@ -68,6 +72,80 @@ function fake({ script = {}, limits = {}, config = {}, load }: FakeOptions = {})
 async function text(response: Response | Promise<Response>): Promise<string> {
   return (await response).text()
 }
+
+describe("an engine that ends by itself", () => {
+  const body = (more: object): RequestInit => ({
+    method: "POST",
+    body: JSON.stringify({ model: "a", prompt: [1, 2, 3], max_tokens: 4, ...more }),
+  })
+
+  test("what it did fails with 503, the next request has it loaded again", async () => {
+    let loads = 0
+    const log: string[] = []
+    const model = known("a")
+    const open: EngineClient[] = []
+    const library: ModelLibrary = {
+      list: () => [model],
+      describe: () => model,
+      check: () => {},
+      async load(): Promise<LoadedModel> {
+        loads++
+        const worker = new URL("../worker/fake-worker.ts", import.meta.url)
+        const client = await startEngine({ model: "fake", stepMs: 5 }, { worker })
+        open.push(client)
+        return { client, tokenizer: byteTokenizer, withTemplate: () => byteTokenizer }
+      },
+    }
+    const app = createApp({
+      models: {
+        library,
+        aliases: [],
+        maxModels: 2,
+        memoryBytes: Number.POSITIVE_INFINITY,
+        keepAliveMs: Number.POSITIVE_INFINITY,
+        loadTimeoutMs: 5000,
+      },
+      onLog: (_, line) => void log.push(line),
+    })
+    const ask = async (more: object): Promise<Response> =>
+      app.request("/v1/completions", body(more))
+    const running = await ask({ max_tokens: 2000, ignore_eos: true, stream: true })
+    const other = ask({ max_tokens: 2000, ignore_eos: true })
+    await Bun.sleep(50)
+    const dying = ask({ seed: 666 })
+    for (const response of [await other, await dying]) {
+      expect(response.status).toBe(503)
+      expect(response.headers.get("retry-after")).toBe("1")
+      expect(at(await json(response), "error")).toMatchObject({
+        code: "engine_stopped",
+        message: "the engine stopped: its thread ended",
+      })
+    }
+    expect(await text(running)).toContain('"code":"engine_stopped"')
+    expect(log).toContain("a: the engine stopped: its thread ended")
+    expect(await json(app.request("/ready"))).toMatchObject({ loaded: [] })
+    expect((await ask({})).status).toBe(200)
+    expect(loads).toBe(2)
+    await app.models.close()
+    for (const client of open) await client.close()
+  })
+
+  test("one that is about to leave does not take its successor with it", async () => {
+    const clients: FakeClient[] = []
+    const { app, events, ask } = fake({ script: { delayMs: 5 }, made: (one) => clients.push(one) })
+    const running = await ask("a")
+    const unloading = app.models.unload(known("a"))
+    await Bun.sleep(5)
+    clients[0]!.die(new EngineError("the engine stopped"))
+    await Bun.sleep(0)
+    const next = await ask("a")
+    await text(running)
+    await unloading
+    expect(await text(next)).toEndWith("data: [DONE]\n\n")
+    expect(app.models.loaded().map(({ model }) => model.name)).toEqual(["a"])
+    expect(events).toEqual(["+a", "-a", "+a"])
+  })
+})
 
 describe("room", () => {
   test("a model that is answering finishes before it leaves, and is loaded again for who came meanwhile", async () => {

@@ -303,6 +303,7 @@ export class ModelManager {
     // grammars need it later, and requests must not wait for it then
     if (loaded.client.info.pooling?.generates !== false)
       loaded.client.setVocabulary(tokenTable(loaded.tokenizer))
+    void loaded.client.failed.then((error) => this.#lost(slot, error))
     slot.state = "ready"
     slot.settle()
     this.#settled(slot)
@@ -509,11 +510,29 @@ export class ModelManager {
     try {
       await slot.loaded?.client.close()
     } finally {
-      this.#slots.delete(slot.key)
+      // it may have ended by itself meanwhile, and been loaded again
+      if (this.#slots.get(slot.key) === slot) this.#slots.delete(slot.key)
       slot.loaded = undefined
       slot.vanish()
       this.#log("info", `${slot.model.name}: unloaded, ${why}`)
     }
+  }
+
+  /** An engine that has ended takes what it was doing with it; the next request has the model loaded again. */
+  #lost(slot: Slot, error: Error): void {
+    const { name } = slot.model
+    this.#log("warning", `${name}: ${error.message}`)
+    // where there is no other way to it, requests are told so
+    if (this.library.isFixed === true || this.#slots.get(slot.key) !== slot) return
+    clearTimeout(slot.timer)
+    this.#forget(slot.key)
+    this.#slots.delete(slot.key)
+    slot.state = "leaving"
+    this.#metrics.loaded(name, "failed")
+    // what is left of it
+    const end = (): void => slot.vanish()
+    void slot.loaded?.client.close().then(end, end)
+    slot.loaded = undefined
   }
 
   #forget(key: string): void {
