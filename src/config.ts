@@ -9,7 +9,7 @@ export interface EngineConfig {
   readonly model: string
   /** Folder with config.json and tokenizer, when `model` holds weights only. */
   readonly modelPath: string | undefined
-  /** YAML rule file, or the name of one of rules/; undefined chooses `rules/default-cpu.yaml`. */
+  /** YAML rule file, or the name of one of rules/; undefined: placed by what is free on GPUs, `rules/default-cpu.yaml` without any. */
   readonly rules: string | undefined
   /** TypeScript files that register operators of the user's own. */
   readonly operators: readonly string[]
@@ -31,6 +31,8 @@ export interface EngineConfig {
   readonly kvDtype: "auto" | "f16" | "f32" | "q8_0"
   /** What the engine, or all of a server's, may take of memory in bytes; 0 = what is free. */
   readonly memoryBytes: number
+  /** What of each GPU's memory a model may take in bytes, where it is placed automatically; 0 = what is free. */
+  readonly vramBytes: number
   /** Tokens per KV page: the unit of prefix reuse. */
   readonly pageSize: number
   /** Sequences that run at once. */
@@ -88,11 +90,11 @@ export const CONFIG_OPTIONS: readonly ConfigOption[] = [
   { key: "modelPath", flag: "model-path", aliases: ["model_path", "model_dir"], type: "string", default: undefined,
     help: "folder with config.json and tokenizer when the model holds weights only" },
   { key: "rules", flag: "rules", aliases: ["optimize_config_path", "optimize_rule_path"], type: "string", default: undefined, env: "KT_RULES",
-    help: "YAML rule file that places and replaces modules" },
+    help: "YAML rule file that places and replaces modules; by default what fits goes to the GPUs that are there" },
   { key: "operators", flag: "operators", aliases: [], type: "list", default: [],
     help: "TypeScript file that registers operators of your own (repeatable)" },
   { key: "device", flag: "device", aliases: [], type: "string", default: undefined, env: "KT_DEVICE",
-    help: "cpu, cuda or cuda:N: computes the whole model; by default what the rules say, else the CPU" },
+    help: "cpu, cuda or cuda:N: computes the whole model; by default what the rules say" },
   { key: "threads", flag: "threads", aliases: ["cpu_infer"], type: "integer", min: 0, max: 1024, default: 0, env: "KT_THREADS",
     help: "compute threads; 0 = physical cores" },
   { key: "numa", flag: "numa", aliases: [], type: "enum", values: ["auto", "off", "1", "2", "3", "4", "5", "6", "7", "8"], default: "auto",
@@ -107,6 +109,8 @@ export const CONFIG_OPTIONS: readonly ConfigOption[] = [
     help: "KV cache type; auto = f16, or f32 with --precision f32; q8_0 takes about half of f16" },
   { key: "memoryBytes", flag: "model-memory", aliases: [], type: "integer", min: 0, default: 0,
     help: "bytes that weights, KV caches and workspace of all loaded models may take; 0 = what is free" },
+  { key: "vramBytes", flag: "gpu-memory", aliases: [], type: "integer", min: 0, default: 0,
+    help: "bytes of each GPU's memory that a model without --rules is placed on; 0 = what is free" },
   { key: "pageSize", flag: "page-size", aliases: ["page_size"], type: "integer", min: 8, max: 1024, default: 32,
     help: "tokens per KV page (multiple of 8)" },
   { key: "maxBatchSize", flag: "max-batch-size", aliases: ["max_batch_size"], type: "integer", min: 1, max: 1024, default: 8,

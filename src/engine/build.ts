@@ -3,17 +3,19 @@ import { dirname } from "node:path"
 import type { EngineConfig } from "../config.ts"
 import { DeviceError } from "../errors.ts"
 import { applyInjection, type InjectionPlan, planInjection } from "../inject/inject.ts"
-import type { RuleSet } from "../inject/rules.ts"
+import { parseRules, type RuleSet } from "../inject/rules.ts"
 import { configFromGguf, withGgufLayout } from "../models/config-gguf.ts"
 import { configFromFolder } from "../models/config-hf.ts"
 import { type ModelConfig, withExpertsPerToken } from "../models/config.ts"
 import { type AnyModel, createAnyModel } from "../models/registry.ts"
-import { deviceProblem } from "../native/backend.ts"
+import { type DeviceInfo, deviceProblem } from "../native/backend.ts"
 import { operators } from "../operators/builtin.ts"
 import { loadUserOperators } from "../operators/user.ts"
 import type { GgufFile } from "../weights/gguf.ts"
 import { openWeights } from "../weights/open.ts"
 import type { SafetensorsFile } from "../weights/safetensors.ts"
+import { chooseLayout, type DeviceBudget, gpus, partSizes } from "./auto-place.ts"
+import { rulesOf } from "./auto-rules.ts"
 import { type Placement, placeModules, placeOn } from "./placement.ts"
 import { loadRules } from "./rule-files.ts"
 
@@ -26,6 +28,16 @@ export interface BuiltModel {
   readonly placement: Placement
   /** Where the logits are: "cpu", or a device that can be used. */
   readonly device: string
+  /** The rule file that was made, where the model was placed automatically. */
+  readonly madeRules: string | undefined
+}
+
+/** What there is to place a model on, where no rules and no device are named. */
+export interface BuildTargets {
+  /** By default the GPUs of this machine. */
+  readonly budgets?: readonly DeviceBudget[]
+  /** They need not be here: nothing is going to be loaded. */
+  readonly areAssumed?: boolean
 }
 
 /**
@@ -33,7 +45,11 @@ export interface BuiltModel {
  *
  * @param given The model's configuration where the caller has read it, with a Hugging Face layout or the file's own
  */
-export async function buildModel(options: EngineConfig, given?: ModelConfig): Promise<BuiltModel> {
+export async function buildModel(
+  options: EngineConfig,
+  given?: ModelConfig,
+  targets: BuildTargets = {},
+): Promise<BuiltModel> {
   await loadUserOperators(options.operators)
   const weights = openWeights(options.model)
   try {
@@ -44,30 +60,65 @@ export async function buildModel(options: EngineConfig, given?: ModelConfig): Pr
     const asked = options.device === undefined ? undefined : fullName(options.device)
     const problem = asked === undefined ? undefined : deviceProblem(asked)
     if (problem !== undefined) throw new DeviceError(`--device ${options.device}: ${problem}`)
-    const rules = loadRules(options.rules)
+    const usable = (wanted: string): string | undefined =>
+      targets.areAssumed && targets.budgets?.some((known) => known.device === fullName(wanted))
+        ? undefined
+        : deviceProblem(wanted)
+    const madeRules =
+      asked === undefined && options.rules === undefined
+        ? automaticRules(options, model, weights, targets)
+        : undefined
+    const rules =
+      madeRules === undefined
+        ? loadRules(options.rules)
+        : parseRules(madeRules, "automatic placement")
     const plan = planInjection(model, rules, operators, {
       fuse: options.fuse,
-      device: (wanted) => standIn(wanted, asked),
+      device: (wanted) => standIn(wanted, asked, usable),
     })
     applyInjection(model, plan, (original, entry) =>
       operators.create(entry.operator, original, entry.kwargs, { path: entry.path, root: model }),
     )
-    const placement = asked === undefined ? placedBy(rules, plan, model) : placeOn(asked, model)
+    const placement =
+      asked === undefined ? placedBy(rules, plan, model, usable) : placeOn(asked, model)
     const [device = "cpu"] = placement.devices
-    return { config, model, weights, plan, placement, device }
+    return { config, model, weights, plan, placement, device, madeRules }
   } catch (error) {
     weights.close()
     throw error
   }
 }
 
+/** Rules that place a model by what is free on GPUs; undefined: there is no GPU, or the model is to be on the CPU alone. */
+function automaticRules(
+  options: EngineConfig,
+  model: AnyModel,
+  weights: GgufFile | SafetensorsFile,
+  targets: BuildTargets,
+): string | undefined {
+  const free = ({ name, memoryFreeBytes }: DeviceInfo): DeviceBudget => ({
+    device: name,
+    freeBytes: Math.min(memoryFreeBytes, options.vramBytes || Number.POSITIVE_INFINITY),
+  })
+  const budgets = targets.budgets ?? gpus().map(free)
+  if (budgets.length === 0 || model.config.encoder !== undefined) return undefined
+  const layout = chooseLayout(options, model.config, partSizes(model, weights), budgets)
+  if (layout.head === "cpu") return undefined
+  return rulesOf(layout, [`Where ${weights.path} computes, made by kt plan.`])
+}
+
 /** Modules where rules put them; the CPU stands in for devices that cannot be used. */
-function placedBy(rules: RuleSet, plan: InjectionPlan, model: AnyModel): Placement {
+function placedBy(
+  rules: RuleSet,
+  plan: InjectionPlan,
+  model: AnyModel,
+  problemOf: (device: string) => string | undefined,
+): Placement {
   const named = rules.rules.flatMap(({ replace: { kwargs } }) =>
     [kwargs["generate_device"], kwargs["prefill_device"]].filter((d) => typeof d === "string"),
   )
   const resolve = (device: string): string =>
-    deviceProblem(device) === undefined ? fullName(device) : "cpu"
+    problemOf(device) === undefined ? fullName(device) : "cpu"
   // as in KTransformers: what no rule reaches is on the first GPU
   const base = named.map(resolve).find((device) => device !== "cpu") ?? "cpu"
   const placed = placeModules(model, plan, resolve, base)
@@ -88,9 +139,13 @@ function fullName(device: string): string {
 }
 
 /** Why a rule's device does not compute what the rule says; undefined: it does. */
-function standIn(wanted: string, asked: string | undefined): string | undefined {
+function standIn(
+  wanted: string,
+  asked: string | undefined,
+  problemOf: (device: string) => string | undefined,
+): string | undefined {
   if (asked === undefined) {
-    const problem = deviceProblem(wanted)
+    const problem = problemOf(wanted)
     return problem === undefined ? undefined : `${problem}; the CPU stands in`
   }
   return fullName(wanted) === asked ? undefined : `${asked} computes the whole model`

@@ -7,6 +7,7 @@ import { StateSlots } from "../kvcache/state-slots.ts"
 import { canGenerate, maxContextLength, type ModelConfig } from "../models/config.ts"
 import type { AnyModel } from "../models/registry.ts"
 import type { Backend } from "../native/backend.ts"
+import { measure } from "../ops/index.ts"
 import type { Tensor } from "../tensor/tensor.ts"
 import { loadWeights } from "../weights/load.ts"
 import type { WeightSource } from "../weights/source.ts"
@@ -20,6 +21,7 @@ import type {
   TokenEvent,
   TokenTable,
 } from "../worker/protocol.ts"
+import { gpus } from "./auto-place.ts"
 import { openBackends, packForDevice } from "./backends.ts"
 import { buildModel, type BuiltModel } from "./build.ts"
 import { openTiers } from "./cache-tiers.ts"
@@ -38,7 +40,8 @@ import {
 import type { MemoryPlan } from "./memory-plan.ts"
 import { ModelRunner } from "./model-runner.ts"
 import { applyPlacement, cacheDevices } from "./placement.ts"
-import { planDevices } from "./plan.ts"
+import { crossingLayers, memoryRate, planLines, planRows, predictedRate } from "./plan-report.ts"
+import { type ModelPlan, planDevices } from "./plan.ts"
 import { Pooler } from "./pooling.ts"
 import { Repacking } from "./repack.ts"
 import { ropeKeyOf } from "./rope-key.ts"
@@ -108,6 +111,8 @@ export class Engine implements Disposable {
     const backends = openBackends(built.placement.devices, options, resources)
     const { host, main: backend, computing } = backends
     applyPlacement(built.model, built.placement, backends.byDevice)
+    if (computing.length > 1 || built.madeRules !== undefined)
+      for (const line of planText(built, plan, host)) hooks.onLog?.("info", line)
     const caches = cacheDevices(built.model, backend)
     if (backend.isa === "scalar" && process.arch === "x64")
       hooks.onLog?.("warning", "the scalar kernels run: KT_CPU_ISA says so or the CPU lacks AVX2")
@@ -319,6 +324,21 @@ function poolingInfo(model: ModelConfig): PoolingInfo | undefined {
   if (pooling === undefined) return undefined
   const hasClassifier = classifier !== undefined
   return { pooling, dimensions, hasClassifier, generates: canGenerate(model) }
+}
+
+/** Seconds that the rate of the host's memory is measured for, where a prediction needs it. */
+const MEASURE_SECONDS = 0.1
+
+/** What is where and how fast that should be, in lines. */
+function planText(built: BuiltModel, plan: ModelPlan, host: Backend): string[] {
+  const rows = planRows(built, plan)
+  const names = new Map(gpus().map(({ name, model }) => [name, model]))
+  const rate = predictedRate(rows, crossingLayers(built), (device) =>
+    device === "cpu"
+      ? measure(host, "read", { seconds: MEASURE_SECONDS })
+      : memoryRate(names.get(device) ?? ""),
+  )
+  return planLines(rows, rate)
 }
 
 /** Undefined, with a line in the log that says why, where weights are read as the file has them. */

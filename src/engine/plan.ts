@@ -70,7 +70,14 @@ export function planDevices(
   const host = placement.devices.indexOf("cpu")
   return {
     memory: { ...main, kvBytes },
-    devices: requests.map((request, i) => ({ ...request, kvBytes: plans[i]?.kvBytes ?? 0 })),
+    devices: requests.map((request, i) => ({
+      device: request.device,
+      freeBytes: request.freeBytes,
+      weightBytes: request.weightBytes,
+      kvBytes: plans[i]?.kvBytes ?? 0,
+      stateBytes: request.stateBytes,
+      workspaceBytes: request.workspaceBytes,
+    })),
     hostSpareBytes: host >= 0 ? (plans[host]?.spareBytes ?? 0) : free("cpu"),
   }
 }

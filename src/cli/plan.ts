@@ -1,0 +1,184 @@
+import { writeFileSync } from "node:fs"
+
+import type { EngineConfig } from "../config.ts"
+import { type DeviceBudget, gpus } from "../engine/auto-place.ts"
+import { buildModel, type BuiltModel } from "../engine/build.ts"
+import { kvLayers, kvType } from "../engine/kv-layers.ts"
+import {
+  crossingLayers,
+  memoryRate,
+  type PlanRow,
+  planRows,
+  predictedRate,
+} from "../engine/plan-report.ts"
+import { type ModelPlan, planDevices } from "../engine/plan.ts"
+import { UsageError } from "../errors.ts"
+import { Backend, queryCpu } from "../native/backend.ts"
+import { measure } from "../ops/index.ts"
+import { JSON_FLAG } from "./args/common.ts"
+import { defineCommand } from "./args/spec.ts"
+import { engineOptions, MODEL_POSITIONAL } from "./engine-options.ts"
+import { parseSize } from "./file-size.ts"
+import { logger } from "./log.ts"
+import { formatBytes, table, write, writeJson } from "./output.ts"
+
+/** Of a GPU's memory where nothing says which one it is: an RTX 4090's. */
+const USUAL_RATE = 1008e9
+
+export const plan = defineCommand({
+  name: "plan",
+  summary: "Show where a model would compute and what of each device's memory it takes",
+  details: `Nothing is loaded but the model's headers. Without --rules the model is placed automatically, as \`kt serve\` does it:
+attention and what else every token needs on the GPU, then the experts of as many layers as there is room for, with the
+caches of --ctx tokens; the rest on the CPU. --vram plans for GPUs that need not be here, one size each. The predicted rate
+is that of one sequence: the bytes of weights that a token reads by the memories' rates. Sizes such as 24G are powers of 1000.
+A model that does not fit is an error that says what is needed and what there is.`,
+  positionals: [MODEL_POSITIONAL],
+  engine: [
+    "model",
+    "modelPath",
+    "rules",
+    "operators",
+    "device",
+    "precision",
+    "contextLength",
+    "kvCacheTokens",
+    "kvDtype",
+    "pageSize",
+    "maxBatchSize",
+    "maxBatchTokens",
+    "expertsPerToken",
+    "prefixCache",
+    "fuse",
+  ],
+  flags: {
+    vram: {
+      type: "string",
+      hint: "size,…",
+      help: "memory of each GPU; default: what is free on those here",
+    },
+    ram: { type: "string", hint: "size", help: "main memory; default: what is free here" },
+    "gpu-bandwidth": {
+      type: "number",
+      hint: "GB/s",
+      min: 1,
+      help: "rate of the GPUs' memory; default: by their names, else 1008",
+    },
+    "ram-bandwidth": {
+      type: "number",
+      hint: "GB/s",
+      min: 1,
+      help: "rate of main memory; default: measured here",
+    },
+    yaml: { type: "string", hint: "file", help: "write the automatic placement as a rule file" },
+    ...JSON_FLAG,
+  },
+  examples: [
+    { command: "kt plan model.gguf", says: "on the GPUs of this machine" },
+    {
+      command: "kt plan model.gguf --vram 24G --ram 128G --ctx 32768",
+      says: "on one that is not here",
+    },
+    {
+      command: "kt plan model.gguf --vram 24G,24G --yaml two.yaml",
+      says: "rules for two, to be edited",
+    },
+    {
+      command: "kt plan model.gguf --rules qwen3-moe-gpu --vram 16G",
+      says: "what given rules need",
+    },
+  ],
+  async run(invocation) {
+    const { flags } = invocation
+    const options = engineOptions(invocation)
+    const here = gpus()
+    const budgets =
+      flags.vram === undefined
+        ? here.map(({ name, memoryFreeBytes }) => ({ device: name, freeBytes: memoryFreeBytes }))
+        : sizes(flags.vram)
+    const ram = flags.ram === undefined ? queryCpu().memoryFreeBytes : parseSize("--ram", flags.ram)
+    const areAssumed = flags.vram !== undefined
+    const built = await buildModel(options, undefined, { budgets, areAssumed })
+    try {
+      const { yaml } = flags
+      if (yaml !== undefined) writeRules(yaml, built)
+      const made = planFor(options, built, budgets, ram)
+      const rows = planRows(built, made)
+      const gpuRate = (device: string): number =>
+        flags["gpu-bandwidth"] !== undefined
+          ? flags["gpu-bandwidth"] * 1e9
+          : ((areAssumed
+              ? undefined
+              : memoryRate(here.find(({ name }) => name === device)?.model ?? "")) ?? USUAL_RATE)
+      const ramRate =
+        flags["ram-bandwidth"] === undefined ? measuredRate(rows) : flags["ram-bandwidth"] * 1e9
+      const rates = new Map(
+        rows.map(({ device }) => [device, device === "cpu" ? ramRate : gpuRate(device)]),
+      )
+      const rate = predictedRate(rows, crossingLayers(built), (device) => rates.get(device)) ?? 0
+      const { contextLength, kvCacheTokens } = made.memory
+      if (flags.json) {
+        const devices = rows.map((row) => ({ ...row, bandwidth: rates.get(row.device) }))
+        return await writeJson({
+          model: options.model,
+          contextLength,
+          kvCacheTokens,
+          devices,
+          tokensPerSecond: rate,
+          warnings: built.plan.warnings,
+        })
+      }
+      for (const warning of built.plan.warnings) logger("plan").warn(warning)
+      await write(report(rows, contextLength, rate))
+    } finally {
+      built.weights.close()
+    }
+  },
+})
+
+function sizes(text: string): DeviceBudget[] {
+  return text
+    .split(",")
+    .map((size, i) => ({ device: `cuda:${i}`, freeBytes: parseSize("--vram", size.trim()) }))
+}
+
+function planFor(
+  options: EngineConfig,
+  built: BuiltModel,
+  budgets: readonly DeviceBudget[],
+  ram: number,
+): ModelPlan {
+  const dtype = kvType(options, kvLayers(built.config))
+  const free = (device: string): number =>
+    budgets.find((budget) => budget.device === device)?.freeBytes ?? ram
+  return planDevices(options, built, dtype, free)
+}
+
+function writeRules(file: string, { madeRules }: BuiltModel): void {
+  if (madeRules === undefined)
+    throw new UsageError(
+      `--yaml ${file}: nothing was placed automatically; that needs a GPU, or --vram with room for a layer, and neither --rules nor --device`,
+    )
+  writeFileSync(file, madeRules)
+}
+
+/** Bytes/s that this machine's threads read; where the CPU reads no weights nothing is measured. */
+function measuredRate(rows: readonly PlanRow[]): number {
+  if (!rows.some(({ device, tokenBytes }) => device === "cpu" && tokenBytes > 0)) return 1
+  using backend = new Backend()
+  return measure(backend, "read", { seconds: 0.2 })
+}
+
+function report(rows: readonly PlanRow[], contextLength: number, rate: number): string {
+  const cells = rows.map((row) => [
+    row.device,
+    formatBytes(row.weightBytes),
+    formatBytes(row.kvBytes + row.stateBytes),
+    formatBytes(row.workspaceBytes),
+    formatBytes(row.totalBytes),
+    formatBytes(row.freeBytes),
+    row.what,
+  ])
+  const head = ["DEVICE", "WEIGHTS", "CACHE", "WORKSPACE", "TOTAL", "OF", "WHAT"]
+  return `${table(head, cells)}context ${contextLength} tokens; about ${rate.toFixed(rate < 10 ? 1 : 0)} tokens/s for one sequence\n`
+}

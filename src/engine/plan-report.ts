@@ -1,0 +1,160 @@
+import type { ModelConfig } from "../models/config.ts"
+import { namedModules } from "../nn/module.ts"
+import { Experts } from "../nn/moe.ts"
+import { resolveWeights } from "../weights/load.ts"
+import { runsOf } from "./auto-rules.ts"
+import type { BuiltModel } from "./build.ts"
+import type { DevicePlan, ModelPlan } from "./plan.ts"
+
+/** One device of a plan, for people. */
+export interface PlanRow extends DevicePlan {
+  readonly totalBytes: number
+  /** "layers 0-47, experts of layers 0-11, head" */
+  readonly what: string
+  /** Bytes of weights that a token of one sequence reads. */
+  readonly tokenBytes: number
+}
+
+export function planRows(built: BuiltModel, { devices }: ModelPlan): PlanRow[] {
+  const parts = partsByDevice(built)
+  const reads = tokenBytes(built)
+  const inOrder = devices.toSorted((a, b) => rank(a.device).localeCompare(rank(b.device)))
+  return inOrder.map((plan) => ({
+    ...plan,
+    totalBytes: plan.weightBytes + plan.kvBytes + plan.stateBytes + plan.workspaceBytes,
+    what: parts.get(plan.device) ?? "",
+    tokenBytes: reads.get(plan.device) ?? 0,
+  }))
+}
+
+/** GPUs by number, then the CPU. */
+function rank(device: string): string {
+  return device === "cpu" ? "~" : device.replace(/\d+$/, (index) => index.padStart(3, "0"))
+}
+
+/** What is where, by device. */
+function partsByDevice({ model, placement }: BuiltModel): Map<string, string> {
+  const layers = new Map<string, number[]>()
+  const experts = new Map<string, number[]>()
+  const others = new Map<string, string[]>()
+  const add = <T>(to: Map<string, T[]>, device: string, value: T): void =>
+    void to.set(device, [...(to.get(device) ?? []), value])
+  for (const [path, module] of namedModules(model)) {
+    const device = placement.byPath.get(path) ?? "cpu"
+    const layer = /^model\.layers\.(\d+)(\.|$)/.exec(path)
+    if (layer !== null && layer[2] === "") add(layers, device, Number(layer[1]))
+    else if (layer !== null && module instanceof Experts) add(experts, device, Number(layer[1]))
+    else if (path === "model.embed_tokens") add(others, device, "embeddings")
+    else if (path === "lm_head") add(others, device, "head")
+  }
+  return new Map(
+    placement.devices.map((device) => [
+      device,
+      [
+        ...(layers.has(device) ? [`layers ${ranges(layers.get(device) ?? [])}`] : []),
+        ...(experts.has(device) ? [`experts of layers ${ranges(experts.get(device) ?? [])}`] : []),
+        ...(others.get(device) ?? []),
+      ].join(", "),
+    ]),
+  )
+}
+
+function ranges(indices: readonly number[]): string {
+  return runsOf(indices)
+    .map(({ first, last }) => (first === last ? String(first) : `${first}-${last}`))
+    .join(", ")
+}
+
+function tokenBytes({ model, weights, placement, config }: BuiltModel): Map<string, number> {
+  const paths = new Map([...namedModules(model)].map(([path, module]) => [module, path]))
+  const bytes = new Map<string, number>()
+  for (const { module, entries } of resolveWeights(model, weights)) {
+    const path = paths.get(module) ?? ""
+    if (path === "model.embed_tokens") continue
+    const share = module instanceof Experts ? expertShare(config) : 1
+    const all = entries.reduce((sum, { byteLength }) => sum + byteLength, 0)
+    const device = placement.byPath.get(path) ?? "cpu"
+    bytes.set(device, (bytes.get(device) ?? 0) + share * all)
+  }
+  return bytes
+}
+
+function expertShare({ num_experts: experts, num_experts_per_tok: chosen }: ModelConfig): number {
+  return experts > 0 ? chosen / experts : 1
+}
+
+/** Of a memory's rate, what decoding reaches; seconds that a layer's activations take to the host's experts and back. */
+const REACHED = 0.7
+const HANDOVER_SECONDS = 25e-6
+
+/** A plan in a line a device, for the log. */
+export function planLines(rows: readonly PlanRow[], rate: number | undefined): string[] {
+  const gib = (bytes: number): string => (bytes / 2 ** 30).toFixed(2)
+  const lines = rows.map(
+    (row) =>
+      `${row.device}: ${gib(row.totalBytes)} of ${gib(row.freeBytes)} GiB (weights ${gib(row.weightBytes)}, cache ${gib(row.kvBytes + row.stateBytes)}): ${row.what}`,
+  )
+  return rate === undefined
+    ? lines
+    : [...lines, `about ${rate.toFixed(0)} tokens/s for one sequence`]
+}
+
+/** Layers whose experts are on another device than the rest of them. */
+export function crossingLayers({ model, placement }: BuiltModel): number {
+  let count = 0
+  for (const [path, module] of namedModules(model)) {
+    const layer = /^model\.layers\.\d+/.exec(path)?.[0]
+    if (layer === undefined || !(module instanceof Experts)) continue
+    if (placement.byPath.get(path) !== placement.byPath.get(layer)) count++
+  }
+  return count
+}
+
+/** Generated tokens/s of one sequence, from the rate of each device's memory in bytes/s; undefined where one is not known. */
+export function predictedRate(
+  rows: readonly PlanRow[],
+  crossings: number,
+  bandwidth: (device: string) => number | undefined,
+): number | undefined {
+  let seconds = crossings * HANDOVER_SECONDS
+  for (const { device, tokenBytes: bytes } of rows) {
+    const rate = bandwidth(device)
+    if (rate === undefined) return undefined
+    seconds += bytes / (REACHED * rate)
+  }
+  return 1 / seconds
+}
+
+/** Bytes/s of the memory of GPUs by what their names contain, the more particular ones first: makers' figures. */
+const MEMORY_RATES: readonly (readonly [name: string, gigabytes: number])[] = [
+  ["H200", 4800],
+  ["H100 NVL", 3900],
+  ["H100 PCIe", 2000],
+  ["H100", 3350],
+  ["B200", 8000],
+  ["GH200", 4000],
+  ["A100-SXM4-80GB", 2039],
+  ["A100", 1555],
+  ["L40S", 864],
+  ["L4", 300],
+  ["RTX 6000 Ada", 960],
+  ["RTX PRO 6000", 1792],
+  ["A6000", 768],
+  ["RTX 5090", 1792],
+  ["RTX 5080", 960],
+  ["RTX 5070", 672],
+  ["RTX 4090", 1008],
+  ["RTX 4080", 717],
+  ["RTX 4070", 504],
+  ["RTX 4060", 272],
+  ["RTX 3090", 936],
+  ["RTX 3080", 760],
+  ["RTX 3060", 360],
+]
+
+/** Of a GPU's memory, by its name; undefined: it is not in the table. */
+export function memoryRate(gpu: string): number | undefined {
+  const words = gpu.toLowerCase()
+  const known = MEMORY_RATES.find(([name]) => words.includes(name.toLowerCase()))
+  return known === undefined ? undefined : known[1] * 1e9
+}
