@@ -300,7 +300,12 @@ export async function startAnswer(
   const maxTokens = fitTokens(client, ids.length, request.maxTokens, param)
   const free = generateParams(sampling, maxTokens, config.defaults, tokenizer)
   const params = constrain(free, prompt)
-  const sequences = Array.from({ length: count }, (_, i) => ({ ids, params: forChoice(params, i) }))
+  // the prompt is the same for all
+  const { promptLogprobs: _, ...others } = params
+  const sequences = Array.from({ length: count }, (_, i) => ({
+    ids,
+    params: forChoice(i === 0 ? params : others, i),
+  }))
   const generation = startGeneration(context, c, sequences, stop, {
     keepToken: prompt.keepToken,
     outlivesClient: request.outlivesClient === true,
@@ -315,6 +320,8 @@ export type ChatEvent =
       readonly choice: number
       readonly parts: readonly AnswerPart[]
       readonly logprobs: readonly TokenLogprob[]
+      /** Where asked for, with the first choice's first event: of the prompt's tokens from the second on. */
+      readonly prompt?: readonly TokenLogprob[] | undefined
       /** Tokens of the choice so far; undefined where the text ends. */
       readonly completionTokens: number | undefined
     }
@@ -344,15 +351,17 @@ async function* chatEvents(
     const held = pending[choice]
     if (parser === undefined || held === undefined) throw new RangeError(`choice ${choice}`)
     if (event.type === "text") held.push(...event.logprobs)
+    const given = event.type === "text" ? event.prompt : undefined
     let parts = event.type === "text" ? parser.push(event.text) : parser.flush()
     if (oneCall) parts = parts.filter((part) => !("index" in part) || part.index === 0)
     if (parts.some(({ type }) => type === "call")) hasCalls[choice] = true
-    if (parts.length > 0 || (event.type === "end" && held.length > 0))
+    if (parts.length > 0 || given !== undefined || (event.type === "end" && held.length > 0))
       yield {
         type: "parts",
         choice,
         parts,
         logprobs: held.splice(0),
+        prompt: given,
         completionTokens: event.type === "text" ? event.completionTokens : undefined,
       }
     if (event.type === "text") continue

@@ -329,6 +329,19 @@ describe("chat completions", () => {
     expect(at(whole, "choices", 0, "message", "content")).toBe("<think>hm</think>yes")
   })
 
+  test("prompt_logprobs are the prompt's, once for all choices", async () => {
+    const { post, client } = testServer()
+    const body = await json(post(CHAT, { ...hello, prompt_logprobs: 2, n: 2 }))
+    const given = list(body, "prompt_logprobs")
+    expect(given).toHaveLength(client.calls[0]!.ids.length)
+    expect(given[0]).toBeNull()
+    expect(JSON.stringify(given[1])).toContain('"logprob":-0.5')
+    expect(client.calls.map(({ params }) => params.promptLogprobs)).toEqual([2, undefined])
+    expect(at(body, "choices", 0, "logprobs")).toBeNull()
+    const refused = await post(CHAT, { ...hello, prompt_logprobs: 0, stream: true })
+    expect(refused.status).toBe(400)
+  })
+
   test("a bound on reasoning reaches the engine with the model's marks", async () => {
     const reasons = { reasoning: THINK_TAGS, toolCalls: undefined }
     const tokenizer: ServerTokenizer = { ...byteTokenizer, chatFormat: reasons }

@@ -19,12 +19,13 @@ import {
   streamOptions,
   useModel,
 } from "../context.ts"
+import type { TokenLogprob } from "../generate.ts"
 import { readBody } from "../request.ts"
 import { stopStrings } from "../schema.ts"
 import { sseResponse } from "../stream.ts"
 import type { AnswerPart } from "../tools/answer.ts"
 import { completionId, contentFormat, envelope, samplingOf } from "./common.ts"
-import { chatLogprobs, type FinishedChoice, timingsOf, usageOf } from "./format.ts"
+import { chatLogprobs, type FinishedChoice, promptLogprobs, timingsOf, usageOf } from "./format.ts"
 import { templateMessage } from "./messages.ts"
 import { type ChatRequest, chatRequestSchema, chatResponseSchema, errorSchema } from "./schema.ts"
 
@@ -50,10 +51,18 @@ export function addChatCompletions(app: App, root: ServerRoot): void {
       chatOptions(body, config.reasoningFormat),
     )
     const logprobs = body.logprobs === true ? (body.top_logprobs ?? 0) : undefined
+    if (typeof body.prompt_logprobs === "number" && body.stream === true)
+      throw new RequestError(400, "prompt_logprobs: a stream does not carry them", {
+        code: "invalid_value",
+        param: "prompt_logprobs",
+      })
     const count = body.n ?? 1
     const asked = body.max_completion_tokens ?? body.max_tokens
     const { generation, events } = await startAnswer(context, c, prompt, {
-      sampling: samplingOf(body, logprobs),
+      sampling: {
+        ...samplingOf(body, logprobs),
+        promptLogprobs: body.prompt_logprobs ?? undefined,
+      },
       maxTokens: asked === -1 ? undefined : (asked ?? config.defaults.maxTokens),
       param: "messages",
       stop: stopStrings(body.stop),
@@ -137,10 +146,12 @@ async function whole(answer: Answer): Promise<unknown> {
     finish_reason: "stop",
   }))
   const finished: FinishedChoice[] = []
+  let prompt: readonly TokenLogprob[] | undefined
   for await (const event of answer.events) {
     const choice = choices[event.choice]
     if (choice === undefined) throw new RangeError(`choice ${event.choice}`)
     if (event.type === "parts") {
+      prompt ??= event.prompt
       addParts(choice.message, event.parts)
       if (choice.logprobs !== null) {
         const more = chatLogprobs(context.tokenizer, event.logprobs)
@@ -157,6 +168,7 @@ async function whole(answer: Answer): Promise<unknown> {
       ...choice,
       message: messageOf(message, answer.prompt),
     })),
+    ...(prompt === undefined ? {} : { prompt_logprobs: promptLogprobs(context.tokenizer, prompt) }),
     usage: usageOf(finished),
     timings: timingsOf(finished),
   }

@@ -153,6 +153,16 @@ const common = {
   typ_p: z.number().min(0).max(1).nullish().openapi({ description: "Another name of typical_p" }),
 }
 
+const promptLogprobs = z
+  .int()
+  .min(0)
+  .max(MAX_TOP_LOGPROBS)
+  .nullish()
+  .openapi({ description: "Extension; log-probabilities of the prompt's tokens" })
+
+/** vLLM's form: null for the first token, which follows nothing. */
+const shownPrompt = z.array(z.record(z.string(), z.unknown()).nullable()).optional()
+
 const thinkingBudget = z.int().min(-1).nullish().openapi({
   description:
     "Extension, by llama.cpp's names and vLLM's; reasoning ends after so many tokens, of models whose template marks it; -1: when the model ends it",
@@ -166,6 +176,7 @@ export const chatRequestSchema = z
     max_completion_tokens: maxTokens,
     logprobs: z.boolean().nullish(),
     top_logprobs: z.int().min(0).max(MAX_TOP_LOGPROBS).nullish(),
+    prompt_logprobs: promptLogprobs,
     tools: z
       .array(toolSchema)
       .nullish()
@@ -230,12 +241,7 @@ export const completionRequestSchema = z
     max_tokens: z.int().min(0).nullish(),
     echo: z.boolean().nullish(),
     logprobs: z.int().min(0).max(MAX_TOP_LOGPROBS).nullish(),
-    prompt_logprobs: z
-      .int()
-      .min(0)
-      .max(MAX_TOP_LOGPROBS)
-      .nullish()
-      .openapi({ description: "Extension; log-probabilities of the prompt's tokens" }),
+    prompt_logprobs: promptLogprobs,
     best_of: z
       .int()
       .min(1)
@@ -318,6 +324,7 @@ export const chatResponseSchema = z
         finish_reason: finishReason,
       }),
     ),
+    prompt_logprobs: shownPrompt,
     usage,
     timings,
   })
@@ -340,7 +347,7 @@ export const completionResponseSchema = z
           })
           .nullable(),
         finish_reason: finishReason,
-        prompt_logprobs: z.array(z.record(z.string(), z.unknown()).nullable()).optional(),
+        prompt_logprobs: shownPrompt,
       }),
     ),
     usage,
