@@ -33,7 +33,7 @@ function App(): JSX.Element {
   const isDrawerOpen = isNarrow && isSidebarOpen.value
   return (
     <>
-      <a class="skip" href="#prompt" onClick={focusMain}>
+      <a class="skip" href={`#${mainId()}`} onClick={focusMain}>
         {t(view.value === "chat" ? "skipToMessage" : "skipToContent")}
       </a>
       <div class="layout">
@@ -77,7 +77,11 @@ function useMedia(query: string): boolean {
 /** The address carries the conversation, so the link must not change it. */
 function focusMain(event: Event): void {
   event.preventDefault()
-  document.getElementById(view.value === "chat" ? "prompt" : "view-title")?.focus()
+  document.getElementById(mainId())?.focus()
+}
+
+function mainId(): string {
+  return view.value === "chat" ? "prompt" : "view-title"
 }
 
 function onKeyDown(event: KeyboardEvent): void {

@@ -35,7 +35,9 @@ import { type Conversation, EMPTY_SETTINGS, type Settings } from "./types.ts"
 
 /** The list of conversations: loading, keeping, choosing, naming, deleting, export and import. */
 
-const NOTICE_MS = 8000
+/** To read a line, and to decide on what it offers. */
+const NOTICE_MS = 4500
+const OFFER_MS = 9000
 
 let store: Store = memoryStore()
 let noticeTimer: ReturnType<typeof setTimeout> | undefined
@@ -47,9 +49,12 @@ export function notify(text: string, options: { isError?: boolean; undo?: () => 
   clearTimeout(noticeTimer)
   const shown: Notice = { text, isError: options.isError ?? false, undo: options.undo }
   notice.value = shown
-  noticeTimer = setTimeout(() => {
-    if (notice.value === shown) notice.value = undefined
-  }, NOTICE_MS)
+  noticeTimer = setTimeout(
+    () => {
+      if (notice.value === shown) notice.value = undefined
+    },
+    shown.isError || shown.undo !== undefined ? OFFER_MS : NOTICE_MS,
+  )
 }
 
 export function closeNotice(): void {

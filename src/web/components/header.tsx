@@ -38,7 +38,7 @@ export function Header(): JSX.Element {
         onClick={() => (openPanel.value = "settings")}
       >
         <Icon name="sliders" />
-        <span class="only-wide">{t("settings")}</span>
+        <span class="only-wide">{t("settings")}</span>{" "}
         {changed > 0 && <span class="badge">{changed}</span>}
       </button>
       <IconButton

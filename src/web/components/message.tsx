@@ -36,7 +36,6 @@ function UserMessage({ message }: { message: Message }): JSX.Element {
       {message.files !== undefined && <SentFiles files={message.files} />}
       {message.content !== "" && <div class="bubble">{message.content}</div>}
       <div class="actions">
-        <VersionSwitch message={message} />
         <CopyButton label={t("copyMessage")} text={() => messageText(message)} />
         <IconButton
           icon="edit"
@@ -50,6 +49,7 @@ function UserMessage({ message }: { message: Message }): JSX.Element {
           disabled={isBusy}
           onClick={() => deleteMessage(message.id)}
         />
+        <VersionSwitch message={message} />
       </div>
     </article>
   )
@@ -170,10 +170,12 @@ function Answer({ message }: { message: Message }): JSX.Element {
         </button>
       )}
       <footer class="message-foot">
-        {message.stats !== undefined && <StatsLine stats={message.stats} />}
+        <div class="message-facts">
+          {message.stats !== undefined && <StatsLine stats={message.stats} />}
+          {!isStreaming && <VersionSwitch message={message} />}
+        </div>
         {!isStreaming && (
           <div class="actions">
-            <VersionSwitch message={message} />
             <CopyButton label={t("copyAnswer")} text={() => split.answer} />
             <IconButton icon="retry" label={t("regenerate")} disabled={isBusy} onClick={again} />
             <IconButton

@@ -41,12 +41,12 @@ export function CacheTiers({ info, stats }: Props): JSX.Element {
       <p class="hint">
         {t("cacheSummary", { rate: percent(stats.cachedTokensTotal), n: formatCount(prompts) })}
       </p>
-      <div class="table-scroll" role="region" tabIndex={0} aria-label={t("prefixCache")}>
+      <div class="table-scroll" role="group" tabIndex={0} aria-label={t("prefixCache")}>
         <table class="table">
           <thead>
             <tr>
               <th scope="col">{t("tier")}</th>
-              <th scope="col" />
+              <td />
               <th scope="col" class="number">
                 {t("bytes")}
               </th>

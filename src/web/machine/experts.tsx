@@ -109,7 +109,7 @@ function shareOf(counts: readonly number[], count: number): number {
 
 function ExpertTable({ layers, experts }: Props): JSX.Element {
   return (
-    <div class="table-scroll" role="region" tabIndex={0} aria-label={t("experts")}>
+    <div class="table-scroll" role="group" tabIndex={0} aria-label={t("experts")}>
       <table class="table is-numbers">
         <thead>
           <tr>

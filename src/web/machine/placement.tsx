@@ -11,7 +11,7 @@ export function Placement({ modules }: { modules: readonly ModuleEntry[] }): JSX
   return (
     <>
       <Devices modules={modules} />
-      <div class="table-scroll" role="region" tabIndex={0} aria-label={t("placement")}>
+      <div class="table-scroll" role="group" tabIndex={0} aria-label={t("placement")}>
         <table class="table">
           <thead>
             <tr>

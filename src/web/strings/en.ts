@@ -55,7 +55,7 @@ export const en = {
   modelLoading: "The model is loading",
   notReachable: "Server not reachable",
   settings: "Settings",
-  settingsChanged: "Settings, {n} changed",
+  settingsChanged: "Settings {n} changed",
   contextTokens: ", {n} tokens of context",
   model: "Model",
   apiKey: "API key",

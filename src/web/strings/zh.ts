@@ -50,7 +50,7 @@ export const zh: Readonly<Record<StringKey, string>> = {
   modelLoading: "正在加载模型",
   notReachable: "无法连接服务器",
   settings: "设置",
-  settingsChanged: "设置，已更改 {n} 项",
+  settingsChanged: "设置 {n} 项已更改",
   contextTokens: "，上下文 {n} 个词元",
   model: "模型",
   apiKey: "API 密钥",
