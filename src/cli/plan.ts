@@ -4,6 +4,7 @@ import type { EngineConfig } from "../config.ts"
 import { type DeviceBudget, gpus } from "../engine/auto-place.ts"
 import { buildModel, type BuiltModel } from "../engine/build.ts"
 import { kvLayers, kvType } from "../engine/kv-layers.ts"
+import type { DraftRequest } from "../engine/memory-plan.ts"
 import {
   crossingLayers,
   memoryRate,
@@ -12,6 +13,7 @@ import {
   predictedRate,
 } from "../engine/plan-report.ts"
 import { type ModelPlan, planDevices } from "../engine/plan.ts"
+import { draftFor, draftRequest } from "../engine/speculation-setup.ts"
 import { UsageError } from "../errors.ts"
 import { Backend, queryCpu } from "../native/backend.ts"
 import { measure } from "../ops/index.ts"
@@ -48,6 +50,7 @@ A model that does not fit is an error that says what is needed and what there is
     "maxBatchSize",
     "maxBatchTokens",
     "expertsPerToken",
+    "draft",
     "prefixCache",
     "fuse",
   ],
@@ -99,10 +102,13 @@ A model that does not fit is an error that says what is needed and what there is
     const ram = flags.ram === undefined ? queryCpu().memoryFreeBytes : parseSize("--ram", flags.ram)
     const areAssumed = flags.vram !== undefined
     const built = await buildModel(options, undefined, { budgets, areAssumed })
+    using resources = new DisposableStack()
     try {
       const { yaml } = flags
       if (yaml !== undefined) writeRules(yaml, built)
-      const made = planFor(options, built, budgets, ram)
+      const draft = await draftFor(options, built, resources, {})
+      const request = draft === undefined ? undefined : draftRequest(options, draft)
+      const made = planFor(options, built, budgets, ram, request)
       const rows = planRows(built, made)
       const gpuRate = (device: string): number =>
         flags["gpu-bandwidth"] !== undefined
@@ -116,7 +122,7 @@ A model that does not fit is an error that says what is needed and what there is
         rows.map(({ device }) => [device, device === "cpu" ? ramRate : gpuRate(device)]),
       )
       const rate = predictedRate(rows, crossingLayers(built), (device) => rates.get(device)) ?? 0
-      const { contextLength, kvCacheTokens } = made.memory
+      const { contextLength, kvCacheTokens, draftBytes } = made.memory
       if (flags.json) {
         const devices = rows.map((row) => ({ ...row, bandwidth: rates.get(row.device) }))
         return await writeJson({
@@ -124,12 +130,17 @@ A model that does not fit is an error that says what is needed and what there is
           contextLength,
           kvCacheTokens,
           devices,
+          draftBytes,
           tokensPerSecond: rate,
           warnings: built.plan.warnings,
         })
       }
       for (const warning of built.plan.warnings) logger("plan").warn(warning)
       await write(report(rows, contextLength, rate))
+      if (draftBytes > 0)
+        await write(
+          `beside it on ${rows[0]?.device}: ${formatBytes(draftBytes)} for the draft model\n`,
+        )
     } finally {
       built.weights.close()
     }
@@ -147,11 +158,12 @@ function planFor(
   built: BuiltModel,
   budgets: readonly DeviceBudget[],
   ram: number,
+  draft: DraftRequest | undefined,
 ): ModelPlan {
   const dtype = kvType(options, kvLayers(built.config))
   const free = (device: string): number =>
     budgets.find((budget) => budget.device === device)?.freeBytes ?? ram
-  return planDevices(options, built, dtype, free)
+  return planDevices(options, built, dtype, free, draft)
 }
 
 function writeRules(file: string, { madeRules }: BuiltModel): void {

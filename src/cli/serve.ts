@@ -226,6 +226,9 @@ function banner(url: string, count: number, session: Session | undefined, hasKey
     `  model    ${name} (${info.architecture}, ${formatCount(info.parameters)}, ${details.quantization}, ${formatBytes(info.weightBytes)})`,
     `  context  ${info.contextLength} tokens (the model's own: ${info.trainedContextLength})`,
     `  KV cache ${info.kvCacheTokens} tokens, ${formatBytes(info.kvCacheBytes)}; beyond it ${formatBytes(info.cacheRamBytes)} of host memory`,
+    ...(info.draftBytes === 0
+      ? []
+      : [`  draft    ${formatBytes(info.draftBytes)} for the model that guesses ahead`]),
     `  CPU      ${info.threads} threads${info.numaNodes > 1 ? ` on ${info.numaNodes} NUMA nodes` : ""}, ${info.isa}, precision ${info.precision}`,
     ...(count > 1 ? [`  others   ${count - 1}, each loaded when a request names it`] : []),
     `  loaded   in ${(info.loadMs / 1000).toFixed(2)} s${key}`,

@@ -47,7 +47,7 @@ import { Repacking } from "./repack.ts"
 import { ropeKeyOf } from "./rope-key.ts"
 import { maxRunning, Scheduler } from "./scheduler.ts"
 import { Sequence } from "./sequence.ts"
-import { speculationFor } from "./speculation-setup.ts"
+import { draftFor, draftRequest, speculationFor } from "./speculation-setup.ts"
 import { MAX_DRAFT_ROWS } from "./speculation.ts"
 import { StepGraphs } from "./step-graphs.ts"
 import { Thinking } from "./thinking.ts"
@@ -102,7 +102,9 @@ export class Engine implements Disposable {
     const config = forModel(asked, built.config)
     for (const warning of built.plan.warnings) hooks.onLog?.("warning", warning)
     const dtype = kvType(config, kvLayers(built.config))
-    const plan = planDevices(config, built, dtype)
+    const draft = await draftFor(config, built, resources, hooks)
+    const draftPlan = draft === undefined ? undefined : draftRequest(config, draft)
+    const plan = planDevices(config, built, dtype, undefined, draftPlan)
     const { memory } = plan
     hooks.onProgress?.("model", 1, 1)
 
@@ -167,12 +169,12 @@ export class Engine implements Disposable {
     if (opened !== undefined) resources.defer(() => opened.close())
     const tiers = opened?.tiers
     const blocks = new BlockManager({ pages, pageSize, prefixCache, states, tiers })
-    const speculation = await speculationFor(config, built, {
+    const speculation = speculationFor(config, built, {
       backend,
       host,
       resources,
       limits: { pages, pageSize, maxBatchSize, maxBatchTokens, contextLength },
-      hasStates: states !== undefined,
+      draft,
       pack: backend.isHost ? repacking?.pack : undefined,
       hooks,
     })
@@ -405,6 +407,7 @@ function describe(
     maxBatchSize: config.maxBatchSize,
     kvCacheTokens: memory.kvCacheTokens,
     kvCacheBytes: memory.kvBytes,
+    draftBytes: memory.draftBytes,
     threads: backend.threads,
     numaNodes: backend.nodes,
     isa: backend.isa,

@@ -18,6 +18,14 @@ export interface MemoryRequest {
   /** Activations and logits of the largest step. */
   readonly workspaceBytes: number
   readonly freeBytes: number
+  /** A smaller model that guesses ahead; it has as many pages. */
+  readonly draft?: DraftRequest | undefined
+}
+
+export interface DraftRequest {
+  readonly weightBytes: number
+  readonly bytesPerPage: number
+  readonly workspaceBytes: number
 }
 
 export interface MemoryPlan {
@@ -25,6 +33,8 @@ export interface MemoryPlan {
   readonly kvCacheTokens: number
   readonly pages: number
   readonly kvBytes: number
+  /** All that the draft model takes. */
+  readonly draftBytes: number
   /** What is left of the free memory beside all of this. */
   readonly spareBytes: number
 }
@@ -41,21 +51,24 @@ const MIN_AUTO_TOKENS = 256
  * @throws ConfigError when the context exceeds the model's, MemoryError when what was asked for does not fit
  */
 export function planMemory(request: MemoryRequest): MemoryPlan {
-  const { contextLength, kvCacheTokens, pageSize, modelLength, bytesPerPage } = request
+  const { contextLength, kvCacheTokens, pageSize, modelLength, bytesPerPage, draft } = request
   if (contextLength > modelLength)
     throw new ConfigError(`--ctx ${contextLength}: the model's context is ${modelLength} tokens`)
   if (kvCacheTokens > 0 && kvCacheTokens < contextLength)
     throw new ConfigError(
       `--cache-tokens ${kvCacheTokens}: less than one context (--ctx ${contextLength})`,
     )
-  const fixedBytes = request.weightBytes + request.stateBytes + request.workspaceBytes
+  const draftFixed = draft === undefined ? 0 : draft.weightBytes + draft.workspaceBytes
+  const draftPage = draft?.bytesPerPage ?? 0
+  const pageBytes = bytesPerPage + draftPage
+  const fixedBytes = request.weightBytes + request.stateBytes + request.workspaceBytes + draftFixed
   const left = request.freeBytes - fixedBytes - RESERVE_BYTES
   const affordable =
-    bytesPerPage === 0
+    pageBytes === 0
       ? left < 0
         ? 0
         : Number.MAX_SAFE_INTEGER
-      : Math.max(0, Math.floor(left / bytesPerPage)) * pageSize
+      : Math.max(0, Math.floor(left / pageBytes)) * pageSize
   const wanted = Math.max(kvCacheTokens, contextLength)
   const least = wanted > 0 ? wanted : Math.min(MIN_AUTO_TOKENS, modelLength)
   if (Math.ceil(least / pageSize) * pageSize > affordable)
@@ -67,17 +80,21 @@ export function planMemory(request: MemoryRequest): MemoryPlan {
     kvCacheTokens: pages * pageSize,
     pages,
     kvBytes: pages * bytesPerPage,
-    spareBytes: left - pages * bytesPerPage,
+    draftBytes: draftFixed + pages * draftPage,
+    spareBytes: left - pages * pageBytes,
   }
 }
 
 function shortage(request: MemoryRequest, tokens: number, affordable: number): MemoryError {
-  const kvBytes = Math.ceil(tokens / request.pageSize) * request.bytesPerPage
+  const { draft } = request
+  const pageBytes = request.bytesPerPage + (draft?.bytesPerPage ?? 0)
+  const kvBytes = Math.ceil(tokens / request.pageSize) * pageBytes
   const needs = [
     `${size(kvBytes)} of KV cache for ${tokens} tokens`,
     `${size(request.weightBytes)} of weights`,
     ...(request.stateBytes > 0 ? [`${size(request.stateBytes)} of sequences' states`] : []),
-    `${size(request.workspaceBytes + RESERVE_BYTES)} of workspace`,
+    ...(draft === undefined ? [] : [`${size(draft.weightBytes)} of the draft model's weights`]),
+    `${size(request.workspaceBytes + (draft?.workspaceBytes ?? 0) + RESERVE_BYTES)} of workspace`,
   ]
   const fits = Math.min(affordable, request.modelLength)
   const { device = "cpu" } = request

@@ -8,7 +8,7 @@ import { resolveWeights } from "../weights/load.ts"
 import { freeBytes } from "./backends.ts"
 import type { BuiltModel } from "./build.ts"
 import { attentionFloats, expandedBytes, kvLayers, stateLayers, stateSlots } from "./kv-layers.ts"
-import { type MemoryPlan, planMemory } from "./memory-plan.ts"
+import { type DraftRequest, type MemoryPlan, planMemory } from "./memory-plan.ts"
 import { maxRunning } from "./scheduler.ts"
 import { MAX_DRAFT_ROWS } from "./speculation.ts"
 
@@ -34,6 +34,7 @@ export interface ModelPlan {
  * What each device of a model gets, before anything is allocated; the one with the least room for it decides the KV cache.
  *
  * @param free Bytes that a device has; by default what is free on it
+ * @param draft What guesses ahead, on the main device
  * @throws ConfigError when the context exceeds the model's, MemoryError naming the device where it does not fit
  */
 export function planDevices(
@@ -41,14 +42,16 @@ export function planDevices(
   built: BuiltModel,
   dtype: DTypeInfo,
   free: (device: string) => number = freeBytes,
+  draft?: DraftRequest,
 ): ModelPlan {
   const { placement } = built
   const { pageSize } = config
   const weights = weightBytes(built)
   const caches = cacheBytes(built, pageSize, dtype)
   const slots = stateSlots(maxRunning(config), config.prefixCache)
-  const requests = placement.devices.map((device) => ({
+  const requests = placement.devices.map((device, i) => ({
     device,
+    draft: i === 0 ? draft : undefined,
     contextLength: config.contextLength,
     kvCacheTokens: config.kvCacheTokens,
     pageSize,

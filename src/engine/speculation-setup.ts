@@ -1,13 +1,15 @@
 import { type EngineConfig, engineConfig } from "../config.ts"
 import { ConfigError } from "../errors.ts"
-import { KVPool } from "../kvcache/pool.ts"
+import { kvBytesPerPage, KVPool } from "../kvcache/pool.ts"
 import type { Backend } from "../native/backend.ts"
 import { loadWeights } from "../weights/load.ts"
 import { buildModel, type BuiltModel } from "./build.ts"
 import { DraftModel } from "./draft-model.ts"
 import type { EngineHooks } from "./engine.ts"
 import { kvLayers, kvType, stateLayers } from "./kv-layers.ts"
+import type { DraftRequest } from "./memory-plan.ts"
 import { ModelRunner, type RunnerLimits } from "./model-runner.ts"
+import { workspaceBytes } from "./plan.ts"
 import type { Repacking } from "./repack.ts"
 import { NgramDrafter, Speculation } from "./speculation.ts"
 
@@ -18,49 +20,88 @@ interface Setup {
   /** Holds the draft model. */
   readonly resources: DisposableStack
   readonly limits: RunnerLimits & { readonly pages: number; readonly pageSize: number }
-  readonly hasStates: boolean
+  /** Of draftFor(). */
+  readonly draft: Draft | undefined
   /** As the model's own weights, where those are rearranged. */
   readonly pack: Repacking["pack"] | undefined
   readonly hooks: EngineHooks
 }
 
-/**
- * Undefined where none is asked for, and, with a line in the log, where there can be none.
- *
- * @throws ConfigError naming what the draft model's vocabulary differs in
- */
-export async function speculationFor(
-  config: EngineConfig,
-  target: BuiltModel,
-  setup: Setup,
-): Promise<Speculation | undefined> {
-  const { draft, spec, specLookup, specDraft } = config
-  if (spec === "off" && draft === undefined) return undefined
-  if (setup.hasStates || target.config.encoder !== undefined) {
-    const flag = draft === undefined ? `--spec ${spec}` : "--draft"
-    const why = setup.hasStates
-      ? "this model keeps a state per sequence, which cannot be taken back"
-      : "this model generates nothing"
-    setup.hooks.onLog?.("warning", `${flag} is off: ${why}`)
-    return undefined
-  }
-  if (draft === undefined) return new Speculation(new NgramDrafter(specLookup, specDraft))
-  return new Speculation(await draftModel({ ...config, draft }, target, setup))
+/** A smaller model, not loaded yet. */
+export interface Draft {
+  readonly name: string
+  readonly own: EngineConfig
+  readonly built: BuiltModel
 }
 
-async function draftModel(
-  config: EngineConfig & { readonly draft: string },
+/** Whether tokens can be guessed ahead; a line in the log says why not. */
+function canSpeculate(
+  { draft, spec }: EngineConfig,
   target: BuiltModel,
-  { backend, host, resources, limits, pack, hooks }: Setup,
-): Promise<DraftModel> {
-  const own = engineConfig({ model: config.draft, precision: config.precision, fuse: config.fuse })
+  hooks: EngineHooks,
+): boolean {
+  if (spec === "off" && draft === undefined) return false
+  const hasStates = stateLayers(target.config).length > 0
+  if (!hasStates && target.config.encoder === undefined) return true
+  const flag = draft === undefined ? `--spec ${spec}` : "--draft"
+  const why = hasStates
+    ? "this model keeps a state per sequence, which cannot be taken back"
+    : "this model generates nothing"
+  hooks.onLog?.("warning", `${flag} is off: ${why}`)
+  return false
+}
+
+/**
+ * The draft model that is asked for, before memory is planned; undefined where there is none.
+ *
+ * @throws ConfigError naming what its vocabulary differs in
+ */
+export async function draftFor(
+  config: EngineConfig,
+  target: BuiltModel,
+  resources: DisposableStack,
+  hooks: EngineHooks,
+): Promise<Draft | undefined> {
+  const { draft: name, precision, fuse } = config
+  if (name === undefined || !canSpeculate(config, target, hooks)) return undefined
+  const own = engineConfig({ model: name, precision, fuse })
   const built = await buildModel(own)
   resources.defer(() => built.weights.close())
   const difference = vocabularyDifference(target, built)
   if (difference !== undefined)
-    throw new ConfigError(`--draft ${config.draft}: its vocabulary is another: ${difference}`)
+    throw new ConfigError(`--draft ${name}: its vocabulary is another: ${difference}`)
   if (stateLayers(built.config).length > 0)
-    throw new ConfigError(`--draft ${config.draft}: a model with a state per sequence`)
+    throw new ConfigError(`--draft ${name}: a model with a state per sequence`)
+  return { name, own, built }
+}
+
+/** What a draft model takes, for steps of the target's size. */
+export function draftRequest(config: EngineConfig, { own, built }: Draft): DraftRequest {
+  const layers = kvLayers(built.config)
+  return {
+    weightBytes: built.weights.totalBytes,
+    bytesPerPage: kvBytesPerPage(layers, config.pageSize, kvType(own, layers)),
+    workspaceBytes: workspaceBytes(config, built.config),
+  }
+}
+
+/** Undefined where none is asked for or can be. */
+export function speculationFor(
+  config: EngineConfig,
+  target: BuiltModel,
+  setup: Setup,
+): Speculation | undefined {
+  const { specLookup, specDraft } = config
+  if (setup.draft !== undefined) return new Speculation(loadDraft(config, setup.draft, setup))
+  if (config.draft !== undefined || !canSpeculate(config, target, setup.hooks)) return undefined
+  return new Speculation(new NgramDrafter(specLookup, specDraft))
+}
+
+function loadDraft(
+  config: EngineConfig,
+  { name, own, built }: Draft,
+  { backend, host, resources, limits, pack, hooks }: Setup,
+): DraftModel {
   resources.use(
     loadWeights(built.model, built.weights, {
       backend,
@@ -74,7 +115,7 @@ async function draftModel(
     new KVPool(backend, layers, { pages, pageSize, dtype: kvType(own, layers) }),
   )
   const runner = resources.use(new ModelRunner(backend, built.model, pool, limits))
-  hooks.onLog?.("info", `${config.draft} guesses tokens ahead`)
+  hooks.onLog?.("info", `${name} guesses tokens ahead`)
   return resources.use(
     new DraftModel(runner, { pages, pageSize, maxBatchTokens, most: config.specDraft }),
   )

@@ -196,6 +196,8 @@ export interface EngineInfo {
   readonly maxBatchSize: number
   readonly kvCacheTokens: number
   readonly kvCacheBytes: number
+  /** All that a draft model takes; 0 without one. */
+  readonly draftBytes: number
   /** Host memory that prefixes may take beside the KV cache. */
   readonly cacheRamBytes: number
   readonly threads: number

@@ -46,6 +46,23 @@ describe("memory plan", () => {
     expect(() => planMemory({ ...REQUEST, freeBytes: GiB })).toThrow(MemoryError)
   })
 
+  test("a draft model's weights, pages and workspace count too, and are named", () => {
+    const draft = { weightBytes: GiB, bytesPerPage: REQUEST.bytesPerPage / 4, workspaceBytes: 1e6 }
+    const request = { ...REQUEST, draft, freeBytes: 3.9 * GiB }
+    const plan = planMemory(request)
+    const pageBytes = REQUEST.bytesPerPage + draft.bytesPerPage
+    expect(plan.kvBytes).toBe(plan.pages * REQUEST.bytesPerPage)
+    expect(plan.draftBytes).toBe(GiB + 1e6 + plan.pages * draft.bytesPerPage)
+    const alone = planMemory({ ...request, draft: undefined })
+    expect(alone.draftBytes).toBe(0)
+    expect(plan.pages).toBeLessThan(alone.pages)
+    expect(plan.spareBytes).toBeGreaterThanOrEqual(0)
+    expect(plan.spareBytes).toBeLessThan(pageBytes)
+    expect(() => planMemory({ ...request, contextLength: 8192 })).toThrow(
+      "2.0 GiB of weights, 1.0 GiB of the draft model's weights, 449 MiB of workspace are needed",
+    )
+  })
+
   test("states of sequences come first, and are named where they are much of what is missing", () => {
     const plan = planMemory({ ...REQUEST, freeBytes: 3 * GiB, stateBytes: GiB / 4 })
     const more = planMemory({ ...REQUEST, freeBytes: 3 * GiB })

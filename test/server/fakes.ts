@@ -139,6 +139,7 @@ export class FakeClient implements EngineClient {
       maxBatchSize: script.maxBatchSize ?? 4,
       kvCacheTokens: 0,
       kvCacheBytes: 1_000_000,
+      draftBytes: 0,
       cacheRamBytes: 4000,
       threads: 2,
       numaNodes: 1,

@@ -171,6 +171,16 @@ describe("a model in the Worker", () => {
     expect(await tokens(guessing.generate(prompt, { ...params, thinking: bound }))).toEqual(cut)
   })
 
+  test("a draft model is in the plan of the memory", async () => {
+    const alone = (await start()).info
+    const { info } = await start({ draft: model.path })
+    expect(alone.draftBytes).toBe(0)
+    const { weightBytes, kvCacheBytes } = info
+    expect(info.draftBytes).toBeGreaterThan(weightBytes + kvCacheBytes)
+    const tight = { draft: model.path, contextLength: 32, memoryBytes: 2 ** 20 }
+    await expect(start(tight)).rejects.toThrow("of the draft model's weights")
+  })
+
   test("what cannot be loaded says why, before loading", async () => {
     expect(startEngine({ model: "/no/such.gguf" })).rejects.toThrow("/no/such.gguf: no such file")
     expect(start({ contextLength: 1_000_000 })).rejects.toThrow(

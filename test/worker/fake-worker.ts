@@ -36,6 +36,7 @@ self.onmessage = (event: MessageEvent): void => {
       maxBatchSize: 4,
       kvCacheTokens: 4096,
       kvCacheBytes: 0,
+      draftBytes: 0,
       cacheRamBytes: 0,
       threads: 1,
       numaNodes: 1,

@@ -160,6 +160,7 @@ export class Catalog implements ModelLibrary {
       // what was given for one model is not for another
       modelPath: isFirst ? config.modelPath : undefined,
       rules: isFirst ? config.rules : undefined,
+      draft: isFirst ? config.draft : undefined,
       memoryBytes: Number.isFinite(memoryBytes) ? Math.max(1, Math.floor(memoryBytes)) : 0,
     })
     const options = { onProgress: hooks.onProgress, ...(turns === undefined ? {} : { turns }) }

@@ -484,8 +484,8 @@ export class ModelManager {
     let bytes = 0
     for (const slot of this.#slots.values()) {
       if (slot === except || slot.loaded === undefined) continue
-      const { weightBytes, kvCacheBytes, cacheRamBytes } = slot.loaded.client.info
-      bytes += weightBytes + kvCacheBytes + cacheRamBytes
+      const { weightBytes, kvCacheBytes, cacheRamBytes, draftBytes } = slot.loaded.client.info
+      bytes += weightBytes + kvCacheBytes + cacheRamBytes + draftBytes
     }
     return bytes
   }

@@ -99,7 +99,10 @@ function entry({ models }: ServerRoot, model: KnownModel): z.infer<typeof entryS
     quantization: details.quantization,
     capabilities: problem === undefined ? capabilitiesOf(models.library.describe(model), info) : [],
     context: info?.contextLength ?? null,
-    memory: info === undefined ? null : info.weightBytes + info.kvCacheBytes + info.cacheRamBytes,
+    memory:
+      info === undefined
+        ? null
+        : info.weightBytes + info.kvCacheBytes + info.cacheRamBytes + info.draftBytes,
     active: loaded?.active ?? 0,
     expires: Number.isFinite(expiresMs) ? new Date(expiresMs).toISOString() : null,
   }
