@@ -311,8 +311,8 @@ function graphsFor(
   const reason =
     operators.length > 0
       ? "operators of --operators may do more than call ops"
-      : others.length > 0
-        ? "the model is on several devices"
+      : others.some(({ isHost }) => !isHost) || (others.length > 0 && backend.isHost)
+        ? "more than a GPU and the host's experts take part"
         : undefined
   if (reason === undefined)
     return new StepGraphs(backend, (message) => hooks.onLog?.("info", message))

@@ -92,10 +92,11 @@ export class StepGraphs implements Disposable {
 
   /** The step arena's memory is another, or the kernels compute otherwise. */
   #forgetStale(): void {
-    const { arena, precision } = this.#backend
-    if (this.#moves === arena.moves && this.#precision === precision) return
+    const { arena, shared, precision } = this.#backend
+    const moves = arena.moves + (shared?.moves ?? 0)
+    if (this.#moves === moves && this.#precision === precision) return
     this.clear()
-    this.#moves = arena.moves
+    this.#moves = moves
     this.#precision = precision
   }
 

@@ -4,13 +4,18 @@ import type { Backend } from "./backend.ts"
 import type { Address } from "./library.ts"
 import { outSlot } from "./memory.ts"
 
+interface HostWork {
+  readonly work: () => void
+  readonly waits: "all" | "itself"
+}
+
 /**
  * Ops that were called once while it was recorded, with the addresses and sizes that they were called with: each launch computes them
  * all. What lies at those addresses is read at the launch. Between its parts the host may have work of its own.
  */
 export class Graph implements Disposable {
   readonly #backend: Backend
-  readonly #parts: (Address | (() => void))[] = []
+  readonly #parts: (Address | HostWork)[] = []
   readonly #readers: (() => void)[] = []
 
   private constructor(backend: Backend) {
@@ -40,10 +45,13 @@ export class Graph implements Disposable {
     }
   }
 
-  /** While it is recorded: work of the host that every launch does here, after the ops before and before those that follow. */
-  hostWork(work: () => void): void {
+  /**
+   * While it is recorded: work of the host that every launch does here, before the ops that follow, and after those before
+   * it unless it waits for what it needs itself.
+   */
+  hostWork(work: () => void, waits: "all" | "itself" = "all"): void {
     this.#end()
-    this.#parts.push(work)
+    this.#parts.push({ work, waits })
     this.#begin()
   }
 
@@ -57,8 +65,8 @@ export class Graph implements Disposable {
     const backend = this.#backend
     for (const [i, part] of this.#parts.entries()) {
       if (typeof part !== "number") {
-        backend.synchronize()
-        part()
+        if (part.waits === "all") backend.synchronize()
+        part.work()
         continue
       }
       const status = backend.library.kt_graph_launch(backend.ctx, part)

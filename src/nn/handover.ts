@@ -18,6 +18,7 @@ export class Handover {
   readonly #device: Backend
   readonly #x: Tensor
   readonly #mark: ArenaMark | undefined
+  #marked = false
 
   private constructor(
     device: Backend,
@@ -34,6 +35,8 @@ export class Handover {
     const narrow = [tokens, topK]
     this.#device = device
     this.#mark = mark
+    // what a recorded step's host work reads and writes is described as long as the step can be launched
+    const persistent = device.recording !== undefined
     this.#x = new Tensor(device, F32, wide, data)
     this.sum = new Tensor(device, F32, wide, sum)
     this.routing = {
@@ -41,11 +44,11 @@ export class Handover {
       weights: new Tensor(device, F32, narrow, weights),
     }
     this.host = {
-      x: new Tensor(host, F32, wide, data),
-      sum: new Tensor(host, F32, wide, sum),
+      x: new Tensor(host, F32, wide, data, { persistent }),
+      sum: new Tensor(host, F32, wide, sum, { persistent }),
       routing: {
-        ids: new Tensor(host, I32, narrow, ids),
-        weights: new Tensor(host, F32, narrow, weights),
+        ids: new Tensor(host, I32, narrow, ids, { persistent }),
+        weights: new Tensor(host, F32, narrow, weights, { persistent }),
       },
     }
   }
@@ -58,15 +61,31 @@ export class Handover {
     return data === undefined ? undefined : new Handover(device, host, sizes, data, mark)
   }
 
-  /** Writes x [tokens, hidden] to the host; the routing was written by its own op. */
-  send(x: Tensor): void {
+  /**
+   * Writes x [tokens, hidden] to the host; the routing was written by its own op. `meanwhile`: the device has work to do
+   * that the host need not wait for.
+   */
+  send(x: Tensor, meanwhile: boolean): void {
     copy(x, this.#x)
-    this.#device.mark()
+    const { recording } = this.#device
+    if (recording === undefined) this.#device.mark()
+    else if (meanwhile) recording.hostWork(() => this.#device.mark(), "itself")
+    this.#marked = recording === undefined || meanwhile
   }
 
-  /** Waits until what was sent is there. */
-  reach(): void {
-    this.#device.reachMark()
+  /** Has the host compute with what was sent, once it is there. */
+  receive(compute: () => void): void {
+    const device = this.#device
+    const { recording } = device
+    if (recording === undefined) {
+      device.reachMark()
+      compute()
+    } else if (this.#marked) {
+      recording.hostWork(() => {
+        device.reachMark()
+        compute()
+      }, "itself")
+    } else recording.hostWork(compute)
   }
 
   /** Gives the memory to the next layer: its ops come after those that read the sum, and the host waits for them. */

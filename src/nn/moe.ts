@@ -81,7 +81,7 @@ export function addRoutedBlock(
     parts.options,
     handover?.routing,
   )
-  handover?.send(normed)
+  handover?.send(normed, block.sharedPart !== undefined)
   const shared = block.sharedPart?.(normed, batch)
   if (handover === undefined) experts.addTo(x, normed, routing, batch)
   else experts.addFrom(handover, x)
@@ -219,7 +219,7 @@ export class Experts extends Module {
     }
     copy(ids, handover.routing.ids)
     copy(weights, handover.routing.weights)
-    handover.send(x)
+    handover.send(x, false)
     const sum = cast(this.#receive(handover), F32)
     handover.close()
     return sum
@@ -248,8 +248,9 @@ export class Experts extends Module {
 
   #receive(handover: Handover): Tensor {
     const { x, routing, sum } = handover.host
-    handover.reach()
-    fusedExperts(this.#operands(x, routing.ids, routing.weights), sum)
+    handover.receive(() => {
+      fusedExperts(this.#operands(x, routing.ids, routing.weights), sum)
+    })
     return handover.sum
   }
 

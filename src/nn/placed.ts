@@ -1,6 +1,7 @@
+import { KtError } from "../errors.ts"
 import type { Backend } from "../native/backend.ts"
-import { onDevice, type Routing } from "../ops/index.ts"
-import { Tensor } from "../tensor/tensor.ts"
+import { onDevice, refuseRecording, type Routing } from "../ops/index.ts"
+import { byteLength, Tensor } from "../tensor/tensor.ts"
 import { batchOn, type ForwardBatch } from "./forward-batch.ts"
 import type { Module } from "./module.ts"
 import type { PositionEmbeddings } from "./rope.ts"
@@ -15,7 +16,39 @@ export function computeAcross(module: Module, out: Backend): void {
   const { backend } = module
   if (backend === undefined || !hasForward(module)) return
   const forward = module.forward.bind(module)
-  module.forward = (...args) => moved(forward(...args.map((arg) => moved(arg, backend))), out)
+  module.forward = (...args) => {
+    if (out.recording === undefined && backend.recording === undefined)
+      return moved(forward(...args.map((arg) => moved(arg, backend))), out)
+    return recorded(forward, args, backend, out)
+  }
+}
+
+/** The host's part of a recorded step: computed anew, from where its inputs lie, whenever that is launched. */
+function recorded(
+  forward: Forward,
+  args: readonly unknown[],
+  backend: Backend,
+  out: Backend,
+): Tensor {
+  const isHosts = (arg: unknown): arg is Tensor => arg instanceof Tensor && arg.backend === backend
+  if (!backend.isHost || !args.every(isHosts)) {
+    refuseRecording(out)
+    refuseRecording(backend)
+  }
+  const inputs = args as readonly Tensor[]
+  const first = forward(...inputs)
+  if (!(first instanceof Tensor)) throw new KtError("a module amid a recorded step gives no tensor")
+  const target = Tensor.empty(out, first.dtype, first.shape)
+  const bytes = byteLength(first.dtype, first.shape)
+  const places = inputs.map(({ dtype, shape, data, strides }) => ({ dtype, shape, data, strides }))
+  out.recording?.hostWork(() => {
+    const now = places.map(
+      ({ dtype, shape, data, strides }) => new Tensor(backend, dtype, shape, data, { strides }),
+    )
+    const result = forward(...now) as Tensor
+    out.copy(target.data, result.data, bytes)
+  }, "itself")
+  return target
 }
 
 function hasForward(module: Module): module is Module & { forward: Forward } {

@@ -47,4 +47,4 @@ export {
   type StateSegments,
 } from "./delta-rule.ts"
 export { gatedRmsNorm, sigmoidMul } from "./gates.ts"
-export { onDevice } from "./transfer.ts"
+export { onDevice, refuseRecording } from "./transfer.ts"

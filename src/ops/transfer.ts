@@ -1,3 +1,4 @@
+import { KtError } from "../errors.ts"
 import type { Backend } from "../native/backend.ts"
 import { byteLength, Tensor } from "../tensor/tensor.ts"
 import { cast } from "./elementwise.ts"
@@ -9,6 +10,8 @@ import { cast } from "./elementwise.ts"
 export function onDevice(x: Tensor, backend: Backend): Tensor {
   const { backend: source } = x
   if (source === backend) return x
+  refuseRecording(source)
+  refuseRecording(backend)
   const from = x.isContiguous ? x : cast(x, x.dtype)
   const out = Tensor.empty(backend, x.dtype, x.shape)
   const bytes = byteLength(x.dtype, x.shape)
@@ -21,4 +24,9 @@ export function onDevice(x: Tensor, backend: Backend): Tensor {
     source.follow(backend)
   } else out.write(from.bytes())
   return out
+}
+
+/** @throws KtError where a step is being recorded: what other devices do between is not part of it */
+export function refuseRecording({ recording, label }: Backend): void {
+  if (recording !== undefined) throw new KtError(`tensors go between ${label} and other devices`)
 }

@@ -1,11 +1,13 @@
 /** Models on several devices compute what they compute on one; a second context of the CPU library is another device. */
-import { afterAll, describe, expect, test } from "bun:test"
+import { afterAll, describe, expect, spyOn, test } from "bun:test"
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 
-import type { EngineConfig } from "../../src/config.ts"
+import { type EngineConfig, engineConfig } from "../../src/config.ts"
+import { Engine } from "../../src/engine/engine.ts"
 import { deviceProblem } from "../../src/native/backend.ts"
+import { Graph } from "../../src/native/graph.ts"
 import {
   createEngine,
   generateAll,
@@ -110,3 +112,21 @@ for (const gpu of ["cpu:1", "cuda:0"]) {
     }
   })
 }
+
+test("steps whose experts the host computes are recorded and launched", async () => {
+  for (const name of ["hf/qwen2_moe", "hf/deepseek_v3", "hf/qwen3_moe", "gguf/gpt-oss-mxfp4"]) {
+    const model = goldenModels().find((one) => one.name === name) as GoldenModel
+    const rules = join(folder, "rules.yaml")
+    writeFileSync(rules, (CASES[0] as Case).rules("cpu:1"))
+    const log: string[] = []
+    using launch = spyOn(Graph.prototype, "launch")
+    const config = { model: model.path, threads: 1, pageSize: 8, precision: "f32", rules }
+    using engine = await Engine.create(engineConfig(config), {
+      onLog: (_, line) => void log.push(line),
+    })
+    const ids = generateAll(engine, model.prompts)
+    expect(ids).toEqual(model.greedy.map((greedy) => [...greedy]))
+    expect(log.filter((line) => line.includes("recorded"))).toEqual([])
+    expect(launch.mock.calls.length).toBeGreaterThan(3)
+  }
+})
