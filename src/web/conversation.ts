@@ -282,7 +282,7 @@ export function continuedMessages(conversation: Conversation, answer: Message): 
   ]
 }
 
-/** An answer that ended early can go on, unless it must match a schema, which cannot be begun in the middle. */
+/** An answer that ended early can go on. */
 export function canContinue(conversation: Conversation, message: Message): boolean {
   const { state, role, calls } = message
   return (
@@ -290,7 +290,6 @@ export function canContinue(conversation: Conversation, message: Message): boole
     (state === "stopped" || state === "length" || state === "failed") &&
     !isEmpty(message) &&
     calls === undefined &&
-    conversation.settings.schema.trim() === "" &&
     conversation.messages.at(-1)?.id === message.id
   )
 }

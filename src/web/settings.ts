@@ -15,6 +15,14 @@ export interface SamplingField {
   integer: boolean
 }
 
+export const THINKING_BUDGET: SamplingField = {
+  key: "thinking_budget_tokens",
+  min: -1,
+  max: 1_000_000,
+  step: 1,
+  integer: true,
+}
+
 /** Those that many people know. */
 export const MAIN_FIELDS: readonly SamplingField[] = [
   { key: "temperature", min: 0, max: 2, step: 0.05, integer: false },
@@ -46,7 +54,11 @@ export const MORE_FIELDS: readonly SamplingField[] = [
   { key: "mirostat_eta", min: 0, max: 1, step: 0.01, integer: false },
 ]
 
-export const SAMPLING_FIELDS: readonly SamplingField[] = [...MAIN_FIELDS, ...MORE_FIELDS]
+export const SAMPLING_FIELDS: readonly SamplingField[] = [
+  THINKING_BUDGET,
+  ...MAIN_FIELDS,
+  ...MORE_FIELDS,
+]
 
 /** The system prompt may be this long; longer ones would not fit a context anyway. */
 export const MAX_SYSTEM_CHARS = 200_000

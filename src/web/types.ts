@@ -91,6 +91,8 @@ export interface Settings {
   schema: string
   /** Whether and how hard the model thinks; "" leaves it to its template. */
   thinking: Thinking
+  /** Tokens after which it ends; -1 leaves that to the model. */
+  thinking_budget_tokens: number | null
   /** The samplers that act, in order; `null` is the server's own order. */
   samplers: SamplerName[] | null
   /** Strings across which DRY sees no repetition; `null` is the server's own list. */
@@ -144,6 +146,7 @@ export const EMPTY_SETTINGS: Settings = {
   tools: "",
   schema: "",
   thinking: "",
+  thinking_budget_tokens: null,
   samplers: null,
   dry_sequence_breakers: null,
   temperature: null,

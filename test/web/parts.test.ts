@@ -323,8 +323,15 @@ describeInBrowser("parts of messages in a browser", (browser) => {
     await s.done(1)
     await s.click("Previous version")
     await eventually(() => s.texts(".versions"), ["1 / 2"])
-    // The middle of JSON cannot be where an answer that must match begins.
-    expect(await s.page.$(".continue")).toBeNull()
+    // an answer that must match goes on where it ended
+    server.reply = () => ({ chunks: ["2}"] })
+    await s.page.locator(".continue").click()
+    await eventually(() => s.texts(".prose code"), ['{"a": 2}'])
+    await s.done(1)
+    expect(server.calls.at(-1)?.body).toMatchObject({
+      continue_final_message: true,
+      response_format: { type: "json_schema" },
+    })
     await s.page.reload()
     await eventually(() => s.texts(".badge"), ["17"])
     await s.page.locator(".settings-button").click()
@@ -365,6 +372,7 @@ describeInBrowser("parts of messages in a browser", (browser) => {
     await eventually(async () => (await order()).slice(0, 3), ["dry", "min_p", "penalties"])
     await s.page.locator("#setting-dry_sequence_breakers").fill("\\n\n###\n\\n")
     await s.page.select("#setting-thinking", "low")
+    await s.page.locator("#setting-thinking_budget_tokens").fill("200")
     await shoot("order")
     await s.page.keyboard.press("Escape")
     await s.send("Hi")
@@ -375,10 +383,11 @@ describeInBrowser("parts of messages in a browser", (browser) => {
     ])
     expect(body["dry_sequence_breakers"]).toEqual(["\n", "###"])
     expect(body["reasoning_effort"]).toBe("low")
+    expect(body["thinking_budget_tokens"]).toBe(200)
     expect(body["chat_template_kwargs"]).toEqual({ enable_thinking: true })
     // they are of the conversation, and the server's order comes back by one button
     await s.page.reload()
-    await eventually(() => s.texts(".badge"), ["3"])
+    await eventually(() => s.texts(".badge"), ["4"])
     await s.page.locator(".settings-button").click()
     await s.page.waitForSelector(".order ul li")
     expect((await order())[1]).toBe("min_p")

@@ -10,6 +10,7 @@ import {
   MORE_FIELDS,
   parseSchema,
   parseTools,
+  THINKING_BUDGET,
 } from "../settings.ts"
 import { apiKey, defaults, openPanel, settings } from "../state.ts"
 import { EMPTY_SETTINGS, type Settings, THINKING } from "../types.ts"
@@ -78,6 +79,7 @@ export function SettingsPanel(): JSX.Element {
             ))}
           </select>
         </div>
+        <SamplingInput field={THINKING_BUDGET} />
         <h3>{t("sampling")}</h3>
         <p class="hint">{t("emptyFields")}</p>
         {MAIN_FIELDS.map((field) => (

@@ -77,6 +77,8 @@ export const chatEn = {
   serversOrder: "Use the server’s order",
   thinkingSetting: "Thinking",
   thinkingSettingHint: "For models that can think before they answer",
+  thinking_budget_tokens: "Thinking budget",
+  thinking_budget_tokensHint: "Tokens after which the model has to answer; -1 is no end",
   thinking_off: "Off",
   thinking_on: "On",
   thinking_low: "Low",

@@ -77,6 +77,8 @@ export const chatZh: Readonly<Record<keyof typeof chatEn, string>> = {
   serversOrder: "使用服务器的顺序",
   thinkingSetting: "思考",
   thinkingSettingHint: "适用于能先思考再回答的模型",
+  thinking_budget_tokens: "思考预算",
+  thinking_budget_tokensHint: "思考达到此词元数后必须回答；-1 为不限",
   thinking_off: "关闭",
   thinking_on: "开启",
   thinking_low: "少",
