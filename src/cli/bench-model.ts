@@ -43,7 +43,7 @@ export interface PeerResult extends Spread {
 export interface BenchRow extends Spread {
   readonly test: string
   readonly threads: number
-  /** What the machine's own limit would give. */
+  /** What the machine's own limit would give, as it was beside each repetition: medians over them. */
   readonly limit: number
   readonly share: number
   readonly peers?: readonly PeerResult[]
@@ -58,8 +58,11 @@ export interface BenchOptions {
   readonly log: (line: string) => void
 }
 
-/** Seconds for each of the machine's limits, before and after the model's own measurements. */
-const LIMIT_SECONDS = 0.25
+/** Seconds for each of the machine's limits, before and after each repetition: they move within seconds where others use it. */
+const LIMIT_SECONDS = 0.1
+
+/** Tokens generated before those that are timed: the others' programs load and warm up right before theirs. */
+export const WARM_TOKENS = 16
 
 export function caseName({ kind, tokens, streams, depth }: BenchCase): string {
   const many = streams > 1 ? ` x${streams}` : ""
@@ -81,45 +84,75 @@ export async function benchModel(options: EngineConfig, bench: BenchOptions): Pr
     // every prompt is computed
     prefixCache: false,
   })
-  const limits = [limitsOf(config, work)]
-  const results: Measured[] = []
-  let kvBytes: number
-  let threads: number
-  {
-    using engine = await Engine.create(config)
-    ;({ threads } = engine.info)
-    kvBytes = engine.info.kvCacheBytes / engine.info.kvCacheTokens
-    for (const one of cases) {
-      runOnce(engine, one)
-      const chosen = await choices(peers, options.model, one, threads)
-      const measured: Measured = { ours: [], peers: chosen.map((peer) => ({ ...peer, rates: [] })) }
-      results.push(measured)
-      for (let r = 0; r < repetitions; r++) {
-        const runs = [
-          () => void measured.ours.push(runOnce(engine, one)),
-          ...measured.peers.map(({ peer, choice, rates }) => async () => {
-            rates.push(await runPeer(peer, peerRun(options.model, one), choice))
-          }),
-        ]
-        for (let i = 0; i < runs.length; i++) await runs[(i + r) % runs.length]?.()
-        const theirs = measured.peers.map(({ rates }) => `, peer ${rates.at(-1)!.toFixed(1)}`)
-        log(
-          `${caseName(one)} -t ${threads}, repetition ${r + 1}: ${measured.ours.at(-1)!.toFixed(1)} tokens/s${theirs.join("")}`,
-        )
-      }
+  using engine = await Engine.create(config)
+  const { threads, kvCacheBytes, kvCacheTokens } = engine.info
+  const kvBytes = kvCacheBytes / kvCacheTokens
+  const rows: BenchRow[] = []
+  for (const one of cases) {
+    const warm = one.kind === "pp" ? one : { ...one, tokens: Math.min(one.tokens, WARM_TOKENS) }
+    const run = {
+      warm: () => void runOnce(engine, warm),
+      rate: () => runOnce(engine, one),
+      limits: () => limitsOf(config, work),
+      limit: (limits: Limits) => limitOf(config, work, limits, one, kvBytes),
     }
+    run.rate()
+    const chosen = await choices(peers, options.model, one, threads)
+    const measured: Measured = { ours: [], peers: chosen.map((peer) => ({ ...peer, rates: [] })) }
+    for (let r = 0; r < repetitions; r++) {
+      const runs = [
+        () => void measured.ours.push(repeat(run)),
+        ...measured.peers.map(({ peer, choice, rates }) => async () => {
+          rates.push(await runPeer(peer, peerRun(options.model, one), choice))
+        }),
+      ]
+      for (let i = 0; i < runs.length; i++) await runs[(i + r) % runs.length]?.()
+      log(repetitionLine(one, threads, r, measured))
+    }
+    rows.push(rowOf(one, threads, measured))
   }
-  limits.push(limitsOf(config, work))
-  const machine = bestLimits(limits)
-  return cases.map((one, i) =>
-    rowOf(one, threads, results[i] as Measured, limitOf(config, work, machine, one, kvBytes)),
-  )
+  return rows
+}
+
+/** What a case does again and again. */
+export interface Run {
+  readonly warm: () => void
+  /** Tokens/s. */
+  readonly rate: () => number
+  readonly limits: () => Limits
+  /** Tokens/s that a machine would reach. */
+  readonly limit: (limits: Limits) => number
+}
+
+/** One repetition: our rate, and what the machine would have reached just then, the better of before and after. */
+export function repeat({ warm, rate, limits, limit }: Run): Repetition {
+  const before = limits()
+  warm()
+  const ours = rate()
+  return { rate: ours, limit: limit(bestLimits([before, limits()])) }
+}
+
+/** Tokens/s. */
+export interface Repetition {
+  readonly rate: number
+  readonly limit: number
 }
 
 /** Rates of one case. */
 export interface Measured {
-  readonly ours: number[]
+  readonly ours: Repetition[]
   readonly peers: readonly { peer: Peer; choice: PeerChoice; rates: number[] }[]
+}
+
+export function repetitionLine(
+  one: BenchCase,
+  threads: number,
+  repetition: number,
+  { ours, peers }: Measured,
+): string {
+  const { rate, limit } = ours.at(-1) as Repetition
+  const theirs = peers.map(({ rates }) => `, peer ${rates.at(-1)!.toFixed(1)}`)
+  return `${caseName(one)} -t ${threads}, repetition ${repetition + 1}: ${rate.toFixed(1)} tokens/s, limit ${limit.toFixed(1)}${theirs.join("")}`
 }
 
 /** What makes each peer fastest that can run the case at all; several streams at once none of them can. */
@@ -148,14 +181,14 @@ export function peerRun(
   return { model, kind, tokens, depth, repetitions }
 }
 
-export function rowOf(
-  one: BenchCase,
-  threads: number,
-  { ours, peers }: Measured,
-  limit: number,
-): BenchRow {
-  const spread = spreadOf(ours)
-  const row = { test: caseName(one), threads, ...spread, limit, share: spread.median / limit }
+export function rowOf(one: BenchCase, threads: number, { ours, peers }: Measured): BenchRow {
+  const row = {
+    test: caseName(one),
+    threads,
+    ...spreadOf(ours.map(({ rate }) => rate)),
+    limit: median(ours.map(({ limit }) => limit)),
+    share: median(ours.map(({ rate, limit }) => rate / limit)),
+  }
   if (peers.length === 0) return row
   const results = peers.map(({ peer, choice, rates }) => ({
     program: peer.program,
@@ -163,7 +196,7 @@ export function rowOf(
     threads: choice.threads,
     ...spreadOf(rates),
     ratio: median(
-      ours.flatMap((rate, r) => (rates[r] === undefined ? [] : [rate / (rates[r] as number)])),
+      ours.flatMap(({ rate }, r) => (rates[r] === undefined ? [] : [rate / (rates[r] as number)])),
     ),
   }))
   return { ...row, peers: results, ratio: Math.min(...results.map(({ ratio }) => ratio)) }

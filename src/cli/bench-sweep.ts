@@ -3,21 +3,23 @@ import { Engine } from "../engine/engine.ts"
 import { KtError } from "../errors.ts"
 import { JSON_FLAG } from "./args/common.ts"
 import { defineCommand } from "./args/spec.ts"
-import { bestLimits } from "./bench-limits.ts"
+import type { Limits } from "./bench-limits.ts"
 import {
   addSequence,
   type BenchCase,
   type BenchOptions,
   type BenchRow,
-  caseName,
   choices,
   limitOf,
   limitsOf,
   type Measured,
   peerRun,
   randomIds,
+  repeat,
+  repetitionLine,
   rowOf,
   runToEnd,
+  WARM_TOKENS,
   workOf,
 } from "./bench-model.ts"
 import { runPeer } from "./bench-peer.ts"
@@ -105,39 +107,30 @@ async function sweepModel(options: EngineConfig, bench: BenchOptions): Promise<B
     maxBatchSize: 1,
     prefixCache: true,
   })
-  const limits = [limitsOf(config, work)]
-  const results: Measured[] = []
-  let kvBytes: number
-  let threads: number
-  {
-    using engine = await Engine.create(config)
-    const { info } = engine
-    ;({ threads } = info)
-    kvBytes = info.kvCacheBytes / info.kvCacheTokens
-    const context = randomIds(longest, info.vocabSize)
-    for (const one of cases) {
-      const measured: Measured = {
-        ours: [],
-        peers: (await choices(peers, options.model, one, threads)).map((peer) => ({
-          ...peer,
-          rates: [],
-        })),
-      }
-      results.push(measured)
-      extend(engine, context, one)
-      for (let r = 0; r < repetitions; r++) {
-        measured.ours.push(runAt(engine, context, one))
-        for (const { peer, choice, rates } of measured.peers)
-          rates.push(await runPeer(peer, peerRun(options.model, one, 1), choice))
-      }
-      log(`${caseName(one)} -t ${threads}: ${measured.ours.at(-1)?.toFixed(1)} tokens/s`)
+  using engine = await Engine.create(config)
+  const { threads, kvCacheBytes, kvCacheTokens, vocabSize } = engine.info
+  const context = randomIds(longest, vocabSize)
+  const rows: BenchRow[] = []
+  for (const one of cases) {
+    const chosen = await choices(peers, options.model, one, threads)
+    const measured: Measured = { ours: [], peers: chosen.map((peer) => ({ ...peer, rates: [] })) }
+    extend(engine, context, one)
+    const warm = { ...one, tokens: Math.min(one.tokens, WARM_TOKENS) }
+    const run = {
+      warm: () => void runAt(engine, context, warm),
+      rate: () => runAt(engine, context, one),
+      limits: () => limitsOf(config, work),
+      limit: (limits: Limits) => limitOf(config, work, limits, one, kvCacheBytes / kvCacheTokens),
     }
+    for (let r = 0; r < repetitions; r++) {
+      measured.ours.push(repeat(run))
+      for (const { peer, choice, rates } of measured.peers)
+        rates.push(await runPeer(peer, peerRun(options.model, one, 1), choice))
+      log(repetitionLine(one, threads, r, measured))
+    }
+    rows.push(rowOf(one, threads, measured))
   }
-  limits.push(limitsOf(config, work))
-  const machine = bestLimits(limits)
-  return cases.map((one, i) =>
-    rowOf(one, threads, results[i] as Measured, limitOf(config, work, machine, one, kvBytes)),
-  )
+  return rows
 }
 
 /** Computes the context once, which leaves its whole pages in the prefix cache, and warms up what is timed. */
