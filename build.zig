@@ -1,6 +1,6 @@
 //! Wires the kernel libraries; kernels/build/*.zig does the work.
 //!   zig build            libkt_cpu for this machine's platform into zig-out/lib
-//!   zig build -Dcuda     libkt_cuda too, with nvcc 13 and g++; `zig build cuda` makes it alone
+//!   zig build -Dcuda     libkt_cuda too, of kernels/gpu/*.cu, with nvcc 13 and g++; `zig build cuda` makes it alone
 //!   zig build abi        regenerates src/native/abi.generated.ts from kernels/include/kt.h
 //!   zig build abi-text   writes the same below the prefix, so that tests can compare the two
 //!   zig build test       Zig unit tests (pool, cpuid, status, slab)

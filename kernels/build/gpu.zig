@@ -3,11 +3,24 @@
 const std = @import("std");
 const cpu = @import("cpu.zig");
 
-/// One file an op family; each is compiled by itself, so that they compile side by side.
-const sources = [_][]const u8{
-    "ctx", "elementwise", "embedding", "rms_norm", "rope", "attention", "quantize", "dequantize", "gemv", "gemm", "linear", "moe", "sampling", "measure", "layer_norm", "head_linear", "delta_rule",
-};
-const headers = [_][]const u8{ "kernels/gpu/gpu.h", "kernels/gpu/vendor.h", "kernels/gpu/blocks.cuh", "kernels/gpu/products.cuh", "kernels/include/kt.h", "kernels/include/kt_quant.h", "kernels/include/kt_codebook.h" };
+/// Files of a folder below the root with one of these endings, in their names' order.
+fn filesOf(b: *std.Build, folder: []const u8, endings: []const []const u8) []const []const u8 {
+    var dir = b.build_root.handle.openDir(folder, .{ .iterate = true }) catch |err| std.debug.panic("{s}: {t}", .{ folder, err });
+    defer dir.close();
+    var names: std.ArrayList([]const u8) = .empty;
+    var each = dir.iterate();
+    while (each.next() catch |err| std.debug.panic("{s}: {t}", .{ folder, err })) |entry| {
+        for (endings) |ending| if (std.mem.endsWith(u8, entry.name, ending)) {
+            names.append(b.allocator, b.pathJoin(&.{ folder, entry.name })) catch @panic("out of memory");
+        };
+    }
+    std.mem.sort([]const u8, names.items, {}, lessThan);
+    return names.items;
+}
+
+fn lessThan(_: void, a: []const u8, b: []const u8) bool {
+    return std.mem.lessThan(u8, a, b);
+}
 
 /// A CUDA toolkit: the system's, or the wheels that `KT_CUDA=1` has the set-up install.
 const Toolkit = struct {
@@ -46,14 +59,17 @@ pub fn addLibrary(b: *std.Build, optimize: std.builtin.OptimizeMode, archs: []co
         return &b.addFail("-Dcuda needs nvcc 13: on PATH, in CUDA_HOME, or from `KT_CUDA=1 bun run setup`").step;
     if (b.findProgram(&.{"g++"}, &.{})) |_| {} else |_| return &b.addFail("-Dcuda needs g++ as nvcc's host compiler").step;
     const module = cpu.coreModule(b, "kernels/gpu/root.zig", optimize);
-    for (sources) |name| module.addObjectFile(compile(b, toolkit, name, archs));
+    // one file an op family; each is compiled by itself, so that they compile side by side
+    const headers = [_][]const []const u8{ filesOf(b, "kernels/gpu", &.{ ".h", ".cuh" }), filesOf(b, "kernels/include", &.{".h"}) };
+    for (filesOf(b, "kernels/gpu", &.{".cu"})) |path| module.addObjectFile(compile(b, toolkit, path, &headers, archs));
     module.addObjectFile(.{ .cwd_relative = b.pathJoin(&.{ toolkit.lib, "libcudart_static.a" }) });
     const lib = b.addLibrary(.{ .name = "kt_cuda", .linkage = .dynamic, .root_module = module });
     lib.linker_allow_shlib_undefined = false;
     return &b.addInstallArtifact(lib, .{}).step;
 }
 
-fn compile(b: *std.Build, toolkit: Toolkit, name: []const u8, archs: []const u8) std.Build.LazyPath {
+fn compile(b: *std.Build, toolkit: Toolkit, path: []const u8, headers: []const []const []const u8, archs: []const u8) std.Build.LazyPath {
+    const name = std.fs.path.stem(path);
     const run = b.addSystemCommand(&.{
         toolkit.nvcc,      "-c",
         "-O3",             "-std=c++17",
@@ -69,8 +85,8 @@ fn compile(b: *std.Build, toolkit: Toolkit, name: []const u8, archs: []const u8)
     while (each.next()) |arch| run.addArg(b.fmt("-gencode=arch=compute_{s},code=sm_{s}", .{ arch, arch }));
     run.addPrefixedDirectoryArg("-I", b.path("kernels/include"));
     run.addPrefixedDirectoryArg("-I", b.path("kernels/gpu"));
-    for (headers) |header| run.addFileInput(b.path(header));
-    run.addFileArg(b.path(b.fmt("kernels/gpu/{s}.cu", .{name})));
+    for (headers) |folder| for (folder) |header| run.addFileInput(b.path(header));
+    run.addFileArg(b.path(path));
     run.addArg("-o");
     return run.addOutputFileArg(b.fmt("{s}.o", .{name}));
 }
