@@ -1,5 +1,5 @@
 import { readFileSync } from "node:fs"
-import { join } from "node:path"
+import { join, resolve } from "node:path"
 
 import { OpenAPIHono } from "@hono/zod-openapi"
 
@@ -93,6 +93,19 @@ SIGTERM and Ctrl-C let running answers finish for --grace seconds, a second one 
       type: "string",
       hint: "file",
       help: "database for /v1/responses and /v1/conversations; default responses.sqlite beside the models; :memory: keeps nothing",
+    },
+    "slot-save-path": {
+      type: "string",
+      hint: "folder",
+      help: "where POST /slots/{id}?action=save puts what a client names; without it nothing is saved",
+    },
+    "slot-save-limit": {
+      type: "integer",
+      hint: "MiB",
+      min: 1,
+      max: 2 ** 30,
+      default: 16_384,
+      help: "MiB that saved slots may take in all",
     },
     "tls-cert": { type: "string", hint: "file", help: "certificate chain (PEM); serves https" },
     "tls-key": { type: "string", hint: "file", help: "the certificate's private key (PEM)" },
@@ -192,6 +205,9 @@ SIGTERM and Ctrl-C let running answers finish for --grace seconds, a second one 
           corsOrigins: flags["cors-origin"],
           defaults: samplingFrom(flags, maxTokens),
           forceThink,
+          slotFolder:
+            flags["slot-save-path"] === undefined ? undefined : resolve(flags["slot-save-path"]),
+          slotLimitBytes: flags["slot-save-limit"] * 2 ** 20,
           thinkingBudget:
             flags["reasoning-budget"] < 0 ? Number.POSITIVE_INFINITY : flags["reasoning-budget"],
           reasoningFormat: flags["reasoning-format"] === "none" ? "none" : "auto",

@@ -18,6 +18,8 @@ import type {
   GenerateParams,
   PoolingInfo,
   PoolParams,
+  PrefixAction,
+  PrefixAnswer,
   TokenEvent,
   TokenTable,
 } from "../worker/protocol.ts"
@@ -27,7 +29,7 @@ import { buildModel, type BuiltModel } from "./build.ts"
 import { openTiers } from "./cache-tiers.ts"
 import { EngineCore } from "./core.ts"
 import { expertUses, moduleUses } from "./details.ts"
-import { cacheIdentity } from "./fingerprint.ts"
+import { type CacheIdentity, cacheIdentity } from "./fingerprint.ts"
 import { Grammars, type SequenceGrammar } from "./grammar.ts"
 import {
   attentionFloats,
@@ -45,6 +47,7 @@ import { type ModelPlan, planDevices } from "./plan.ts"
 import { Pooler } from "./pooling.ts"
 import { Repacking } from "./repack.ts"
 import { ropeKeyOf } from "./rope-key.ts"
+import { SavedPrefixes } from "./saved-prefixes.ts"
 import { maxRunning, Scheduler } from "./scheduler.ts"
 import { Sequence } from "./sequence.ts"
 import { draftFor, draftRequest, speculationFor } from "./speculation-setup.ts"
@@ -64,6 +67,7 @@ export class Engine implements Disposable {
   /** The module tree with its operators. */
   readonly model: AnyModel
   readonly #core: EngineCore
+  readonly #saved: SavedPrefixes
   readonly #grammars: Grammars
   #table: TokenTable | undefined
   readonly #resources: DisposableStack
@@ -73,12 +77,14 @@ export class Engine implements Disposable {
     info: EngineInfo,
     model: AnyModel,
     core: EngineCore,
+    saved: SavedPrefixes,
     resources: DisposableStack,
   ) {
     this.info = info
     this.streamIntervalMs = config.streamIntervalMs
     this.model = model
     this.#core = core
+    this.#saved = saved
     this.#grammars = resources.use(new Grammars(info.vocabSize))
     this.#resources = resources
   }
@@ -154,16 +160,17 @@ export class Engine implements Disposable {
     const statePool =
       slots > 0 ? resources.use(new StatePool(caches.states, linear, slots)) : undefined
     const states = slots > 0 ? new StateSlots(slots) : undefined
+    const identity = (): CacheIdentity => {
+      const stateBytes = statePool?.pieceBytes ?? 0
+      const { pieceBytes } = pool
+      return cacheIdentity(config, built, { dtype, pieceBytes, stateBytes }, backend)
+    }
     const opened = await openTiers(config, {
       library: backend.library,
       pages: pool,
       states: statePool,
       spareBytes: repacking?.spareBytes ?? plan.hostSpareBytes,
-      identity: () => {
-        const stateBytes = statePool?.pieceBytes ?? 0
-        const { pieceBytes } = pool
-        return cacheIdentity(config, built, { dtype, pieceBytes, stateBytes }, backend)
-      },
+      identity,
       log: (level, message) => hooks.onLog?.(level, message),
     })
     if (opened !== undefined) resources.defer(() => opened.close())
@@ -215,7 +222,9 @@ export class Engine implements Disposable {
     const loadMs = performance.now() - start
     const cacheRamBytes = opened?.hostLimitBytes ?? 0
     const info = { ...describe(config, built, memory, backend), cacheRamBytes, loadMs }
-    return new Engine(config, info, built.model, core, resources.move())
+    const fingerprint = (): string => identity().fingerprint
+    const saved = new SavedPrefixes({ blocks, memory: pool, fingerprint, ropeKey })
+    return new Engine(config, info, built.model, core, saved, resources.move())
   }
 
   get hasWork(): boolean {
@@ -275,6 +284,11 @@ export class Engine implements Disposable {
   /** What it is made of, and how its experts are used. */
   details(): EngineDetails {
     return { modules: moduleUses(this.model), experts: expertUses(this.model) }
+  }
+
+  /** Known prefixes, to be kept elsewhere and brought back. @throws KtError where this model has none */
+  prefix(action: PrefixAction): PrefixAnswer {
+    return this.#saved.do(action)
   }
 
   /** Forgets every known prefix on all tiers; sequences that run go on. */

@@ -235,6 +235,13 @@ export class PrefixTiers {
     return this.#states !== undefined && isLoaded(this.#states, block)
   }
 
+  /** Copies what host memory has of a block's page; false where it has nothing. */
+  copyOf(block: CachedBlock, to: Uint8Array): boolean {
+    if (!isLoaded(this.#kv, block)) return false
+    to.set(this.#contents(this.#kv, block.host))
+    return true
+  }
+
   /** Asks the disk for what host memory lacks, as far as slots are free. */
   request(blocks: readonly CachedBlock[], states: readonly CachedBlock[]): void {
     const requests: ReadRequest[] = []

@@ -104,6 +104,8 @@ export interface GenerationOptions {
   readonly keepToken?: (id: number) => boolean
   /** It goes on when the client has gone. */
   readonly outlivesClient?: boolean
+  readonly onToken?: (choice: number, token: number) => void
+  readonly onEnd?: () => void
 }
 
 /** Starts the sequences of one HTTP request. */
@@ -112,7 +114,7 @@ export function startGeneration(
   c: RequestContext,
   sequences: readonly SequenceRequest[],
   stop: readonly string[],
-  { keepToken, outlivesClient = false }: GenerationOptions = {},
+  { keepToken, outlivesClient = false, onToken, onEnd }: GenerationOptions = {},
 ): Generation {
   return generate(
     { ...context, requestTimeoutMs: context.config.requestTimeoutMs },
@@ -121,6 +123,8 @@ export function startGeneration(
       stop: stop.length > 0 ? stop : stopParameter(context.settings?.parameters),
       signal: outlivesClient ? undefined : c.req.raw.signal,
       arrivedMs: c.get("arrivedMs"),
+      onToken,
+      onEnd,
       ...(keepToken === undefined ? {} : { keepToken }),
     },
   )

@@ -19,6 +19,10 @@ export interface GenerationRequest {
   readonly stop: readonly string[]
   /** Control tokens whose text belongs to the answer; others are left out. */
   readonly keepToken?: (id: number) => boolean
+  /** Told of each token, the one that ends a sequence included. */
+  readonly onToken?: ((choice: number, token: number) => void) | undefined
+  /** Told once when nothing of it runs any more. */
+  readonly onEnd?: (() => void) | undefined
   /** Aborted when the client goes away. */
   readonly signal: AbortSignal | undefined
   /** performance.now() when the request came in. */
@@ -135,7 +139,7 @@ export function generate(deps: GeneratorDeps, request: GenerationRequest): Gener
   const events = merge(
     request.sequences.map((_, choice) => runChoice(deps, request, choice, signal)),
   )
-  return closable(events, ticket, controller, signal, request.signal)
+  return closable(events, ticket, controller, signal, request)
 }
 
 /**
@@ -146,9 +150,12 @@ function closable(
   ticket: Ticket,
   controller: AbortController,
   signal: AbortSignal,
-  gone: AbortSignal | undefined,
+  { signal: gone, onEnd }: GenerationRequest,
 ): Generation {
+  let isClosed = false
   const close = (): void => {
+    if (!isClosed) onEnd?.()
+    isClosed = true
     gone?.removeEventListener("abort", close)
     ticket.release()
     controller.abort()
@@ -228,6 +235,7 @@ async function* runChoice(
     for (const event of events) {
       if (event.finish === "error") throw engineError(event)
       if (event.finish === "abort") throw signal.reason ?? engineStopped()
+      request.onToken?.(choice, event.token)
       if (completionTokens++ === 0) {
         first = event.first
         firstMs = lastMs

@@ -130,6 +130,10 @@ export interface ServerConfig {
   readonly reasoningFormat: "auto" | "none"
   /** Reasoning ends after so many tokens where a request says nothing; Infinity for when the model ends it. */
   readonly thinkingBudget: number
+  /** Where clients may save slots; undefined for nowhere. */
+  readonly slotFolder: string | undefined
+  /** Bytes of all saved slots. */
+  readonly slotLimitBytes: number
   /** Longest time for one request; 0 for none. */
   readonly requestTimeoutMs: number
   /**
@@ -150,6 +154,8 @@ export const DEFAULT_SERVER_CONFIG: ServerConfig = {
   forceThink: false,
   reasoningFormat: "auto",
   thinkingBudget: Number.POSITIVE_INFINITY,
+  slotFolder: undefined,
+  slotLimitBytes: 16 * 2 ** 30,
   requestTimeoutMs: 0,
   heartbeatMs: 15_000,
 }

@@ -9,6 +9,8 @@ import type {
   LoadOptions,
   Pooled,
   PoolParams,
+  PrefixAction,
+  PrefixAnswer,
   TokenEvent,
   TokenTable,
   ToWorker,
@@ -86,6 +88,11 @@ interface Pending<T> {
   readonly resolve: (value: T) => void
   readonly reject: (error: KtError) => void
 }
+
+/** What has an answer; the client numbers it. */
+type Question =
+  | { readonly type: "stats" | "details" }
+  | { readonly type: "prefix"; readonly action: PrefixAction }
 
 /** What becomes a sequence; the client gives it its id. */
 type Work =
@@ -217,19 +224,23 @@ class WorkerClient implements EngineClient {
   }
 
   stats(): Promise<EngineStats> {
-    return this.#ask("stats")
+    return this.#ask({ type: "stats" })
   }
 
   details(): Promise<EngineDetails> {
-    return this.#ask("details")
+    return this.#ask({ type: "details" })
   }
 
-  #ask<T>(type: "stats" | "details"): Promise<T> {
+  prefix(action: PrefixAction): Promise<PrefixAnswer> {
+    return this.#ask({ type: "prefix", action })
+  }
+
+  #ask<T>(question: Question): Promise<T> {
     if (this.#dead !== undefined) return Promise.reject(this.#dead)
     const nonce = this.#nextId++
     return new Promise<T>((resolve, reject) => {
       this.#asked.set(nonce, { resolve: resolve as (answer: unknown) => void, reject })
-      this.#post({ type, nonce })
+      this.#post({ ...question, nonce })
     })
   }
 
@@ -256,8 +267,13 @@ class WorkerClient implements EngineClient {
       case "step":
         for (const event of message.events) this.#deliver(event)
         return
+      case "refused":
+        this.#asked.get(message.nonce)?.reject(new KtError(message.message))
+        this.#asked.delete(message.nonce)
+        return
       case "stats":
       case "details":
+      case "prefix":
         this.#asked.get(message.nonce)?.resolve(message.answer)
         this.#asked.delete(message.nonce)
         return

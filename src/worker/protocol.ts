@@ -279,6 +279,42 @@ export interface EngineDetails {
   readonly experts: readonly ExpertUse[]
 }
 
+/** What is done with the prefix of some tokens: the full pages of it that are known. */
+export type PrefixAction =
+  /** Some of its blocks, from a number on, as records that import takes. */
+  | {
+      readonly type: "export"
+      readonly ids: Int32Array
+      /** Tokens of the prompt: some models rotate those behind it otherwise. */
+      readonly promptLength: number
+      readonly from: number
+    }
+  /** Whole records, those of one prefix one after the other. */
+  | { readonly type: "import"; readonly records: Uint8Array; readonly isFirst: boolean }
+  /** Its blocks from a number on are forgotten. */
+  | {
+      readonly type: "forget"
+      readonly ids: Int32Array
+      readonly promptLength: number
+      readonly from: number
+    }
+
+export interface PrefixAnswer {
+  /** How many it was done with. */
+  readonly blocks: number
+  /** Tokens of a block, bytes of its record. */
+  readonly pageSize: number
+  readonly recordBytes: number
+  /** Of an export; `isLast` tells that there are no more. */
+  readonly records?: Uint8Array
+  readonly isLast?: boolean
+  /** Of an import: whose they were, until there was no room. */
+  readonly tokens?: Int32Array
+  readonly isFull?: boolean
+  /** Why nothing more was taken. */
+  readonly problem?: string
+}
+
 /** Everything the Worker needs to build an engine: a plain-object EngineConfig (config.ts). */
 export type LoadOptions = Readonly<Record<string, unknown>>
 
@@ -304,6 +340,7 @@ export type ToWorker =
   | { readonly type: "abort"; readonly id: number }
   | { readonly type: "vocabulary"; readonly table: TokenTable }
   | { readonly type: "stats" | "details"; readonly nonce: number }
+  | { readonly type: "prefix"; readonly nonce: number; readonly action: PrefixAction }
   | { readonly type: "clear-cache" }
   | { readonly type: "shutdown" }
 
@@ -326,6 +363,8 @@ export type FromWorker =
   | { readonly type: "step"; readonly events: readonly TokenEvent[] }
   | { readonly type: "stats"; readonly nonce: number; readonly answer: EngineStats }
   | { readonly type: "details"; readonly nonce: number; readonly answer: EngineDetails }
+  | { readonly type: "prefix"; readonly nonce: number; readonly answer: PrefixAnswer }
+  | { readonly type: "refused"; readonly nonce: number; readonly message: string }
   | { readonly type: "closed" }
 
 /** The engine as the server sees it; `worker/client.ts` implements it over a Worker, tests by hand. */
@@ -348,6 +387,8 @@ export interface EngineClient {
   setVocabulary(table: Promise<TokenTable>): void
   stats(): Promise<EngineStats>
   details(): Promise<EngineDetails>
+  /** Known prefixes, to be kept elsewhere and brought back. Throws KtError where this engine cannot. */
+  prefix(action: PrefixAction): Promise<PrefixAnswer>
   /** Forgets every known prefix on all tiers; sequences that run go on. */
   clearCache(): void
   /** Finishes nothing: aborts what runs, frees the engine, ends the Worker. */

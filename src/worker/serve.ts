@@ -9,6 +9,8 @@ import type {
   GenerateParams,
   LoadOptions,
   PoolParams,
+  PrefixAction,
+  PrefixAnswer,
   TokenEvent,
   TokenTable,
   ToWorker,
@@ -35,6 +37,7 @@ export interface ServedEngine extends Disposable {
   step(): TokenEvent[]
   stats(): EngineStats
   details(): EngineDetails
+  prefix(action: PrefixAction): PrefixAnswer
   clearCache(): void
 }
 
@@ -142,6 +145,8 @@ export function serveEngine(port: MessagePort, create: EngineFactory): void {
         if (engine !== undefined)
           post({ type: "details", nonce: message.nonce, answer: engine.details() })
         return
+      case "prefix":
+        return prefix(message.nonce, message.action)
       case "pool":
         return pool(message)
       case "add":
@@ -158,6 +163,14 @@ export function serveEngine(port: MessagePort, create: EngineFactory): void {
     } catch (error) {
       grammar?.[Symbol.dispose]()
       refuse(id, failure(error))
+    }
+  }
+
+  const prefix = (nonce: number, action: PrefixAction): void => {
+    try {
+      if (engine !== undefined) post({ type: "prefix", nonce, answer: engine.prefix(action) })
+    } catch (error) {
+      post({ type: "refused", nonce, message: describe(error).message })
     }
   }
 

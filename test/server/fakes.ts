@@ -15,6 +15,8 @@ import type {
   GenerateParams,
   Pooled,
   PoolParams,
+  PrefixAction,
+  PrefixAnswer,
   TokenEvent,
   TokenTable,
 } from "../../src/worker/protocol.ts"
@@ -276,6 +278,36 @@ export class FakeClient implements EngineClient {
     const module = { path, operator: "Experts", device: "cpu", isPacked: true, types }
     return { modules: [module], experts: [{ path, counts: [3, 0, 1] }] }
   }
+
+  /** Blocks of four tokens, whose records are just these; those that are known. */
+  readonly known = new Set<string>()
+
+  async prefix(action: PrefixAction): Promise<PrefixAnswer> {
+    if (this.dead !== undefined) throw this.dead
+    const answer = { pageSize: 4, recordBytes: 16 }
+    const name = (ids: Int32Array, i: number): string => ids.slice(0, 4 * i + 4).join(" ")
+    if (action.type === "import") {
+      if (action.isFirst) this.#imported = []
+      const tokens = new Int32Array(action.records.slice().buffer)
+      if (tokens.some((token) => token < 0))
+        return { ...answer, blocks: 0, problem: "it is damaged" }
+      this.#imported.push(...tokens)
+      const all = Int32Array.from(this.#imported)
+      for (let i = 0; 4 * i < all.length; i++) this.known.add(name(all, i))
+      return { ...answer, blocks: tokens.length / 4, tokens }
+    }
+    const { ids, from } = action
+    const count = Math.floor(ids.length / 4)
+    if (action.type === "forget") {
+      for (let i = from; i < count; i++) this.known.delete(name(ids, i))
+      return { ...answer, blocks: Math.max(0, count - from) }
+    }
+    const until = Math.min(count, from + 2)
+    const records = new Uint8Array(ids.slice(4 * from, 4 * until).buffer)
+    return { ...answer, blocks: until - from, records, isLast: until === count }
+  }
+
+  #imported: number[] = []
 
   clearCache(): void {
     this.cleared++

@@ -1,6 +1,14 @@
 import { describe, expect, test } from "bun:test"
+import { mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
 
 import { at, BOS, type Json, json, list, testServer } from "./fakes.ts"
+
+function temporary(): { readonly path: string } & Disposable {
+  const path = mkdtempSync(join(tmpdir(), "kt-slots-"))
+  return { path, [Symbol.dispose]: () => rmSync(path, { recursive: true, force: true }) }
+}
 
 const bytes = (text: string): number[] => [...new TextEncoder().encode(text)]
 
@@ -49,16 +57,61 @@ describe("slots", () => {
     expect(at(await json(app.request("/slots")), 2)).toMatchObject({ id: 2, n_ctx: 2048 })
   })
 
-  test("erase is taken; save and restore say what does it", async () => {
-    const { post } = testServer()
+  test("a slot is saved under a name, restored into another, and erased", async () => {
+    using folder = temporary()
+    const { post, client } = testServer({ answer: "Hello" }, { slotFolder: folder.path })
+    const prompt = { prompt: "abcdefg", n_predict: 50 }
+    expect(await json(post("/completion", { ...prompt, id_slot: 1 }))).toMatchObject({ id_slot: 1 })
+    const saved = await json(post("/slots/1?action=save", { filename: "a-1.bin" }))
+    // the start token, seven letters and those of the answer that others followed: three whole blocks
+    expect(saved).toMatchObject({ id_slot: 1, filename: "a-1.bin", n_saved: 12, n_written: 48 })
+    expect(readdirSync(folder.path)).toEqual(["a-1.bin"])
+    expect(await json(post("/slots/0?action=restore", { filename: "a-1.bin" }))).toMatchObject({
+      id_slot: 0,
+      n_restored: 12,
+      n_read: 48,
+    })
+    expect(client.known.size).toBe(3)
+    // both begin alike: nothing is forgotten but what is the slot's own
+    await json(post("/completion", { prompt: "abcdxyz.....", id_slot: 1 }))
+    await json(post("/slots/1?action=save", { filename: "b" }))
+    await json(post("/slots/2?action=restore", { filename: "b" }))
+    expect(client.known.size).toBeGreaterThan(3)
+    expect(await json(post("/slots/0?action=erase", {}))).toEqual({ id_slot: 0, n_erased: 12 })
+    expect([...client.known].filter((name) => name.includes("103"))).toEqual([])
+    expect(client.known.size).toBeGreaterThan(1)
     expect(await json(post("/slots/0?action=erase", {}))).toEqual({ id_slot: 0, n_erased: 0 })
-    for (const action of ["save", "restore"]) {
-      const refused = await post(`/slots/0?action=${action}`, { filename: "../a" })
-      expect(refused.status).toBe(400)
-      expect(at(await json(refused), "error", "message")).toContain("--cache-dir")
+  })
+
+  test("what is wrong with a name, a file, a slot or the server is said", async () => {
+    using folder = temporary()
+    const { post } = testServer({}, { slotFolder: folder.path, slotLimitBytes: 40 })
+    const said = async (response: Promise<Response>, status: number): Promise<string> => {
+      expect((await response).status).toBe(status)
+      return String(at(await json(response), "error", "message"))
     }
-    expect((await post("/slots/99?action=erase", {})).status).toBe(400)
-    expect((await post("/slots/0", {})).status).toBe(400)
+    for (const filename of ["../a", "a/b", "a\\b", "..", ".a", "", "x".repeat(129), "a\0b"])
+      for (const action of ["save", "restore"])
+        expect(await said(post(`/slots/0?action=${action}`, { filename }), 400)).toContain(
+          "filename",
+        )
+    expect(await said(post("/slots/0?action=restore", { filename: "none" }), 404)).toContain("none")
+    writeFileSync(join(folder.path, "bad"), new Uint8Array(16).fill(255))
+    expect(await said(post("/slots/0?action=restore", { filename: "bad" }), 400)).toBe(
+      "filename bad: it is damaged",
+    )
+    await json(post("/completion", { prompt: "abcdefghijklmnop", id_slot: 0 }))
+    expect(await said(post("/slots/0?action=save", { filename: "big" }), 507)).toContain(
+      "--slot-save-limit",
+    )
+    expect(readdirSync(folder.path)).toEqual(["bad"])
+    expect(await said(post("/slots/99?action=erase", {}), 400)).toContain("there are 4 slots")
+    expect(await said(post("/slots/0", {}), 400)).toContain("action")
+    expect(await said(post("/completion", { prompt: "a", id_slot: 9 }), 400)).toContain("id_slot 9")
+    const plain = testServer()
+    const refused = await said(plain.post("/slots/0?action=save", { filename: "a" }), 501)
+    expect(refused).toContain("--slot-save-path")
+    expect((await plain.post("/slots/0?action=erase", {})).status).toBe(200)
   })
 })
 

@@ -171,6 +171,53 @@ describe("a model in the Worker", () => {
     expect(await tokens(guessing.generate(prompt, { ...params, thinking: bound }))).toEqual(cut)
   })
 
+  test("a prefix is kept elsewhere and brought back, or refused", async () => {
+    const client = await start()
+    const ids = Int32Array.from({ length: 40 }, (_, i) => (i * 7) % client.info.vocabSize)
+    const params = { ...GREEDY, maxTokens: 6 }
+    const run = async (engine: EngineClient): Promise<{ ids: number[]; cached: number }> => {
+      const events = (await Array.fromAsync(engine.generate(ids, params))).flat()
+      const cached = events[0]?.first?.cachedTokens ?? -1
+      return { ids: events.map(({ token }) => token), cached }
+    }
+    const computed = await run(client)
+    expect(computed.cached).toBe(0)
+    const of = { ids, promptLength: ids.length }
+    const whole = await client.prefix({ type: "export", ...of, from: 0 })
+    expect(whole).toMatchObject({ blocks: 5, pageSize: 8, isLast: true })
+    const records = whole.records as Uint8Array
+    const rest = await client.prefix({ type: "export", ...of, from: 3 })
+    expect(rest.records).toEqual(records.subarray(3 * whole.recordBytes))
+
+    expect((await client.prefix({ type: "forget", ...of, from: 3 })).blocks).toBe(2)
+    expect(await run(client)).toEqual({ ...computed, cached: 24 })
+    client.clearCache()
+    const cut = 2 * whole.recordBytes
+    const first = { type: "import", isFirst: true, records: records.slice(0, cut) } as const
+    expect(await client.prefix(first)).toMatchObject({ blocks: 2, tokens: ids.slice(0, 16) })
+    const more = await client.prefix({ ...first, isFirst: false, records: records.slice(cut) })
+    expect(more).toMatchObject({ blocks: 3, tokens: ids.slice(16) })
+    expect(await run(client)).toEqual({ ...computed, cached: 32 })
+
+    client.clearCache()
+    const damaged = records.slice()
+    damaged[520]! ^= 1
+    for (const [wrong, problem] of [
+      [damaged, "it is damaged"],
+      [records.subarray(whole.recordBytes).slice(), "it is of another model, or of other settings"],
+      [records.slice(0, cut - 5), "it is damaged"],
+      [new Uint8Array(100), "it is damaged, or of other settings"],
+    ] as const)
+      expect(await client.prefix({ ...first, records: wrong })).toMatchObject({ problem })
+    const other = await start({ precision: "f32" })
+    expect(await other.prefix({ ...first, records })).toMatchObject({
+      problem: "it is of another model, or of other settings",
+    })
+    const none = await start({ prefixCache: false })
+    const refused = await none.prefix(first).catch((error: Error) => error.message)
+    expect(refused).toBe("the prefix cache is off")
+  })
+
   test("a draft model is in the plan of the memory", async () => {
     const alone = (await start()).info
     const { info } = await start({ draft: model.path })

@@ -69,6 +69,9 @@ self.onmessage = (event: MessageEvent): void => {
       },
       stats: () => core.stats(),
       details: () => ({ modules: [], experts: [] }),
+      prefix: () => {
+        throw new TypeError("no prefixes here")
+      },
       clearCache: () => core.clearCache(),
       [Symbol.dispose]: () => hooks.onLog("info", "disposed"),
     }

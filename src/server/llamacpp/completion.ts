@@ -1,3 +1,4 @@
+import { RequestError } from "../../errors.ts"
 import { openaiErrorBody } from "../api-error.ts"
 import { constrain } from "../chat.ts"
 import {
@@ -19,6 +20,7 @@ import { errorSchema } from "../openai/schema.ts"
 import { readBody } from "../request.ts"
 import { extraSampling, generateParams } from "../sampling.ts"
 import { stopStrings } from "../schema.ts"
+import { SlotBook } from "../slots.ts"
 import { eventResponse } from "../stream.ts"
 import { grammarText, jsonFormat } from "../tools/answer-grammar.ts"
 import {
@@ -115,9 +117,29 @@ async function complete(
   const params = constrain(generateParams(sampling, maxTokens, config.defaults, tokenizer), {
     grammar: grammarOf(body),
   })
-  const generation = startGeneration(context, c, [{ ids, params }], stopStrings(body.stop))
+  const book = SlotBook.of(client)
+  const asked = body.id_slot ?? -1
+  if (asked >= book.slots.length)
+    throw new RequestError(400, `id_slot ${asked}: there are ${book.slots.length} slots`, {
+      code: "invalid_value",
+      param: "id_slot",
+    })
+  const slot = book.take(asked)
+  const generated: number[] = []
+  const start = (): Generation =>
+    startGeneration(context, c, [{ ids, params }], stopStrings(body.stop), {
+      onToken: (_, token) => generated.push(token),
+      onEnd: () => book.settle(slot, ids, generated),
+    })
+  let generation: Generation
+  try {
+    generation = start()
+  } catch (error) {
+    book.giveBack(slot)
+    throw error
+  }
   if (params.grammar !== undefined) await generation.accepted()
-  const answer: Answer = { context, body, generation }
+  const answer: Answer = { context, body, generation, idSlot: slot.id }
   if (body.stream !== true) return c.json(await whole(answer))
   return eventResponse(
     pieces(answer),
@@ -129,6 +151,7 @@ interface Answer {
   readonly context: ServerContext
   readonly body: LlamaCompletionRequest
   readonly generation: Generation
+  readonly idSlot: number
 }
 
 /** Token ids come with the log-probabilities. */
@@ -167,7 +190,13 @@ async function* pieces(answer: Answer): AsyncGenerator<{ data: unknown }> {
     else {
       const { text, logprobs } = event
       yield {
-        data: { index: 0, content: text, stop: false, id_slot: 0, ...shown(answer, logprobs) },
+        data: {
+          index: 0,
+          content: text,
+          stop: false,
+          id_slot: answer.idSlot,
+          ...shown(answer, logprobs),
+        },
       }
     }
   }
@@ -186,7 +215,10 @@ function shown(
   }
 }
 
-function ending({ body, context }: Answer, event: GenerationEvent & { type: "end" }): object {
+function ending(
+  { body, context, idSlot }: Answer,
+  event: GenerationEvent & { type: "end" },
+): object {
   const { usage, timings, finishReason, stopString } = event
   const type = finishReason === "length" ? "limit" : stopString === undefined ? "eos" : "word"
   const { predicted_per_second, prompt_per_second, ...times } = timingsOf([
@@ -195,7 +227,7 @@ function ending({ body, context }: Answer, event: GenerationEvent & { type: "end
   return {
     index: 0,
     stop: true,
-    id_slot: 0,
+    id_slot: idSlot,
     model: context.model.name,
     prompt: body.prompt,
     stop_type: type,

@@ -86,7 +86,11 @@ export const completionRequestSchema = z
     ignore_eos: z.boolean().nullish(),
     return_tokens: z.boolean().nullish(),
     cache_prompt: accepted("prefix reuse is the server's setting"),
-    id_slot: accepted("sequences are placed by the scheduler"),
+    id_slot: z
+      .int()
+      .min(-1)
+      .nullish()
+      .openapi({ description: "The slot that can be saved then; -1: any" }),
     ...extraSamplingFields,
     samplers: samplersSchema,
     n_indent: refused("not supported", (v) => v === 0),
