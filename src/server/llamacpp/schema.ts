@@ -90,7 +90,7 @@ export const completionRequestSchema = z
       .int()
       .min(-1)
       .nullish()
-      .openapi({ description: "The slot that can be saved then; -1: any" }),
+      .openapi({ description: "The slot that can be saved then; -1 takes the idlest" }),
     ...extraSamplingFields,
     samplers: samplersSchema,
     n_indent: refused("not supported", (v) => v === 0),
