@@ -191,6 +191,8 @@ async function fill(
     announcement.value =
       filled.failure?.message ?? splitThinking(filled.content).answer.slice(0, 4000)
   })
+  // it was loaded for this answer, and another one may have left
+  if (models.value.find(({ id }) => id === message.model)?.isLoaded === false) void refreshModels()
   if (filled.failure !== undefined) afterFailure(filled.failure, conversation.id, message.id)
 }
 

@@ -116,6 +116,21 @@ export function removeMessage(conversation: Conversation, messageId: string): Co
   }
 }
 
+/** A conversation of its own with all up to a message, as it is shown now; other versions stay behind. */
+export function branchAt(
+  conversation: Conversation,
+  messageId: string,
+  title: string,
+  now: number,
+): Conversation | undefined {
+  const at = conversation.messages.findIndex((each) => each.id === messageId)
+  if (at < 0) return undefined
+  const messages = conversation.messages
+    .slice(0, at + 1)
+    .map(({ versions: _, ...message }): Message => message)
+  return { ...conversation, id: newId(), title, createdAt: now, updatedAt: now, messages }
+}
+
 /** Drops an answer and everything after it, so that it can be generated again. */
 export function truncateBefore(conversation: Conversation, messageId: string): Conversation {
   const index = conversation.messages.findIndex((each) => each.id === messageId)

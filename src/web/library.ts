@@ -1,4 +1,5 @@
-import { settle } from "./conversation.ts"
+import { branchAt, settle } from "./conversation.ts"
+import { backToPrompt } from "./focus.ts"
 import { t } from "./language.ts"
 import {
   MAX_PROMPT_NAME_CHARS,
@@ -9,6 +10,7 @@ import {
 } from "./preferences.ts"
 import {
   conversations,
+  current,
   currentId,
   defaults,
   editingId,
@@ -68,7 +70,7 @@ export async function loadLibrary(): Promise<void> {
     conversations.value = (await store.load()).map(settle)
   } catch (error) {
     store = memoryStore()
-    notify(`Conversations last only until this page closes: ${reason(error)}.`, { isError: true })
+    notify(t("storeUnusable", { reason: reason(error) }), { isError: true })
   }
   isLoaded.value = true
   followAddress()
@@ -127,6 +129,19 @@ export function openConversation(id: string | null): void {
   currentId.value = id
   const hash = id === null ? "" : `#${id}`
   if (location.hash !== hash) history.pushState(null, "", hash === "" ? location.pathname : hash)
+}
+
+/** Opens a new conversation that goes on from a message of the one on screen; that one stays as it is. */
+export function branch(messageId: string): void {
+  const conversation = current.value
+  if (conversation === undefined) return
+  const title = t("branchOf", { title: conversation.title }).slice(0, MAX_STORED_TITLE_CHARS)
+  const made = branchAt(conversation, messageId, title, Date.now())
+  if (made === undefined) return
+  update(made)
+  openConversation(made.id)
+  notify(t("branched"))
+  backToPrompt()
 }
 
 export function newChat(): void {

@@ -340,6 +340,39 @@ describeInBrowser("parts of messages in a browser", (browser) => {
     expect(s.problems).toEqual([])
   })
 
+  test("a chat branches: the copy goes on, the other one stays", async () => {
+    server.reply = (_, i) => ({ chunks: [`Answer ${i}`] })
+    await s.send("One")
+    await s.done(1)
+    await s.click("Regenerate answer")
+    await s.done(1)
+    await s.send("Two")
+    await s.done(2)
+    await s.page.$$eval('[aria-label="Branch into a new chat"]', ([first]) =>
+      (first as HTMLElement).click(),
+    )
+    await eventually(() => s.texts(".bubble"), ["One"])
+    expect(await s.texts(".prose")).toEqual(["Answer 1"])
+    expect(await s.texts(".versions")).toEqual([])
+    await eventually(() => s.texts(".item-title"), ["Branch of One", "One"])
+    expect(await s.page.evaluate(() => document.activeElement?.id)).toBe("prompt")
+    await s.send("Three")
+    await s.done(2)
+    expect(server.calls.at(-1)?.body.messages.map(({ content }) => content)).toEqual([
+      ...["One", "Answer 1", "Three"],
+    ])
+    await s.page.locator('.item-open[title="One"]').click()
+    await eventually(() => s.texts(".bubble"), ["One", "Two"])
+    expect(await s.texts(".versions")).toEqual(["2 / 2"])
+    // who stops an answer can write on
+    server.reply = () => ({ chunks: Array(50).fill("word "), delayMs: 50 })
+    await s.send("Go on")
+    await s.click("Stop answering")
+    await s.page.waitForSelector(".send:not(.is-stop)")
+    expect(await s.page.evaluate(() => document.activeElement?.id)).toBe("prompt")
+    expect(s.problems).toEqual([])
+  })
+
   test("samplers are ordered, switched off and told where to stop, by keyboard and by mouse", async () => {
     await s.page.locator(".settings-button").click()
     await s.page.locator(".more summary").click()

@@ -129,6 +129,20 @@ describeInBrowser("the views in a browser", (browser) => {
     expect(s.problems).toEqual([])
   })
 
+  test("an answer that waits for its model says how far that is loaded", async () => {
+    const small = server.machine.entries.find(({ name }) => name === SMALL)
+    if (small === undefined) throw new Error("no entry")
+    await s.page.select('select[aria-label="Model"]', SMALL)
+    Object.assign(small, { state: "loading", loading: { done: 30, total: 120 } })
+    server.reply = () => ({ chunks: ["Here."], delayMs: 4000 })
+    await s.send("Hi")
+    await eventually(() => s.texts(".waiting"), [`${SMALL}: 25 % loaded`])
+    Object.assign(small, { state: "loaded", loading: null })
+    await eventually(() => s.texts(".waiting"), ["Reading the prompt"])
+    await s.done(1)
+    expect(s.problems).toEqual([])
+  })
+
   test("models: deleting asks first, by keyboard", async () => {
     await open("Models")
     await s.page.waitForSelector(`[aria-label="Delete ${SMALL}"]`)

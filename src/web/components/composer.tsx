@@ -4,6 +4,7 @@ import { useEffect, useLayoutEffect, useRef } from "preact/hooks"
 import { attach, send, setUnsentFiles, stop } from "../actions.ts"
 import { contextTokens } from "../conversation.ts"
 import { draftStats } from "../draft.ts"
+import { backToPrompt } from "../focus.ts"
 import { formatCount, formatTokens } from "../format.ts"
 import { t } from "../language.ts"
 import {
@@ -100,7 +101,10 @@ export function Composer(): JSX.Element {
             class="send is-stop"
             aria-label={t("stopAnswering")}
             title={t("stopKey")}
-            onClick={() => stop()}
+            onClick={() => {
+              stop()
+              backToPrompt()
+            }}
           >
             <Icon name="stop" />
           </button>

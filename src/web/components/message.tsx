@@ -5,7 +5,9 @@ import { continueAnswer, deleteMessage, regenerate, resend } from "../actions.ts
 import { fenced } from "../attachments.ts"
 import { canContinue, messageText } from "../conversation.ts"
 import { fillMessage } from "../draft.ts"
+import { backToPrompt } from "../focus.ts"
 import { t } from "../language.ts"
+import { branch } from "../library.ts"
 import { current, currentGeneration, editingId, type Generation } from "../state.ts"
 import { splitThinking } from "../think.ts"
 import type { Message } from "../types.ts"
@@ -18,6 +20,7 @@ import { StatsLine } from "./stats.tsx"
 import { ThinkingView } from "./thinking.tsx"
 import { CallForm, CallView, ResultView } from "./tool-calls.tsx"
 import { VersionSwitch } from "./version-switch.tsx"
+import { Waiting } from "./waiting.tsx"
 
 export function MessageView({ message }: { message: Message }): JSX.Element {
   if (message.role === "user") return <UserMessage message={message} />
@@ -140,14 +143,15 @@ function Answer({ message }: { message: Message }): JSX.Element {
   const isLast = conversation?.messages.at(-1)?.id === message.id
   const goesOn = conversation !== undefined && !isBusy && canContinue(conversation, message)
   const again = (): void => regenerate(message.id)
+  const goOn = (): void => {
+    continueAnswer(message.id)
+    // the button goes, and the focus with it
+    backToPrompt()
+  }
   return (
     <article class="message from-model" aria-label={t("answer")} aria-busy={isStreaming}>
       {(thinking !== "" || isThinking) && <ThinkingView text={thinking} isOpen={isThinking} />}
-      {isWaiting && (
-        <p class="waiting">
-          <span /> {t("readingPrompt")}
-        </p>
-      )}
+      {isWaiting && <Waiting model={message.model} />}
       {split.answer !== "" && (
         <MarkdownView
           text={isJson(split.answer, isStreaming) ? fenced("json", split.answer) : split.answer}
@@ -165,7 +169,7 @@ function Answer({ message }: { message: Message }): JSX.Element {
         <FailureView failure={message.failure} onRetry={isBusy ? undefined : again} />
       )}
       {goesOn && (
-        <button type="button" class="button continue" onClick={() => continueAnswer(message.id)}>
+        <button type="button" class="button continue" onClick={goOn}>
           <Icon name="play" /> {t("continueAnswer")}
         </button>
       )}
@@ -178,6 +182,7 @@ function Answer({ message }: { message: Message }): JSX.Element {
           <div class="actions">
             <CopyButton label={t("copyAnswer")} text={() => split.answer} />
             <IconButton icon="retry" label={t("regenerate")} disabled={isBusy} onClick={again} />
+            <IconButton icon="branch" label={t("branchHere")} onClick={() => branch(message.id)} />
             <IconButton
               icon="trash"
               label={t("deleteAnswer")}

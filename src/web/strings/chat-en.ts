@@ -1,6 +1,10 @@
 /** Of what a message can hold and of the settings of a chat. */
 export const chatEn = {
   continueAnswer: "Continue",
+  branchHere: "Branch into a new chat",
+  branchOf: "Branch of {title}",
+  branched: "This chat goes on from a copy; the other one stays.",
+  storeUnusable: "Conversations last only until this page closes: {reason}.",
   versions: "Versions",
   previousVersion: "Previous version",
   nextVersion: "Next version",

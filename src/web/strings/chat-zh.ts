@@ -2,6 +2,10 @@ import type { chatEn } from "./chat-en.ts"
 
 export const chatZh: Readonly<Record<keyof typeof chatEn, string>> = {
   continueAnswer: "继续",
+  branchHere: "从这里分出新对话",
+  branchOf: "{title} 的分支",
+  branched: "此对话从副本继续，原对话保持不变。",
+  storeUnusable: "对话只保留到此页面关闭：{reason}。",
   versions: "版本",
   previousVersion: "上一个版本",
   nextVersion: "下一个版本",
