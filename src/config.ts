@@ -64,6 +64,8 @@ export interface EngineConfig {
   readonly fuse: boolean
   /** Rearrange weights into the kernels' own layout at load. */
   readonly repack: boolean
+  /** Long prompts take experts of the CPU to the GPU, layer by layer, where rules or the automatic placement have it so. */
+  readonly streamExperts: boolean
   /** Steps that generate are recorded once a batch size and launched as one graph. */
   readonly stepGraph: boolean
 }
@@ -143,6 +145,8 @@ export const CONFIG_OPTIONS: readonly ConfigOption[] = [
     help: "fused operators; --no-fuse runs the plain modules" },
   { key: "repack", flag: "repack", aliases: [], type: "boolean", default: true,
     help: "rearrange weights for the CPU's vector width at load" },
+  { key: "streamExperts", flag: "stream-experts", aliases: [], type: "boolean", default: true,
+    help: "compute long prompts with the CPU's experts on the GPU, brought there layer by layer" },
   { key: "stepGraph", flag: "step-graph", aliases: ["cuda-graph", "use_cuda_graph"], type: "boolean", default: true,
     help: "launch steps that generate as one graph each; --no-step-graph calls op by op" },
 ]

@@ -25,8 +25,17 @@ fn alignedLen(bytes: i64) usize {
 
 pub export fn kt_slab_create(bytes: i64, flags: u32, out: ?*?*anyopaque) status.Status {
     const slot = out orelse return status.invalid("out is NULL", .{});
+    if (bytes <= 0) {
+        slot.* = null;
+        return status.invalid("slab of {d} bytes", .{bytes});
+    }
+    if (flags & c.KT_SLAB_PINNED != 0) if (slot.*) |given| {
+        const devices = pinning orelse return c.KT_OK;
+        const pinned = devices.pin(given, @intCast(bytes));
+        if (pinned != c.KT_OK) slot.* = null;
+        return pinned;
+    };
     slot.* = null;
-    if (bytes <= 0) return status.invalid("slab of {d} bytes", .{bytes});
     const len = alignedLen(bytes);
     if (builtin.os.tag == .windows) {
         const data = std.heap.page_allocator.alignedAlloc(u8, .fromByteUnits(alignment), len) catch return status.outOfMemory(bytes);
@@ -58,8 +67,9 @@ pub export fn kt_slab_create(bytes: i64, flags: u32, out: ?*?*anyopaque) status.
 
 pub export fn kt_slab_destroy(slab: ?*anyopaque, bytes: i64) void {
     const data = slab orelse return;
-    if (bytes <= 0) return;
+    if (bytes < 0) return;
     if (pinning) |devices| devices.unpin(data);
+    if (bytes == 0) return;
     const many: [*]align(std.heap.page_size_min) u8 = @ptrCast(@alignCast(data));
     if (builtin.os.tag == .windows) {
         std.heap.page_allocator.rawFree(many[0..alignedLen(bytes)], .fromByteUnits(alignment), @returnAddress());

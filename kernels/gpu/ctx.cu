@@ -258,7 +258,13 @@ extern "C" kt_status_t kt_buffer_copy(kt_ctx_t *handle, void *to, const void *fr
 extern "C" kt_status_t kt_gpu_pin(void *data, size_t bytes) {
   uint32_t count = 0;
   KT_TRY(kt_device_count(&count));
-  return kt_gpu_status(cudaHostRegister(data, bytes, cudaHostRegisterPortable | cudaHostRegisterMapped), "page-locking host memory");
+  const unsigned flags = cudaHostRegisterPortable | cudaHostRegisterMapped;
+  cudaError_t error = cudaHostRegister(data, bytes, flags);
+  if (error != cudaSuccess && error != cudaErrorMemoryAllocation) {
+    cudaGetLastError(); /* memory that may not be written, as mapped files are */
+    error = cudaHostRegister(data, bytes, flags | cudaHostRegisterReadOnly);
+  }
+  return kt_gpu_status(error, "page-locking host memory");
 }
 
 extern "C" void kt_gpu_unpin(void *data) {

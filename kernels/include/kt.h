@@ -155,7 +155,8 @@ KT_API kt_status_t kt_device_query(uint32_t index, kt_device_info_t *out);
 /* ---- memory ---- */
 #define KT_SLAB_HUGE_PAGES 1
 #define KT_SLAB_PINNED 2 /* page-locked: this library's devices read and write it at the same address */
-/* Zeroed, 64-byte aligned (2 MiB with huge pages). *out receives the address. */
+/* Zeroed, 64-byte aligned (2 MiB with huge pages). *out receives the address. With KT_SLAB_PINNED and *out not NULL no memory is
+ * taken: the whole pages of the memory there, which may be a mapped file, are page-locked until kt_slab_destroy with 0 bytes. */
 KT_API kt_status_t kt_slab_create(int64_t bytes, uint32_t flags, void **out);
 KT_API void kt_slab_destroy(void *slab, int64_t bytes);
 

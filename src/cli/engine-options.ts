@@ -27,6 +27,7 @@ export const COMPUTE_KEYS: readonly EngineKey[] = [
   "fuse",
   "repack",
   "stepGraph",
+  "streamExperts",
 ]
 
 /** Options of an engine that answers one conversation. */

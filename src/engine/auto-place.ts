@@ -5,6 +5,7 @@ import { maxContextLength, type ModelConfig } from "../models/config.ts"
 import type { AnyModel } from "../models/registry.ts"
 import { type DeviceInfo, queryDevices } from "../native/backend.ts"
 import { backendNames, probeLibrary } from "../native/library.ts"
+import { streamBytes } from "../nn/expert-stream.ts"
 import { namedModules } from "../nn/module.ts"
 import { Experts } from "../nn/moe.ts"
 import type { GgufFile } from "../weights/gguf.ts"
@@ -91,17 +92,20 @@ export function chooseLayout(
   room[last] = (room[last] ?? 0) - headBytes
   if (budgets.length === 0 || (room[last] ?? 0) < (needs.at(-1) ?? 0)) return allOnCpu(sizes)
   const devices = shareLayers(needs, room)
-  const layers = devices.map((d, i): { device: string; experts: string | undefined } => {
+  const layers = devices.map((d, i): LayerChoice => {
     if (d >= 0) room[d] = (room[d] ?? 0) - (needs[i] ?? 0)
     const device = budgets[d]?.device ?? "cpu"
-    return { device, experts: (sizes.layers[i]?.experts ?? 0) > 0 ? "cpu" : undefined }
+    const hasExperts = (sizes.layers[i]?.experts ?? 0) > 0
+    return { device, experts: hasExperts ? "cpu" : undefined, streams: false }
   })
+  if (config.streamExperts) keepStreamRoom(layers, devices, room, sizes)
   for (const [i, layer] of layers.entries()) {
     const d = devices[i] as number
     const bytes = sizes.layers[i]?.experts ?? 0
     if (layer.experts === undefined || d < 0 || (room[d] ?? 0) < bytes) continue
     room[d] = (room[d] ?? 0) - bytes
     layer.experts = layer.device
+    layer.streams = false
   }
   const head = budgets[last]?.device ?? "cpu"
   const first = devices[0] as number
@@ -109,6 +113,29 @@ export function chooseLayout(
     ? first === last
     : first >= 0 && (room[first] ?? 0) >= sizes.embeddings
   return { embeddings: takesTable ? (layers[0]?.device ?? "cpu") : "cpu", head, layers }
+}
+
+interface LayerChoice {
+  device: string
+  experts: string | undefined
+  streams: boolean
+}
+
+/** Where a device has no room for all experts of its layers, it keeps some for those that long prompts bring. */
+function keepStreamRoom(
+  layers: readonly LayerChoice[],
+  devices: readonly number[],
+  room: number[],
+  { layers: sizes }: PartSizes,
+): void {
+  for (const [d, left] of room.entries()) {
+    const experts = sizes.map(({ experts: bytes }, i) => (devices[i] === d ? bytes : 0))
+    const buffers = streamBytes(Math.max(...experts))
+    const all = experts.reduce((a, b) => a + b, 0)
+    if (all <= left || buffers > left) continue
+    room[d] = left - buffers
+    for (const [i, layer] of layers.entries()) if (devices[i] === d) layer.streams = true
+  }
 }
 
 function allOnCpu({ layers }: PartSizes): Layout {

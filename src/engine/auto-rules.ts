@@ -10,6 +10,8 @@ export interface LayerLayout {
   readonly device: string
   /** Of the routed experts; undefined: the layer has none. */
   readonly experts: string | undefined
+  /** Long prompts take the CPU's experts to the layer's device. */
+  readonly streams?: boolean
 }
 
 interface RuleText {
@@ -17,6 +19,8 @@ interface RuleText {
   readonly class?: string
   readonly operator: string
   readonly device: string
+  /** Where it differs. */
+  readonly prefill?: string
   readonly recursive?: boolean
 }
 
@@ -28,10 +32,13 @@ export function rulesOf(layout: Layout, about: readonly string[]): string {
     { name: "^lm_head$", operator: "KFusedHead", device: head },
     { name: "^(model\\.norm|score)$", operator: "default", device: head },
   ]
-  const experts = groupBy(layers, ({ experts: device }) => device)
-  for (const [device, indices] of experts) {
+  const experts = groupBy(layers, ({ device, experts: own, streams }) =>
+    streams === true ? `${own} ${device}` : own,
+  )
+  for (const [devices, indices] of experts) {
+    const [device = "cpu", prefill = device] = devices.split(" ")
     const name = `^model\\.layers\\.${layerPattern(indices, layers.length)}\\.(mlp|feed_forward|block_sparse_moe)\\.experts$`
-    rules.push({ name, operator: "KTransformersExperts", device, recursive: false })
+    rules.push({ name, operator: "KTransformersExperts", device, prefill, recursive: false })
   }
   for (const [device, indices] of groupBy(layers, (layer) => layer.device)) {
     const layer = `^model\\.layers\\.${layerPattern(indices, layers.length)}`
@@ -59,7 +66,7 @@ export function rulesOf(layout: Layout, about: readonly string[]): string {
 
 function ruleText(rule: RuleText): string {
   const quoted = (text: string): string => JSON.stringify(text)
-  const kwargs = { generate_device: rule.device, prefill_device: rule.device }
+  const kwargs = { generate_device: rule.device, prefill_device: rule.prefill ?? rule.device }
   return [
     "- match:",
     `    name: ${quoted(rule.name)}`,

@@ -53,6 +53,7 @@ import { Sequence } from "./sequence.ts"
 import { draftFor, draftRequest, speculationFor } from "./speculation-setup.ts"
 import { MAX_DRAFT_ROWS } from "./speculation.ts"
 import { StepGraphs } from "./step-graphs.ts"
+import { streamExperts } from "./stream-setup.ts"
 import { Thinking } from "./thinking.ts"
 
 export interface EngineHooks {
@@ -140,6 +141,12 @@ export class Engine implements Disposable {
         onNote: (note) => hooks.onLog?.("info", note),
       }),
     )
+    streamExperts(config, built, {
+      backends,
+      resources,
+      spareBytes: repacking?.spareBytes ?? plan.hostSpareBytes,
+      log: (level, message) => hooks.onLog?.(level, message),
+    })
     const { classifier, encoder } = built.config
     if (classifier !== undefined && encoder?.classifier_dense === false)
       hooks.onLog?.(

@@ -16,6 +16,10 @@ export interface Placement {
   readonly devices: readonly string[]
   /** By the module's path; the root is "". */
   readonly byPath: ReadonlyMap<string, string>
+  /** By the path of the host's experts: the device that long prompts take them to. */
+  readonly streamed: ReadonlyMap<string, string>
+  /** From so many tokens on, where rules say it; undefined: as measured. */
+  readonly streamThreshold: number | undefined
 }
 
 const LAYER = /^model\.layers\.(\d+)$/
@@ -56,13 +60,42 @@ export function placeModules(
     throw new ConfigError(
       `${root.config.model_type} models compute on one device, not on ${[...devices].join(" and ")}`,
     )
-  return { devices: [...devices], byPath }
+  const { threshold, streamed } = streamedExperts(root, plan, byPath, resolve)
+  return { devices: [...devices], byPath, streamed, streamThreshold: threshold }
+}
+
+/** Experts of the host whose rules have another `prefill_device` and an operator there, on the device of their block. */
+function streamedExperts(
+  root: AnyModel,
+  { entries }: InjectionPlan,
+  byPath: ReadonlyMap<string, string>,
+  resolve: (device: string) => string,
+): { threshold: number | undefined; streamed: Map<string, string> } {
+  const streamed = new Map<string, string>()
+  const model = entries.get("model")?.kwargs ?? {}
+  const asked =
+    model["per_layer_prefill_intput_threshold"] ?? model["per_layer_prefill_input_threshold"]
+  const threshold = typeof asked === "number" ? asked : undefined
+  if (threshold === 0) return { threshold, streamed }
+  for (const [path, module] of namedModules(root)) {
+    if (!(module instanceof Experts) || byPath.get(path) !== "cpu") continue
+    const { prefill_device: device, prefill_op: op } = entries.get(path)?.kwargs ?? {}
+    const block = byPath.get(path.slice(0, path.lastIndexOf(".")))
+    if (typeof device !== "string" || op === "None" || op === null || block === undefined) continue
+    if (resolve(device) === block && block !== "cpu") streamed.set(path, block)
+  }
+  return { threshold, streamed }
 }
 
 /** Everything on one device. */
 export function placeOn(device: string, root: Module): Placement {
   const paths = [...namedModules(root)].map(([path]) => path)
-  return { devices: [device], byPath: new Map(paths.map((path) => [path, device])) }
+  return {
+    devices: [device],
+    byPath: new Map(paths.map((path) => [path, device])),
+    streamed: new Map(),
+    streamThreshold: undefined,
+  }
 }
 
 interface Range {

@@ -2,6 +2,7 @@ import type { EngineConfig } from "../config.ts"
 import { kvBytesPerPage } from "../kvcache/pool.ts"
 import { stateBytesPerSlot } from "../kvcache/state-pool.ts"
 import { maxContextLength, type ModelConfig } from "../models/config.ts"
+import { streamBytes } from "../nn/expert-stream.ts"
 import { namedModules } from "../nn/module.ts"
 import type { DTypeInfo } from "../tensor/dtype.ts"
 import { resolveWeights } from "../weights/load.ts"
@@ -19,6 +20,7 @@ export interface DevicePlan {
   readonly weightBytes: number
   readonly kvBytes: number
   readonly stateBytes: number
+  /** Activations, logits, and experts on their way. */
   readonly workspaceBytes: number
 }
 
@@ -49,6 +51,7 @@ export function planDevices(
   const weights = weightBytes(built)
   const caches = cacheBytes(built, pageSize, dtype)
   const slots = stateSlots(maxRunning(config), config.prefixCache)
+  const streams = config.streamExperts ? streamBuffers(built) : new Map<string, number>()
   const requests = placement.devices.map((device, i) => ({
     device,
     draft: i === 0 ? draft : undefined,
@@ -60,7 +63,7 @@ export function planDevices(
     stateBytes: slots * (caches.get(device)?.state ?? 0),
     // repacked weights replace mapped pages, which the system takes back
     weightBytes: weights.get(device) ?? 0,
-    workspaceBytes: workspaceBytes(config, built.config),
+    workspaceBytes: workspaceBytes(config, built.config) + (streams.get(device) ?? 0),
     freeBytes: Math.min(free(device), config.memoryBytes || Number.POSITIVE_INFINITY),
   }))
   const first = requests.map((request) => planMemory(request))
@@ -99,6 +102,25 @@ export function weightBytes({ model, weights, placement }: BuiltModel): Map<stri
     }
   }
   return bytes
+}
+
+/** Bytes that each device needs for experts that long prompts bring there. */
+function streamBuffers({ model, weights, placement }: BuiltModel): Map<string, number> {
+  if (placement.streamed.size === 0) return new Map()
+  const paths = new Map([...namedModules(model)].map(([path, module]) => [module, path]))
+  const layers = new Map<string, number>()
+  for (const { module, parameter, entries } of resolveWeights(model, weights)) {
+    const path = paths.get(module) ?? ""
+    if (parameter.kind !== "experts" || !placement.streamed.has(path)) continue
+    const bytes = entries.reduce((sum, { byteLength }) => sum + byteLength, 0)
+    layers.set(path, (layers.get(path) ?? 0) + bytes)
+  }
+  const buffers = new Map<string, number>()
+  for (const [path, bytes] of layers) {
+    const device = placement.streamed.get(path) as string
+    buffers.set(device, Math.max(buffers.get(device) ?? 0, streamBytes(bytes)))
+  }
+  return buffers
 }
 
 interface CacheBytes {

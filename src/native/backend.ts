@@ -96,6 +96,46 @@ class DescriptorPool {
   }
 }
 
+/** A point in the order of a context's ops, which other contexts of its library wait for. */
+export class Fence implements Disposable {
+  readonly #backend: Backend
+  #event: Address
+  #recorded = false
+
+  constructor(backend: Backend) {
+    const out = outSlot()
+    backend.check(backend.library.kt_event_create(backend.ctx, out), "kt_event_create")
+    this.#backend = backend
+    this.#event = Number(out[0])
+  }
+
+  /** The point is here. */
+  record(): void {
+    const { library, ctx } = this.#backend
+    this.#backend.check(library.kt_event_record(ctx, this.#event), "kt_event_record")
+    this.#recorded = true
+  }
+
+  /** Ops that another context is told from here on come after the point; nothing before it was recorded. */
+  holdUp(other: Backend): void {
+    if (!this.#recorded) return
+    other.check(other.library.kt_event_wait(other.ctx, this.#event), "kt_event_wait")
+  }
+
+  /** Milliseconds to a later point, once that is reached. */
+  until(later: Fence): number {
+    const { library } = this.#backend
+    const ms = new Float64Array(1)
+    this.#backend.check(library.kt_event_elapsed(this.#event, later.#event, ms), "kt_event_elapsed")
+    return ms[0] as number
+  }
+
+  [Symbol.dispose](): void {
+    if (this.#event !== 0) this.#backend.library.kt_event_destroy(this.#event)
+    this.#event = 0
+  }
+}
+
 /** One library, one context: what ops run on. Used by one thread. */
 export class Backend {
   readonly name: string
@@ -231,6 +271,10 @@ export class Backend {
     return this.#shared
   }
 
+  fence(): Fence {
+    return new Fence(this)
+  }
+
   /** Remembers this point in the order of ops, for `reachMark()` and `follow()`. */
   mark(): void {
     if (this.isHost) return
@@ -291,8 +335,16 @@ export class Backend {
     if (status !== 0) throw new NativeError(op, status, this.library.kt_last_error())
   }
 
-  /** Ends a step: its tensors are dead. */
+  readonly #atStepEnd: (() => void)[] = []
+
+  /** Called when the step's ops are done and its tensors still alive. */
+  atStepEnd(read: () => void): void {
+    this.#atStepEnd.push(read)
+  }
+
+  /** Ends a step, whose ops are done: its tensors are dead. */
   resetStep(): void {
+    for (const read of this.#atStepEnd.splice(0)) read()
     this.arena.reset()
     this.#shared?.reset()
     this.stepDescriptors.reset()

@@ -58,6 +58,34 @@ export class Slab {
   }
 }
 
+const PAGE_BYTES = 4096
+
+/** Whole pages of memory of somebody else's, a mapped file's for example, page-locked for a library's devices until dispose. */
+export class PinnedPages implements Disposable {
+  readonly #library: Library
+  readonly #address: Address
+  #alive = true
+
+  /** @throws NativeError that says why they cannot be page-locked */
+  constructor(library: Library, address: Address, bytes: number) {
+    const first = address - (address % PAGE_BYTES)
+    const length = Math.ceil((address + bytes - first) / PAGE_BYTES) * PAGE_BYTES
+    const slot = outSlot()
+    slot[0] = BigInt(first)
+    const status = library.kt_slab_create(length, KT_SLAB_PINNED, slot)
+    if (status !== 0) throw new NativeError("kt_slab_create", status, library.kt_last_error())
+    if (Number(slot[0]) !== first) throw new KtError(`${library.path} page-locks no given memory`)
+    this.#library = library
+    this.#address = first
+  }
+
+  [Symbol.dispose](): void {
+    if (!this.#alive) return
+    this.#alive = false
+    this.#library.kt_slab_destroy(this.#address, 0)
+  }
+}
+
 /** Memory that tensors lie in, with one owner. */
 export interface Memory extends Disposable {
   readonly address: Address

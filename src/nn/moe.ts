@@ -11,7 +11,8 @@ import {
   type Routing,
 } from "../ops/index.ts"
 import { F32 } from "../tensor/dtype.ts"
-import type { Tensor } from "../tensor/tensor.ts"
+import { Tensor } from "../tensor/tensor.ts"
+import type { ExpertStream } from "./expert-stream.ts"
 import type { ForwardBatch } from "./forward-batch.ts"
 import { Handover } from "./handover.ts"
 import { Linear, type RMSNorm } from "./layers.ts"
@@ -125,6 +126,13 @@ export interface ExpertNames {
   readonly down: string
 }
 
+/** A layer's place in a stream, and its biases on the device. */
+export interface StreamedExperts {
+  readonly stream: ExpertStream
+  readonly layer: number
+  readonly biases: Pick<ExpertsOperands, "gateBias" | "upBias" | "downBias">
+}
+
 /** Reading the choice of every generated token would cost more than what is learned from it. */
 const SAMPLE = 16
 /** Up to this many tokens are those of a step that generates. */
@@ -146,6 +154,8 @@ export class Experts extends Module {
   down_bias: Tensor | null = null
   /** How often each expert was chosen. Of steps of few tokens every 16th counts, for 16. */
   readonly uses: Float64Array
+  /** How the host's experts get to the device that their input is on, for steps of many tokens. */
+  streamed: StreamedExperts | undefined
   #generated = 0
 
   constructor(options: ExpertsOptions) {
@@ -211,6 +221,7 @@ export class Experts extends Module {
   forward(x: Tensor, ids: Tensor, weights: Tensor, _batch: ForwardBatch): Tensor {
     const { backend } = this.gate_proj
     if (x.backend === backend) return fusedExperts(this.#operands(x, ids, weights))
+    if (this.#streams(x)) return this.#stream(x, { ids, weights })
     const handover = this.handover(x, ids.dim(1))
     if (handover === undefined) {
       const [there, chosen, shares] = [x, ids, weights].map((t) => onDevice(t, backend))
@@ -230,14 +241,33 @@ export class Experts extends Module {
     const { ids, weights } = routing
     if (x.backend === this.gate_proj.backend)
       fusedExperts({ ...this.#operands(x, ids, weights), add: true }, target)
+    else if (this.#streams(x)) this.#stream(x, routing, target)
     else add(target, this.forward(x, ids, weights, batch), target)
   }
 
   /** What takes x [tokens, hidden] and a routing to experts of the host; undefined where these are none, or x is there. */
   handover(x: Tensor, topK: number): Handover | undefined {
     const { backend } = this.gate_proj
-    if (x.backend === backend) return undefined
+    if (x.backend === backend || this.#streams(x)) return undefined
     return Handover.open(x.backend, backend, { tokens: x.dim(0), hidden: x.dim(1), topK })
+  }
+
+  #streams(x: Tensor): boolean {
+    const { streamed } = this
+    if (streamed === undefined || streamed.stream.device !== x.backend) return false
+    return x.dim(0) >= streamed.stream.threshold && x.backend.recording === undefined
+  }
+
+  /** forward() on the device of x, or target += that. */
+  #stream(x: Tensor, { ids, weights }: Routing, target?: Tensor): Tensor {
+    const { stream, layer, biases } = this.streamed as StreamedExperts
+    const operands = { ...this.#operands(x, ids, weights), ...stream.take(layer), ...biases }
+    const out =
+      target === undefined
+        ? fusedExperts(operands)
+        : fusedExperts({ ...operands, add: true }, target)
+    stream.done(layer)
+    return out
   }
 
   /** target += the experts of what was sent. */
@@ -255,9 +285,20 @@ export class Experts extends Module {
   }
 
   #count(ids: Tensor): void {
-    const { recording } = ids.backend
-    if (recording === undefined) this.#read(ids)
-    else recording.afterLaunch(() => this.#read(ids))
+    const { backend } = ids
+    const { recording } = backend
+    if (recording !== undefined) recording.afterLaunch(() => this.#read(ids))
+    else if (backend.isHost || ids.dim(0) <= MAX_GENERATED) this.#read(ids)
+    else this.#readLater(ids)
+  }
+
+  /** Reading at once would have a prompt's layers wait for the host. */
+  #readLater(ids: Tensor): void {
+    const { backend } = ids
+    const at = backend.allocShared(ids.numel * 4)
+    if (at === undefined) return this.#read(ids)
+    const copied = copy(ids, new Tensor(backend, ids.dtype, ids.shape, at))
+    backend.atStepEnd(() => this.#read(copied))
   }
 
   #read(ids: Tensor): void {

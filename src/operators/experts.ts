@@ -68,8 +68,12 @@ export function registerExperts(registry: OperatorRegistry): void {
       "KExpertsCPUW8A8",
     ],
     rejects,
-    notes: (kwargs) => [
-      ...standIns(CPU_OP, [kwargs.generate_op, kwargs.prefill_op]),
+    notes: (kwargs, { generate_device, prefill_device }) => [
+      // a GPU's own kernels are what its operators of KTransformers' are for
+      ...standIns(CPU_OP, [
+        generate_device.startsWith("cpu") ? kwargs.generate_op : undefined,
+        prefill_device.startsWith("cpu") ? kwargs.prefill_op : undefined,
+      ]),
       ...backendNotes(kwargs.backend),
     ],
     create: (original, { backend }) =>

@@ -32,7 +32,7 @@ export interface OperatorSpec<S extends z.ZodRawShape> {
   /** Why a module should rather stay as it is: a line in the plan. */
   readonly declines?: (original: Module) => string | undefined
   /** What kwargs ask for and what is done instead: lines in the plan. */
-  readonly notes?: (kwargs: z.output<z.ZodObject<S>>) => readonly string[]
+  readonly notes?: (kwargs: z.output<z.ZodObject<S>>, devices: DeviceKwargs) => readonly string[]
   /** Builds the replacement; it takes over those children of the original that it needs. */
   readonly create: (
     original: Module,
@@ -74,7 +74,10 @@ export class OperatorRegistry implements OperatorTable {
         const parsed = schema.safeParse(withoutDevices(kwargs))
         if (!parsed.success)
           return { ok: false, problem: describeIssue(name, schema, parsed.error) }
-        const notes = [...deviceNotes(kwargs, device), ...(spec.notes?.(parsed.data) ?? [])]
+        const notes = [
+          ...deviceNotes(kwargs, device),
+          ...(spec.notes?.(parsed.data, devicesOf(kwargs)) ?? []),
+        ]
         return { ok: true, kwargs, notes }
       },
       create: (original, kwargs, context) => {

@@ -32,7 +32,8 @@ async function modelOf(path: string) {
 describe("what goes where", async () => {
   const built = await modelOf(MOE.path)
   const model = { ...built.config, layer_types: built.config.layer_types.slice(0, 6) }
-  const config = engineConfig({ model: MOE.path, contextLength: 32, prefixCache: false })
+  const plain = { model: MOE.path, contextLength: 32, prefixCache: false, streamExperts: false }
+  const config = engineConfig(plain)
   const layers = model.layer_types.map(() => ({ shared: 10 * MIB, experts: 100 * MIB }))
   const sizes: PartSizes = { embeddings: 30 * MIB, isTied: false, head: 20 * MIB, layers }
   /** Beside what does not depend on the model's parts. */
@@ -67,6 +68,24 @@ describe("what goes where", async () => {
     expect(layout(shared + 230).embeddings).toBe("cuda:0")
     const all = layout(shared + 100 * count + 30)
     expect(on(all, "cpu")).toEqual([0, 0])
+  })
+
+  test("room is kept for experts that long prompts bring, where not all experts fit", () => {
+    const streaming = engineConfig({ ...plain, streamExperts: true })
+    const made = (mib: number): Layout =>
+      chooseLayout(streaming, model, sizes, [{ device: "cuda:0", freeBytes: room(mib) }])
+    const shared = 20 + 10 * count
+    expect(made(shared + 199).layers.map(({ streams }) => streams)).not.toContain(true)
+    const some = made(shared + 202 + 100)
+    expect(some.layers.map(({ experts }) => experts === "cuda:0")).toEqual([
+      true,
+      ...new Array<boolean>(count - 1).fill(false),
+    ])
+    expect(some.layers.map(({ streams }) => streams)).toEqual([
+      false,
+      ...new Array<boolean>(count - 1).fill(true),
+    ])
+    expect(made(shared + 100 * count).layers.map(({ experts }) => experts)).not.toContain("cpu")
   })
 
   test("too little for all layers: the last ones and the head; for none: the CPU", () => {

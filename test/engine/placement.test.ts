@@ -8,6 +8,7 @@ import { type EngineConfig, engineConfig } from "../../src/config.ts"
 import { Engine } from "../../src/engine/engine.ts"
 import { deviceProblem } from "../../src/native/backend.ts"
 import { Graph } from "../../src/native/graph.ts"
+import { ExpertStream } from "../../src/nn/expert-stream.ts"
 import {
   createEngine,
   generateAll,
@@ -78,6 +79,19 @@ const CASES: readonly Case[] = [
   },
 ]
 
+/** The CPU's experts go to the GPU for steps of 6 tokens and more. */
+const STREAMED: Case = {
+  name: "experts on the host, brought to the device for prompts",
+  fuse: true,
+  rules: (gpu) =>
+    on("^model$", gpu, ", per_layer_prefill_intput_threshold: 6").replace(
+      "class: default",
+      "class: KLlamaModel",
+    ) +
+    `- { match: { name: "\\\\.experts$" }, replace: { class: KTransformersExperts, kwargs: { generate_device: cpu, prefill_device: "${gpu}", prefill_op: KExpertsTorch } }, unused: ignore }\n` +
+    FUSED,
+}
+
 async function engineOn(
   model: GoldenModel,
   one: Case,
@@ -96,7 +110,7 @@ for (const gpu of ["cpu:1", "cuda:0"]) {
     continue
   }
   describe(gpu, () => {
-    for (const one of CASES) {
+    for (const one of [...CASES, STREAMED]) {
       for (const model of goldenModels()) {
         if (gpu !== "cpu:1" && NOT_ON_DEVICES.test(model.name)) continue
         test(`${one.name}: ${model.name}`, async () => {
@@ -129,4 +143,19 @@ test("steps whose experts the host computes are recorded and launched", async ()
     expect(log.filter((line) => line.includes("recorded"))).toEqual([])
     expect(launch.mock.calls.length).toBeGreaterThan(3)
   }
+})
+
+test("prompts bring the host's experts to the device, what is generated does not", async () => {
+  const model = goldenModels().find(({ name }) => name === "gguf/glm4moe-q4_0") as GoldenModel
+  using take = spyOn(ExpertStream.prototype, "take")
+  using engine = await engineOn(model, STREAMED, "cpu:1", {})
+  generateAll(engine, [model.prompts[0] as Int32Array], { maxTokens: 1 })
+  const layers = engine.details().modules.filter(({ path }) => path.endsWith(".experts")).length
+  expect(layers).toBeGreaterThan(0)
+  expect(take.mock.calls.map(([layer]) => layer)).toEqual(
+    Array.from({ length: layers }, (_, i) => i),
+  )
+  take.mockClear()
+  generateAll(engine, [(model.prompts[0] as Int32Array).subarray(0, 3)])
+  expect(take.mock.calls).toEqual([])
 })
