@@ -2,6 +2,7 @@ import { writeFileSync } from "node:fs"
 
 import { FormatError, KtError } from "../errors.ts"
 import { chatPrompt } from "../server/chat.ts"
+import type { ModelSettings } from "../server/models/library.ts"
 import {
   DEFAULT_SERVER_CONFIG,
   type SamplingDefaults,
@@ -15,6 +16,10 @@ import type { Session } from "./session.ts"
 
 export interface ChatOptions {
   readonly sampling: SamplingDefaults
+  /** Texts that end an answer. */
+  readonly stops?: readonly string[]
+  /** A created model's own. */
+  readonly settings?: ModelSettings | undefined
   readonly seed: number | undefined
   readonly forceThink: boolean
   readonly system: string | undefined
@@ -124,15 +129,16 @@ export class ChatSession {
     const controller = new AbortController()
     this.#running = controller
     const { client, tokenizer } = this.#session
-    const { sampling, seed, forceThink, out, note } = this.#options
+    const { sampling, stops = [], settings, seed, forceThink, out, note } = this.#options
     try {
       const config = { ...DEFAULT_SERVER_CONFIG, forceThink }
-      const prompt = chatPrompt({ tokenizer, config }, this.messages, { reasoning: "none" })
+      const context = { tokenizer, config, settings }
+      const prompt = chatPrompt(context, this.messages, { reasoning: "none" })
       if (prompt.prefix !== "") out(prompt.prefix)
       const result = await answer(
         this.#session,
         prompt.ids,
-        { sampling, seed, signal: controller.signal },
+        { sampling, seed, stops, signal: controller.signal },
         out,
       )
       out("\n")

@@ -4,10 +4,12 @@ import type { TemplateMessage } from "../server/types.ts"
 import { SAMPLING_FLAGS } from "./args/common.ts"
 import { defineCommand } from "./args/spec.ts"
 import { ChatSession } from "./chat-session.ts"
+import { createdModel, stopsOf, withSettings } from "./created-model.ts"
 import {
   CONFIG_FLAG,
   configFile,
   engineOptions,
+  givenModel,
   MODEL_POSITIONAL,
   SINGLE_KEYS,
 } from "./engine-options.ts"
@@ -64,10 +66,18 @@ and leaves when there is none. Piped input is answered line by line.`,
     const { flags } = invocation
     const file = configFile(invocation)
     const messages = flags.load === undefined ? [] : loadMessages(flags.load)
-    const session = await openSession(engineOptions(invocation, file))
+    const own = createdModel(givenModel(invocation, file))
+    const session = withSettings(await openSession(engineOptions(invocation, file), own?.name), own)
     const maxTokens = flags["max-tokens"] ?? (file.flags["max-new-tokens"] as number | undefined)
     const talk = new ChatSession(session, {
-      sampling: samplingFrom(flags, maxTokens, session.client.info.modelPath),
+      sampling: samplingFrom(
+        flags,
+        maxTokens,
+        session.client.info.modelPath,
+        own?.settings.parameters,
+      ),
+      stops: stopsOf(own),
+      settings: own?.settings,
       seed: flags.seed,
       forceThink: flags["force-think"] || file.flags["force-think"] === true,
       system: flags.system,

@@ -2,9 +2,9 @@ import { CONFIG_OPTIONS, type EngineConfig, engineConfig, parseOption } from "..
 import { ConfigError, UsageError } from "../errors.ts"
 import { locateWeights } from "../weights/open.ts"
 import type { EngineKey, Invocation } from "./args/spec.ts"
+import { resolveNamed } from "./created-model.ts"
 import { type ConfigFile, readConfigFile } from "./kt-config.ts"
 import { logger } from "./log.ts"
-import { resolveModel } from "./model-resolve.ts"
 
 /** Options that decide what is computed: commands that compute logits take these. */
 export const COMPUTE_KEYS: readonly EngineKey[] = [
@@ -69,7 +69,7 @@ export function engineOptions(
   invocation: Invocation<Record<never, never>>,
   file: ConfigFile = { engine: {}, flags: {}, warnings: [] },
   given: Partial<Record<keyof EngineConfig, unknown>> = {},
-  resolve: (model: string) => string = resolveModel,
+  resolve: (model: string) => string = resolveNamed,
 ): EngineConfig {
   const [positional] = invocation.args
   if (positional !== undefined && invocation.engine.model !== undefined)
@@ -89,6 +89,15 @@ export function engineOptions(
     values.model = modelPath
   const config = engineConfig(values)
   return engineConfig({ ...config, model: resolve(config.model) })
+}
+
+/** MODEL as it was written, wherever that was; undefined for the default one. */
+export function givenModel(
+  invocation: Invocation<Record<never, never>>,
+  file: ConfigFile = { engine: {}, flags: {}, warnings: [] },
+): string | undefined {
+  const { model } = { ...file.engine, ...fromEnvironment(), ...invocation.engine }
+  return invocation.args[0] ?? (typeof model === "string" ? model : undefined)
 }
 
 /** Whether a model is named anywhere; without that it is the default one. */

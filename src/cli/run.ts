@@ -2,7 +2,8 @@ import { UsageError } from "../errors.ts"
 import { answer, speedLine } from "./answer.ts"
 import { JSON_FLAG, SAMPLING_FLAGS } from "./args/common.ts"
 import { defineCommand } from "./args/spec.ts"
-import { engineOptions, MODEL_POSITIONAL, SINGLE_KEYS } from "./engine-options.ts"
+import { createdModel, ownMessages, stopsOf, withSettings } from "./created-model.ts"
+import { engineOptions, givenModel, MODEL_POSITIONAL, SINGLE_KEYS } from "./engine-options.ts"
 import { readText } from "./files.ts"
 import { logger } from "./log.ts"
 import { write, writeJson } from "./output.ts"
@@ -46,20 +47,25 @@ export const run = defineCommand({
   async run(invocation) {
     const { flags } = invocation
     const text = promptText(flags.prompt, flags.file)
-    const session = await openSession(engineOptions(invocation, undefined, { maxBatchSize: 1 }))
+    const own = createdModel(givenModel(invocation))
+    const options = engineOptions(invocation, undefined, { maxBatchSize: 1 })
+    const session = withSettings(await openSession(options, own?.name), own)
     try {
       const { tokenizer } = session
-      const messages = [
+      const messages = ownMessages(own, [
         ...(flags.system === undefined ? [] : [{ role: "system", content: flags.system }]),
         { role: "user", content: text },
-      ]
+      ])
       const ids = flags.raw
         ? tokenizer.encode(text)
         : tokenizer.encodePrompt(tokenizer.renderChat(messages))
       const stop = new AbortController()
       process.once("SIGINT", () => stop.abort())
-      const sampling = samplingFrom(flags, flags["max-tokens"], session.client.info.modelPath)
-      const { seed, json, stop: stops } = flags
+      const { modelPath } = session.client.info
+      const { parameters } = own?.settings ?? {}
+      const sampling = samplingFrom(flags, flags["max-tokens"], modelPath, parameters)
+      const { seed, json } = flags
+      const stops = stopsOf(own, flags.stop)
       const result = await answer(
         session,
         ids,

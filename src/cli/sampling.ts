@@ -2,6 +2,8 @@ import { existsSync, readFileSync, statSync } from "node:fs"
 import { dirname, join } from "node:path"
 
 import { ConfigError, FormatError } from "../errors.ts"
+import type { ModelParameters } from "../server/models/library.ts"
+import { ownDefaults } from "../server/models/parameters.ts"
 import { readSamplers } from "../server/samplers.ts"
 import { DEFAULT_SAMPLING, type SamplingDefaults } from "../server/types.ts"
 import type { SamplerName } from "../worker/protocol.ts"
@@ -21,7 +23,7 @@ const GENERATION_FIELDS: Readonly<Record<string, keyof SamplingDefaults>> = {
 
 /**
  * Defaults for requests and conversations: the program's, then those of a Hugging Face folder's generation_config.json,
- * then what flags say.
+ * then a created model's own, then what flags say.
  *
  * @param modelPath Of the weights; a file's folder is looked at
  */
@@ -29,6 +31,7 @@ export function samplingFrom(
   flags: FlagValues<typeof SAMPLING_FLAGS>,
   maxTokens?: number,
   modelPath?: string,
+  parameters?: ModelParameters,
 ): SamplingDefaults {
   const given = {
     temperature: flags.temperature,
@@ -58,7 +61,12 @@ export function samplingFrom(
     maxTokens,
   }
   const said = Object.entries(given).filter(([, value]) => value !== undefined)
-  return { ...DEFAULT_SAMPLING, ...generationConfig(modelPath), ...Object.fromEntries(said) }
+  return {
+    ...DEFAULT_SAMPLING,
+    ...generationConfig(modelPath),
+    ...ownDefaults(parameters),
+    ...Object.fromEntries(said),
+  }
 }
 
 function samplerOrder(text: string): readonly SamplerName[] {

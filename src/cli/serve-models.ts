@@ -10,7 +10,7 @@ import type { SamplingDefaults, ServerDeps } from "../server/types.ts"
 import { Turns } from "../worker/turns.ts"
 import type { Flags, FlagValues } from "./args/spec.ts"
 import { createdFolder, modelsFolder } from "./home.ts"
-import { Catalog, loadedModel } from "./library/catalog.ts"
+import { Catalog, type CatalogOptions, loadedModel } from "./library/catalog.ts"
 import { Store } from "./library/store.ts"
 import { openSession, type Session } from "./session.ts"
 
@@ -92,7 +92,7 @@ export interface ServedModels {
 export async function servedModels(
   flags: ModelsFlags,
   config: EngineConfig,
-  first: { readonly path: string; readonly name: string | undefined } | undefined,
+  first: CatalogOptions["first"],
   defaultsOf: (path: string) => SamplingDefaults,
 ): Promise<ServedModels> {
   const options = modelsOptions(flags, config)

@@ -12,11 +12,13 @@ import { type ServeOptions, startServer } from "../server/serve.ts"
 import { DEFAULT_BODY_LIMIT } from "../server/types.ts"
 import { SAMPLING_FLAGS } from "./args/common.ts"
 import { defineCommand } from "./args/spec.ts"
+import { createdModel, resolveNamed } from "./created-model.ts"
 import {
   ALL_KEYS,
   CONFIG_FLAG,
   configFile,
   engineOptions,
+  givenModel,
   MODEL_POSITIONAL,
   namesModel,
 } from "./engine-options.ts"
@@ -24,7 +26,6 @@ import { ktHome } from "./home.ts"
 import { IGNORED_FLAGS } from "./ignored-flags.ts"
 import { reasonOf } from "./kt-config.ts"
 import { logger } from "./log.ts"
-import { resolveModel } from "./model-resolve.ts"
 import { formatBytes, formatCount, write } from "./output.ts"
 import { samplingFrom } from "./sampling.ts"
 import { MODELS_FLAGS, modelsOptions, servedFolder, servedModels } from "./serve-models.ts"
@@ -173,8 +174,9 @@ SIGTERM and Ctrl-C let running answers finish for --grace seconds, a second one 
     const folder = servedFolder(flags)
     const hasFirst = flags.models === undefined || namesModel(invocation, file)
     const config = engineOptions(invocation, file, {}, (model) =>
-      hasFirst ? resolveModel(model, folder) : model,
+      hasFirst ? resolveNamed(model, folder) : model,
     )
+    const own = createdModel(givenModel(invocation, file), folder)
     modelsOptions(flags, config)
     const host = flags.host ?? (fromFile["host"] as string | undefined) ?? "127.0.0.1"
     const port = flags.port ?? portFromFile(fromFile["port"]) ?? DEFAULT_PORT
@@ -189,7 +191,7 @@ SIGTERM and Ctrl-C let running answers finish for --grace seconds, a second one 
     const { models, session } = await servedModels(
       flags,
       config,
-      hasFirst ? { path: config.model, name } : undefined,
+      hasFirst ? { path: config.model, name, own } : undefined,
       (path) => samplingFrom(flags, maxTokens, path),
     )
     let app: ServerApp | undefined

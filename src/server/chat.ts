@@ -93,7 +93,7 @@ export function plainPrompt(ids: Int32Array, content?: AnswerFormat): ChatPrompt
 }
 
 /** A created model's messages come before the conversation, its system prompt where that has none. */
-function withOwnMessages(
+export function withOwnMessages(
   settings: ModelSettings | undefined,
   given: readonly TemplateMessage[],
 ): readonly TemplateMessage[] {

@@ -15,6 +15,7 @@ FROM base
 SYSTEM """You are a pirate.
 Say arr."""
 PARAMETER temperature 0.5
+PARAMETER num_predict 5
 PARAMETER stop "<end>"
 PARAMETER stop zzz
 MESSAGE user hello there
@@ -43,6 +44,28 @@ describe("kt create, cp, rm", () => {
       ["pirate", "base"],
     ])
     expect(listed.models[2]?.architecture).toBe("llama")
+
+    // what it is made with counts where it is named: its own messages, and its parameters unless a flag is given
+    const ask = async (...args: string[]): Promise<Record<string, unknown>> => {
+      const { status, out, err } = await kt(["run", ...args, "-p", "who?", "--json"], { env })
+      expect([status, err]).toEqual([0, expect.any(String)])
+      return JSON.parse(out) as Record<string, unknown>
+    }
+    const plain = await ask("base", "-n", "3")
+    const own = await ask("pirate:latest")
+    expect(own).toMatchObject({ model: "pirate", tokens: 5 })
+    expect(own["promptTokens"]).toBeGreaterThan(Number(plain["promptTokens"]) + 10)
+    expect(await ask("ARR:v2", "-n", "2")).toMatchObject({ model: "arr:v2", tokens: 2 })
+    const [tokens, same] = await Promise.all(
+      ["pirate", "base"].map((name) => kt(["tokenize", name, "-p", "hello"], { env })),
+    )
+    expect(tokens?.status).toBe(0)
+    expect(tokens?.out).toBe(same?.out as string)
+    const wrong = await kt(["run", "parrot", "-p", "x"], { env })
+    expect([wrong.status, wrong.err]).toEqual([
+      1,
+      expect.stringContaining('unknown model "parrot"'),
+    ])
 
     const used = await kt(["rm", "base"], { env })
     expect([used.status, used.err]).toEqual([1, expect.stringContaining("delete these first")])
@@ -80,7 +103,7 @@ test("Modelfiles: every command, and what is wrong by line", () => {
   expect(parseModelfile("Modelfile", MODELFILE)).toEqual({
     from: "base",
     system: "You are a pirate.\nSay arr.",
-    parameters: { temperature: 0.5, stop: ["<end>", "zzz"] },
+    parameters: { temperature: 0.5, num_predict: 5, stop: ["<end>", "zzz"] },
     messages: [
       { role: "user", content: "hello there" },
       { role: "assistant", content: "arr" },

@@ -27,7 +27,12 @@ export interface CatalogOptions {
   /** Of every engine; the model and what belongs to it alone are replaced. */
   readonly config: EngineConfig
   /** Given on the command line, wherever it lies. */
-  readonly first?: { readonly path: string; readonly name: string | undefined }
+  readonly first?: {
+    readonly path: string
+    readonly name: string | undefined
+    /** It was created here. */
+    readonly own?: CreatedModel | undefined
+  }
   /** Sampling where a request says nothing, for the model at a path. */
   readonly defaultsOf?: (path: string) => SamplingDefaults
   /** Where models are made, and what brings and deletes them. */
@@ -54,16 +59,20 @@ export class Catalog implements ModelLibrary {
     const models = new Map<string, FileModel>()
     if (first !== undefined) {
       const entry = listed.find(({ path }) => realPath(path) === realPath(first.path))
-      const name = first.name ?? modelName(first.path)
+      const name = first.name ?? first.own?.name ?? modelName(first.path)
       const names = otherNames(first.path, entry?.group ?? "")
       models.set(
         name,
-        new FileModel(name, first.path, [...names, modelName(first.path).toLowerCase()]),
+        first.own === undefined
+          ? new FileModel(name, first.path, [...names, modelName(first.path).toLowerCase()])
+          : new FileModel(name, first.path, [], first.own),
       )
     }
     const names = Map.groupBy(listed, ({ name }) => name)
     for (const entry of listed) {
-      if (first !== undefined && realPath(entry.path) === realPath(first.path)) continue
+      // under its other name it is another model
+      const isFirst = first !== undefined && realPath(entry.path) === realPath(first.path)
+      if (isFirst && first.own === undefined) continue
       const isAlone = names.get(entry.name)?.length === 1 && !models.has(entry.name)
       const name = isAlone ? entry.name : fullName(entry)
       if (!models.has(name))
@@ -80,7 +89,11 @@ export class Catalog implements ModelLibrary {
   first(): KnownModel {
     const { first } = this.#options
     if (first === undefined) throw new KtError("no model was given")
-    const found = this.list().find(({ path }) => realPath(path) === realPath(first.path))
+    const models = this.list()
+    const name = first.name ?? first.own?.name
+    const found =
+      models.find((model) => model.name === name) ??
+      models.find(({ path }) => realPath(path) === realPath(first.path))
     if (found === undefined) throw new KtError(`${first.path} is gone`)
     return found
   }

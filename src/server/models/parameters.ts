@@ -25,6 +25,12 @@ export function withParameters(
   parameters: ModelParameters | undefined,
 ): ServerConfig {
   if (parameters === undefined) return config
+  return { ...config, defaults: { ...config.defaults, ...ownDefaults(parameters) } }
+}
+
+/** What a created model's parameters say of sampling. */
+export function ownDefaults(parameters: ModelParameters | undefined): Partial<SamplingDefaults> {
+  if (parameters === undefined) return {}
   const own: Record<string, number> = {}
   for (const [name, key] of Object.entries(DEFAULTS)) {
     const value = parameters[name]
@@ -33,7 +39,7 @@ export function withParameters(
     if (key === "maxTokens" && value < 0) continue
     own[key] = value
   }
-  return { ...config, defaults: { ...config.defaults, ...own } }
+  return own
 }
 
 /** Strings that end an answer where the request names none. */
