@@ -81,21 +81,23 @@ export interface ConfigOption {
   readonly max?: number
   readonly default: string | number | boolean | readonly string[] | undefined
   readonly env?: string
+  /** Stands for the value in `--help`. */
+  readonly hint?: string
   readonly help: string
 }
 
 /** Order is the order in `--help`. */
 // prettier-ignore
 export const CONFIG_OPTIONS: readonly ConfigOption[] = [
-  { key: "model", flag: "model", aliases: ["gguf_path"], type: "string", default: "default", env: "KT_MODEL",
+  { key: "model", flag: "model", aliases: ["gguf_path"], type: "string", default: "default", env: "KT_MODEL", hint: "model",
     help: "GGUF file, Hugging Face folder, or a name from `kt list`" },
-  { key: "modelPath", flag: "model-path", aliases: ["model_path", "model_dir"], type: "string", default: undefined,
+  { key: "modelPath", flag: "model-path", aliases: ["model_path", "model_dir"], type: "string", default: undefined, hint: "folder",
     help: "folder with config.json and tokenizer when the model holds weights only" },
-  { key: "rules", flag: "rules", aliases: ["optimize_config_path", "optimize_rule_path"], type: "string", default: undefined, env: "KT_RULES",
+  { key: "rules", flag: "rules", aliases: ["optimize_config_path", "optimize_rule_path"], type: "string", default: undefined, env: "KT_RULES", hint: "file",
     help: "YAML rule file that places and replaces modules; by default what fits goes to the GPUs that are there" },
   { key: "operators", flag: "operators", aliases: [], type: "list", default: [],
     help: "TypeScript file that registers operators of your own (repeatable)" },
-  { key: "device", flag: "device", aliases: [], type: "string", default: undefined, env: "KT_DEVICE",
+  { key: "device", flag: "device", aliases: [], type: "string", default: undefined, env: "KT_DEVICE", hint: "name",
     help: "cpu, cuda or cuda:N: computes the whole model; by default what the rules say" },
   { key: "threads", flag: "threads", aliases: ["cpu_infer"], type: "integer", min: 0, max: 1024, default: 0, env: "KT_THREADS",
     help: "compute threads; 0 = physical cores" },
@@ -127,7 +129,7 @@ export const CONFIG_OPTIONS: readonly ConfigOption[] = [
     help: "MiB of host memory for KV pages that leave the pool; -1 = a quarter of what is free, 8192 at most; 0 = none" },
   { key: "cacheDiskMib", flag: "cache-disk", aliases: [], type: "integer", min: 0, max: 1_073_741_824, default: 16_384, env: "KT_CACHE_DISK",
     help: "MiB of --cache-dir for KV pages" },
-  { key: "cacheDir", flag: "cache-dir", aliases: [], type: "string", default: undefined, env: "KT_CACHE_DIR",
+  { key: "cacheDir", flag: "cache-dir", aliases: [], type: "string", default: undefined, env: "KT_CACHE_DIR", hint: "folder",
     help: "folder for KV pages that outlive the server, shared by servers and models; without it none are written" },
   { key: "expertsPerToken", flag: "experts-per-token", aliases: [], type: "integer", min: 0, max: 65_536, default: 0,
     help: "experts each token goes to, fewer than the model's own number (faster, less exact); 0 = the model's" },
@@ -135,7 +137,7 @@ export const CONFIG_OPTIONS: readonly ConfigOption[] = [
     help: "ms; tokens that come faster go to the client together, first and last at once; 0 = each by itself" },
   { key: "spec", flag: "spec", aliases: [], type: "enum", values: ["off", "ngram"], default: "off",
     help: "speculative decoding; ngram: guess what followed the last tokens before, and check it in one step" },
-  { key: "draft", flag: "draft", aliases: ["model-draft"], type: "string", default: undefined,
+  { key: "draft", flag: "draft", aliases: ["model-draft"], type: "string", default: undefined, hint: "file",
     help: "a smaller model of the same vocabulary, whose guesses the model checks several at once" },
   { key: "specLookup", flag: "spec-lookup", aliases: [], type: "integer", min: 2, max: 16, default: 3,
     help: "tokens that an n-gram guess looks up" },

@@ -155,10 +155,6 @@ SIGTERM and Ctrl-C let running answers finish for --grace seconds, a second one 
     },
     {
       command: "kt serve --models ./models --max-models 2 --keep-alive 30m --alias 'claude*=qwen3'",
-      says: "every model of a folder, each when it is asked for",
-    },
-    {
-      command: "kt serve --models ./models --max-models 2 --keep-alive 30m --alias 'claude*=qwen3'",
       says: "every model of a folder, each when a request names it",
     },
     {

@@ -45,6 +45,29 @@ describe("help", () => {
     })
   }
 
+  test("flags stand under what they are about, in lines that fit", async () => {
+    const command = ALL.find(({ name }) => name === "serve")!.command
+    for (const columns of [60, 80, 140]) {
+      const text = Bun.stripANSI(await helpText(command, columns))
+      const listed = text.slice(text.indexOf("\nFLAGS"), text.indexOf("\nEXAMPLES"))
+      const long = listed.split("\n").filter((line) => line.length > columns)
+      // what has no space cannot be broken
+      expect(long.filter((line) => /\S \S/.test(line.trim().slice(-20)))).toEqual([])
+      const titles = [...text.matchAll(/^[A-Z][A-Z ]+(?=$|,)/gm)].map(([title]) => title)
+      expect(titles).toEqual([
+        ...["ARGUMENTS", "FLAGS", "SAMPLING", "MODEL AND ENGINE", "CONTEXT AND MEMORY", "GENERAL"],
+        ...["OTHER NAMES", "EXAMPLES"],
+      ])
+    }
+    const text = Bun.stripANSI(await helpText(command, 200))
+    expect(text.indexOf("--temperature")).toBeGreaterThan(text.indexOf("SAMPLING"))
+    expect(text).toMatch(/^ {2}--max-models <n> +models loaded at once; .* \(default 3\)$/m)
+    expect(text).toMatch(/^ {2}--ui, --no-ui +serve the web page$/m)
+    expect(text).toMatch(/^ {2}--cache-tokens +--cache_lens$/m)
+    const examples = command.examples.map((each) => each.command)
+    expect(new Set(examples).size).toBe(examples.length)
+  })
+
   test("every command and the version through the program itself", async () => {
     const root = await kt(["--help"])
     expect(root.status).toBe(0)

@@ -12,7 +12,12 @@ export const JSON_FLAG = {
 
 /** How answers are drawn; commands that generate share them. */
 export const SAMPLING_FLAGS = {
-  temperature: { type: "number", min: 0, max: 100, help: "0 always takes the likeliest token" },
+  temperature: {
+    type: "number",
+    min: 0,
+    max: 100,
+    help: "how freely tokens are drawn; 0 always takes the likeliest",
+  },
   "top-k": { type: "integer", min: 0, aliases: ["top_k"], help: "only the K likeliest; 0 = all" },
   "top-p": {
     type: "number",
@@ -75,13 +80,13 @@ export const SAMPLING_FLAGS = {
     type: "number",
     min: 0,
     max: 1,
-    help: "excluded are those above it but for the last; default 0.1",
+    help: "tokens above this probability are excluded, all but the least likely of them; default 0.1",
   },
   "dynatemp-range": {
     type: "number",
     min: 0,
     max: 100,
-    help: "temperature goes so far to both sides, as sure as the model is",
+    help: "how far the temperature moves either way with how sure the model is; 0 = off",
   },
   "dynatemp-exp": { type: "number", min: 0, max: 100, help: "exponent of --dynatemp-range" },
   "dry-multiplier": {
@@ -90,8 +95,17 @@ export const SAMPLING_FLAGS = {
     max: 100,
     help: "penalty for repeated sequences of tokens; 0 = off",
   },
-  "dry-base": { type: "number", min: 0, max: 100, help: "its growth a token; default 1.75" },
-  "dry-allowed-length": { type: "integer", min: 0, help: "repeated tokens without it; default 2" },
+  "dry-base": {
+    type: "number",
+    min: 0,
+    max: 100,
+    help: "growth of that penalty with each repeated token; default 1.75",
+  },
+  "dry-allowed-length": {
+    type: "integer",
+    min: 0,
+    help: "repetitions up to so many tokens are free; default 2",
+  },
   "dry-penalty-last-n": {
     type: "integer",
     min: -1,
@@ -106,7 +120,7 @@ export const SAMPLING_FLAGS = {
     type: "integer",
     min: 0,
     max: 2,
-    help: "keeps the surprise even; 0 = off, or version",
+    help: "version 1 or 2 keeps the surprise even; 0 = off",
   },
   "mirostat-tau": {
     type: "number",

@@ -1,79 +1,104 @@
-import { type ArgsDef, type CommandDef, defineCommand, renderUsage } from "citty"
-
-import { COMMON_FLAGS } from "./common.ts"
+import type { EngineConfig } from "../../config.ts"
+import { COMMON_FLAGS, SAMPLING_FLAGS } from "./common.ts"
 import { engineOptions, flagOf } from "./parse.ts"
 import type { Command, Flag } from "./spec.ts"
 
-/** The help of a command: what it does, how it is called, its flags, and examples to copy. */
-export async function helpText(command: Command): Promise<string> {
-  const parent = defineCommand({ meta: { name: command.name === "" ? "" : "kt" } })
-  const usage = await renderUsage(toCitty(command), parent)
-  const blocks = [usage.replaceAll(/ +$/gm, "").trimEnd()]
+/** Lines of descriptions where the terminal does not say its width. */
+const WIDTH = 110
+const LEAST_WIDTH = 60
+/** Names longer than this have their description on the next line. */
+const MAX_NAME = 34
+
+/** One line of a list: a name and what it means. */
+type Row = readonly [name: string, says: string]
+
+/** Engine options that are about memory; the others are about computing. */
+const MEMORY: ReadonlySet<keyof EngineConfig> = new Set<keyof EngineConfig>([
+  ...(["contextLength", "kvCacheTokens", "kvDtype", "memoryBytes", "vramBytes"] as const),
+  ...(["pageSize", "prefixCache", "cacheRamMib", "cacheDiskMib", "cacheDir"] as const),
+])
+
+/** The help of a command: what it does, how it is called, its flags by what they are about, and examples to copy. */
+export async function helpText(
+  command: Command,
+  columns = process.stdout.columns,
+): Promise<string> {
+  const width = Math.max(LEAST_WIDTH, Math.min(columns || WIDTH, 2 * WIDTH))
+  const name = command.name === "" ? "kt" : `kt ${command.name}`
+  const sections: [title: string, rows: Row[]][] = [
+    ["ARGUMENTS", (command.positionals ?? []).map((each): Row => [each.name, each.help])],
+    ["COMMANDS", await commandRows(command)],
+    ...flagSections(command),
+  ]
+  const blocks = [command.summary, `${bold("USAGE")} ${usage(name, command)}`]
   if (command.details !== undefined) blocks.push(command.details.trim())
-  const aliases = aliasLines(command)
-  if (aliases.length > 0)
-    blocks.push(`KTRANSFORMERS' NAMES, which work too\n\n${aliases.join("\n")}`)
+  for (const [title, rows] of sections) if (rows.length > 0) blocks.push(listed(title, rows, width))
+  const aliases = aliasRows(command)
+  if (aliases.length > 0) blocks.push(listed("OTHER NAMES, which work too", aliases, width))
   const examples = command.examples.map(({ command: line, says }) => `  # ${says}\n  ${line}`)
-  if (examples.length > 0) blocks.push(`EXAMPLES\n\n${examples.join("\n\n")}`)
+  if (examples.length > 0) blocks.push(`${bold("EXAMPLES")}\n\n${examples.join("\n\n")}`)
+  if (command.subCommands !== undefined)
+    blocks.push(`${name} COMMAND --help tells more about a command.`)
   return `${blocks.join("\n\n")}\n`
 }
 
-/** A command in the library's terms, for its usage text. */
-function toCitty(command: Command): CommandDef {
-  const args: ArgsDef = {}
-  for (const { name, help, required } of command.positionals ?? [])
-    args[name] = {
-      type: "positional",
-      description: help,
-      required: required === true,
-    }
-  for (const [name, flag] of Object.entries({ ...command.flags })) args[name] = cittyFlag(flag)
-  for (const option of engineOptions(command)) {
-    const { default: value } = option
-    const shown = typeof value === "string" || typeof value === "number" ? String(value) : undefined
-    args[option.flag] = cittyFlag(flagOf(option), shown)
-  }
-  for (const [name, flag] of Object.entries(COMMON_FLAGS)) args[name] = cittyFlag(flag)
-  return defineCommand({
-    meta: { name: command.name || "kt", description: command.summary },
-    args,
-    ...(command.subCommands === undefined ? {} : { subCommands: subCommands(command) }),
-  }) as CommandDef
+function usage(name: string, { positionals = [], subCommands, flags }: Command): string {
+  const words = positionals.map(({ name: word, required, many }) => {
+    const shown = many === true ? `${word}…` : word
+    return required === true ? shown : `[${shown}]`
+  })
+  const ownFlags = Object.keys(flags).length > 0 ? ["[FLAGS]"] : []
+  const called = [name, ...words, ...ownFlags].join(" ")
+  if (subCommands === undefined) return called
+  const isOnlyParent = positionals.length === 0
+  return isOnlyParent ? `${name} COMMAND` : `${called}\n      ${name} COMMAND`
 }
 
-function subCommands(command: Command): Record<string, CommandDef> {
-  return Object.fromEntries(
-    Object.entries(command.subCommands ?? {}).map(([name, load]) => [
+async function commandRows({ subCommands = {} }: Command): Promise<Row[]> {
+  return Promise.all(
+    Object.entries(subCommands).map(async ([name, load]): Promise<Row> => [
       name,
-      // only its name and summary are shown
-      { meta: async () => ({ name, description: (await load()).summary }) },
+      (await load()).summary,
     ]),
   )
 }
 
-function cittyFlag(flag: Flag, shownDefault?: string): ArgsDef[string] {
-  const base = {
-    description:
-      flag.help +
-      (flag.type === "list" && !flag.help.includes("repeatable") ? " (repeatable)" : ""),
-    ...(flag.short === undefined ? {} : { alias: [flag.short] }),
-  }
-  if (flag.type === "boolean") {
-    const isOn = flag.default === true
-    return {
-      ...base,
-      type: "boolean",
-      ...(isOn ? { default: true, negativeDescription: "turns it off" } : {}),
-    }
-  }
-  const value = shownDefault ?? ("default" in flag ? flag.default : undefined)
-  const withDefault = value === undefined ? base : { ...base, default: String(value) }
-  if (flag.type === "enum") return { ...withDefault, type: "enum", options: [...flag.values] }
-  const hint = flag.hint ?? (flag.type === "integer" || flag.type === "number" ? "n" : undefined)
-  return { ...withDefault, type: "string", ...(hint === undefined ? {} : { valueHint: hint }) }
+function flagSections(command: Command): [title: string, rows: Row[]][] {
+  const own = Object.entries(command.flags)
+  const isSampling = ([name]: readonly [string, Flag]): boolean => name in SAMPLING_FLAGS
+  const engine = engineOptions(command)
+  const engineRows = (wanted: boolean): Row[] =>
+    engine
+      .filter(({ key }) => MEMORY.has(key) === wanted)
+      .map((option): Row => flagRow(option.flag, flagOf(option), option.default))
+  const rows = (flags: [string, Flag][]): Row[] =>
+    flags.map(([name, flag]): Row =>
+      flagRow(name, flag, "default" in flag ? flag.default : undefined),
+    )
+  return [
+    ["FLAGS", rows(own.filter((each) => !isSampling(each)))],
+    ["SAMPLING", rows(own.filter(isSampling))],
+    ["MODEL AND ENGINE", engineRows(false)],
+    ["CONTEXT AND MEMORY", engineRows(true)],
+    ["GENERAL", rows(Object.entries(COMMON_FLAGS))],
+  ]
 }
 
-function aliasLines(command: Command): string[] {
+function flagRow(name: string, flag: Flag, value: unknown): Row {
+  const short = flag.short === undefined ? "" : `-${flag.short}, `
+  if (flag.type === "boolean")
+    return [flag.default === true ? `--${name}, --no-${name}` : `${short}--${name}`, flag.help]
+  const hint =
+    flag.type === "enum"
+      ? flag.values.join("|")
+      : (flag.hint ?? (flag.type === "integer" || flag.type === "number" ? "n" : "value"))
+  const many = flag.type === "list" && !flag.help.includes("repeatable") ? " (repeatable)" : ""
+  const isTold = flag.help.includes("default") || ["", "default"].includes(String(value))
+  const shown = value === undefined || isTold ? "" : ` (default ${String(value)})`
+  return [`${short}--${name} <${hint}>`, `${flag.help}${many}${shown}`]
+}
+
+function aliasRows(command: Command): Row[] {
   const named: [string, readonly string[]][] = [
     ...engineOptions(command).map((o): [string, readonly string[]] => [o.flag, o.aliases]),
     ...Object.entries(command.flags).map(([name, flag]): [string, readonly string[]] => [
@@ -83,11 +108,34 @@ function aliasLines(command: Command): string[] {
   ]
   return named
     .filter(([, aliases]) => aliases.length > 0)
-    .map(
-      ([name, aliases]) =>
-        `  ${aliases
-          .map((a) => `--${a}`)
-          .join(" ")
-          .padEnd(44)} = --${name}`,
-    )
+    .map(([name, aliases]): Row => [`--${name}`, aliases.map((each) => `--${each}`).join(" ")])
+}
+
+/** A title and rows in two columns, descriptions wrapped within theirs. */
+function listed(title: string, rows: readonly Row[], width: number): string {
+  const short = rows.map(([name]) => name.length).filter((length) => length <= MAX_NAME)
+  const column = 2 + Math.max(0, ...short) + 2
+  const lines = rows.flatMap(([name, says]) => {
+    const wrapped = wrap(says, width - column)
+    const isLong = name.length > MAX_NAME
+    const head = isLong ? [`  ${name}`] : [`  ${name}`.padEnd(column) + (wrapped.shift() ?? "")]
+    return [...head, ...wrapped.map((line) => " ".repeat(column) + line)]
+  })
+  return `${bold(title)}\n\n${lines.join("\n")}`
+}
+
+function wrap(text: string, width: number): string[] {
+  const lines: string[] = []
+  let line = ""
+  for (const word of text.split(" ")) {
+    if (line !== "" && line.length + 1 + word.length > width) {
+      lines.push(line)
+      line = word
+    } else line = line === "" ? word : `${line} ${word}`
+  }
+  return [...lines, line]
+}
+
+function bold(text: string): string {
+  return `\u001b[1m${text}\u001b[22m`
 }

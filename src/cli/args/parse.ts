@@ -89,7 +89,7 @@ export function flagOf(option: ConfigOption): Flag {
   if (option.type === "list") return { ...base, type: "list", hint: "file" }
   if (option.type === "boolean")
     return { ...base, type: "boolean", default: option.default === true }
-  return { ...base, type: option.type }
+  return { ...base, type: option.type, ...(option.hint === undefined ? {} : { hint: option.hint }) }
 }
 
 function knownNames(command: Command): Map<string, Known> {
