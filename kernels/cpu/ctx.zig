@@ -24,6 +24,8 @@ pub const Ctx = struct {
     /// The system's number of each of the pool's nodes; null where nodes only divide the work.
     system_nodes: [topology.max_nodes]?u32 = [_]?u32{null} ** topology.max_nodes,
     scratch: []align(64) u8 = &.{},
+    /// Counts how often scratch memory was given back.
+    scratch_moves: u32 = 0,
     /// What ops are kept in and not computed.
     recording: ?*Graph = null,
 
@@ -36,6 +38,7 @@ pub const Ctx = struct {
         if (self.scratch.len < bytes) {
             gpa.free(self.scratch);
             self.scratch = &.{};
+            self.scratch_moves +%= 1;
             self.scratch = try gpa.alignedAlloc(u8, .@"64", std.mem.alignForward(usize, bytes + bytes / 4, 1 << 16));
         }
         return self.scratch[0..bytes];

@@ -114,6 +114,8 @@ const Qkv = struct {
     rope: ?check.Rows,
     interleaved: u32,
     slots: [*]const i32,
+    /// Of the cache: the caller is told of a slot beyond, launches of a graph pass over it.
+    slots_end: i64,
     k_cache: *const check.Tensor,
     v_cache: *const check.Tensor,
     scratch: [*]u8 = undefined,
@@ -158,12 +160,13 @@ const Qkv = struct {
             return self.normAndRope(row, self.q_norm, token);
         }
         const slot = self.slots[token];
+        const is_kept = slot >= 0 and slot < self.slots_end;
         if (index < self.heads + self.kv_heads) {
             const head = index - self.heads;
             const row = self.outs[1] + token * self.out_strides[1] + head * self.k_dim;
             self.normAndRope(row, self.k_norm, token);
-            if (slot >= 0) table.store_row.?(row, cacheRow(self.k_cache, slot, head), self.k_cache.dtype, @intCast(self.k_dim));
-        } else if (slot >= 0) {
+            if (is_kept) table.store_row.?(row, cacheRow(self.k_cache, slot, head), self.k_cache.dtype, @intCast(self.k_dim));
+        } else if (is_kept) {
             const head = index - self.heads - self.kv_heads;
             const row = self.outs[2] + token * self.out_strides[2] + head * self.v_dim;
             table.store_row.?(row, cacheRow(self.v_cache, slot, head), self.v_cache.dtype, @intCast(self.v_dim));
@@ -221,9 +224,9 @@ pub fn kt_qkv_rope_store(handle: Handle, args: ?*const c.kt_qkv_args_t) c.kt_sta
     const slots = check.i32s("slot_mapping", a.slot_mapping, 1) orelse return invalid;
     if (!check.size("slot_mapping", slots, 0, tokens)) return invalid;
     const slot_values: [*]const i32 = @ptrCast(@alignCast(slots.data.?));
+    const slots_end = k_cache.shape[0] * k_cache.shape[2];
     for (slot_values[0..@intCast(tokens)]) |slot| {
-        if (slot >= k_cache.shape[0] * k_cache.shape[2])
-            return status.invalid("slot {d} is outside a cache of {d} tokens", .{ slot, k_cache.shape[0] * k_cache.shape[2] });
+        if (slot >= slots_end) return status.invalid("slot {d} is outside a cache of {d} tokens", .{ slot, slots_end });
     }
     var rope: ?check.Rows = null;
     if (a.rope_table != null) {
@@ -272,6 +275,7 @@ pub fn kt_qkv_rope_store(handle: Handle, args: ?*const c.kt_qkv_args_t) c.kt_sta
         .rope = rope,
         .interleaved = a.interleaved,
         .slots = slot_values,
+        .slots_end = slots_end,
         .k_cache = k_cache,
         .v_cache = v_cache,
         .scratch = memory + scratch,

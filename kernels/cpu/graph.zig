@@ -5,16 +5,31 @@ const core = @import("core");
 const ctxs = @import("ctx.zig");
 const c = core.c;
 const status = core.status;
+const pool = @import("pool.zig");
 const Ctx = ctxs.Ctx;
 const Status = status.Status;
 
 const magic: u64 = 0x6b745f6772610001; // "kt_gra"
 
+/// Ops that do nothing but run one region whose description depends on their arguments alone: its tasks, weights and scratch memory
+/// are the same in every launch. The first launch keeps it, later ones run it and neither check nor plan anything.
+const fixed_ops = .{ "kt_linear", "kt_norm_linear", "kt_linear_residual", "kt_gate_up_act", "kt_qkv_rope_store", "kt_rms_norm", "kt_add_rms_norm" };
+
 /// An op and where its arguments lie.
 const Call = struct {
     compute: *const fn (arguments: *const anyopaque) Status,
     arguments: *const anyopaque,
+    is_fixed: bool,
+    region: ?Region = null,
+    /// What the next launch reads of it: asked for while the call before is computed, since the weights that pass through the
+    /// caches between two launches leave nothing there.
+    memory: []const u8,
 };
+
+const Region = struct { body: pool.Body, context: []align(region_align) u8 };
+const region_align = 64;
+const line = 64;
+const max_ahead = 2048;
 
 pub const Graph = struct {
     magic: u64 = magic,
@@ -24,15 +39,20 @@ pub const Graph = struct {
     calls: std.ArrayListUnmanaged(Call) = .empty,
     /// Why it cannot be launched: an op that cannot be kept, or no memory.
     failure: Status = c.KT_OK,
+    /// Of the context, when regions were kept.
+    scratch_moves: u32 = 0,
+    precision: u32 = 0,
 
     pub fn destroy(self: *Graph) void {
         self.magic = 0;
+        for (self.calls.items) |*call| self.forget(call);
+        self.calls.deinit(ctxs.gpa);
         self.memory.deinit();
         ctxs.gpa.destroy(self);
     }
 
-    fn keep(self: *Graph, comptime op: anytype, arguments: Arguments(op)) Status {
-        const Kept = struct {
+    fn keep(self: *Graph, comptime op: anytype, comptime is_fixed: bool, arguments: Arguments(op)) Status {
+        const Computed = struct {
             fn compute(kept: *const anyopaque) Status {
                 const typed: *const Arguments(op) = @ptrCast(@alignCast(kept));
                 return @call(.auto, op, typed.*);
@@ -49,13 +69,72 @@ pub const Graph = struct {
             }
             kept[i] = copyOf(gpa, T, argument) catch return self.exhausted();
         }
-        self.calls.append(gpa, .{ .compute = Kept.compute, .arguments = kept }) catch return self.exhausted();
+        // what was copied follows the arguments, unless the arena went on elsewhere
+        const end = @intFromPtr(gpa.create(u8) catch return self.exhausted());
+        const start: [*]const u8 = @ptrCast(kept);
+        const memory = start[0 .. std.math.clamp(end -% @intFromPtr(kept), @sizeOf(Arguments(op)), max_ahead)];
+        self.calls.append(ctxs.gpa, .{ .compute = Computed.compute, .arguments = kept, .is_fixed = is_fixed, .memory = memory }) catch return self.exhausted();
         return c.KT_OK;
+    }
+
+    fn launch(self: *Graph) Status {
+        const calls = self.calls.items;
+        if (self.scratch_moves != self.ctx.scratch_moves or self.precision != self.ctx.precision) for (calls) |*call| self.forget(call);
+        // scratch memory that moves within this launch makes the next one keep regions again
+        self.scratch_moves = self.ctx.scratch_moves;
+        self.precision = self.ctx.precision;
+        for (calls, 1..) |*call, next| {
+            if (next < calls.len) ahead(&calls[next]);
+            if (call.region) |region| {
+                self.ctx.pool.runErased(region.body, region.context.ptr);
+                continue;
+            }
+            const computed = if (call.is_fixed) self.computeAndKeep(call) else call.compute(call.arguments);
+            if (computed != c.KT_OK) return computed;
+        }
+        return c.KT_OK;
+    }
+
+    fn ahead(call: *const Call) void {
+        const bytes = if (call.region) |region| region.context else call.memory;
+        var at: usize = 0;
+        while (at < bytes.len) : (at += line) @prefetch(bytes.ptr + at, .{});
+    }
+
+    fn computeAndKeep(self: *Graph, call: *Call) Status {
+        var kept: Kept = .{ .call = call };
+        self.ctx.pool.recorder = &kept.recorder;
+        defer self.ctx.pool.recorder = null;
+        const computed = call.compute(call.arguments);
+        if (kept.regions != 1 or computed != c.KT_OK) self.forget(call);
+        return computed;
+    }
+
+    fn forget(_: *Graph, call: *Call) void {
+        const region = call.region orelse return;
+        ctxs.gpa.free(region.context);
+        call.region = null;
     }
 
     fn exhausted(self: *Graph) Status {
         self.failure = c.KT_ERR_OUT_OF_MEMORY;
         return status.outOfMemory(@sizeOf(Call));
+    }
+};
+
+/// Keeps the region of one call.
+const Kept = struct {
+    recorder: pool.Recorder = .{ .keep = keep },
+    call: *Call,
+    regions: u32 = 0,
+
+    fn keep(recorder: *pool.Recorder, body: pool.Body, context: []const u8) void {
+        const self: *Kept = @fieldParentPtr("recorder", recorder);
+        self.regions += 1;
+        if (self.regions > 1) return;
+        const copy = ctxs.gpa.alignedAlloc(u8, .fromByteUnits(region_align), context.len) catch return;
+        @memcpy(copy, context);
+        self.call.region = .{ .body = body, .context = copy };
     }
 };
 
@@ -116,19 +195,24 @@ fn copyOf(gpa: std.mem.Allocator, comptime T: type, value: T) error{OutOfMemory}
 
 /// Exports an op under its name: computed when it is called, or kept while a graph is made.
 pub fn exportOp(comptime name: []const u8, comptime op: anytype) void {
-    @export(&Exported(op).call, .{ .name = name });
+    @export(&Exported(op, isFixed(name)).call, .{ .name = name });
 }
 
-fn dispatch(comptime op: anytype, arguments: Arguments(op)) Status {
+fn isFixed(comptime name: []const u8) bool {
+    for (fixed_ops) |fixed| if (std.mem.eql(u8, fixed, name)) return true;
+    return false;
+}
+
+fn dispatch(comptime op: anytype, comptime is_fixed: bool, arguments: Arguments(op)) Status {
     if (arguments[0]) |handle| {
         const ctx: *const Ctx = @ptrCast(@alignCast(handle));
-        if (ctx.isAlive()) if (ctx.recording) |graph| return graph.keep(op, arguments);
+        if (ctx.isAlive()) if (ctx.recording) |graph| return graph.keep(op, is_fixed, arguments);
     }
     return @call(.always_inline, op, arguments);
 }
 
 /// A C function with the op's parameters, whose list only a switch over its length can make.
-fn Exported(comptime op: anytype) type {
+fn Exported(comptime op: anytype, comptime is_fixed: bool) type {
     const params = @typeInfo(@TypeOf(op)).@"fn".params;
     const P = struct {
         fn at(comptime i: usize) type {
@@ -138,52 +222,52 @@ fn Exported(comptime op: anytype) type {
     return switch (params.len) {
         2 => struct {
             fn call(a: P(0), b: P(1)) callconv(.c) Status {
-                return dispatch(op, .{ a, b });
+                return dispatch(op, is_fixed, .{ a, b });
             }
         },
         3 => struct {
             fn call(a: P(0), b: P(1), d: P(2)) callconv(.c) Status {
-                return dispatch(op, .{ a, b, d });
+                return dispatch(op, is_fixed, .{ a, b, d });
             }
         },
         4 => struct {
             fn call(a: P(0), b: P(1), d: P(2), e: P(3)) callconv(.c) Status {
-                return dispatch(op, .{ a, b, d, e });
+                return dispatch(op, is_fixed, .{ a, b, d, e });
             }
         },
         5 => struct {
             fn call(a: P(0), b: P(1), d: P(2), e: P(3), f: P(4)) callconv(.c) Status {
-                return dispatch(op, .{ a, b, d, e, f });
+                return dispatch(op, is_fixed, .{ a, b, d, e, f });
             }
         },
         6 => struct {
             fn call(a: P(0), b: P(1), d: P(2), e: P(3), f: P(4), g: P(5)) callconv(.c) Status {
-                return dispatch(op, .{ a, b, d, e, f, g });
+                return dispatch(op, is_fixed, .{ a, b, d, e, f, g });
             }
         },
         7 => struct {
             fn call(a: P(0), b: P(1), d: P(2), e: P(3), f: P(4), g: P(5), h: P(6)) callconv(.c) Status {
-                return dispatch(op, .{ a, b, d, e, f, g, h });
+                return dispatch(op, is_fixed, .{ a, b, d, e, f, g, h });
             }
         },
         8 => struct {
             fn call(a: P(0), b: P(1), d: P(2), e: P(3), f: P(4), g: P(5), h: P(6), i: P(7)) callconv(.c) Status {
-                return dispatch(op, .{ a, b, d, e, f, g, h, i });
+                return dispatch(op, is_fixed, .{ a, b, d, e, f, g, h, i });
             }
         },
         9 => struct {
             fn call(a: P(0), b: P(1), d: P(2), e: P(3), f: P(4), g: P(5), h: P(6), i: P(7), j: P(8)) callconv(.c) Status {
-                return dispatch(op, .{ a, b, d, e, f, g, h, i, j });
+                return dispatch(op, is_fixed, .{ a, b, d, e, f, g, h, i, j });
             }
         },
         10 => struct {
             fn call(a: P(0), b: P(1), d: P(2), e: P(3), f: P(4), g: P(5), h: P(6), i: P(7), j: P(8), k: P(9)) callconv(.c) Status {
-                return dispatch(op, .{ a, b, d, e, f, g, h, i, j, k });
+                return dispatch(op, is_fixed, .{ a, b, d, e, f, g, h, i, j, k });
             }
         },
         12 => struct {
             fn call(a: P(0), b: P(1), d: P(2), e: P(3), f: P(4), g: P(5), h: P(6), i: P(7), j: P(8), k: P(9), l: P(10), m: P(11)) callconv(.c) Status {
-                return dispatch(op, .{ a, b, d, e, f, g, h, i, j, k, l, m });
+                return dispatch(op, is_fixed, .{ a, b, d, e, f, g, h, i, j, k, l, m });
             }
         },
         else => @compileError("an op of so many parameters needs a line here"),
@@ -229,11 +313,7 @@ export fn kt_graph_launch(handle: ?*c.kt_ctx_t, given: ?*c.kt_graph_t) Status {
     const graph = graphOf(given) orelse return c.KT_ERR_INVALID_ARG;
     if (graph.ctx != ctx) return status.invalid("the graph is of another context", .{});
     if (ctx.recording != null) return status.invalid("a graph cannot be part of another", .{});
-    for (graph.calls.items) |call| {
-        const computed = call.compute(call.arguments);
-        if (computed != c.KT_OK) return computed;
-    }
-    return c.KT_OK;
+    return graph.launch();
 }
 
 export fn kt_graph_destroy(given: ?*c.kt_graph_t) void {
@@ -258,7 +338,7 @@ test "a graph is made, launched and refused where it is not one" {
     {
         // the descriptor is gone when the graph is launched
         var copy = tensor;
-        try std.testing.expectEqual(c.KT_OK, Exported(rms_norm).call(handle, &copy, null, 0, 0, &copy));
+        try std.testing.expectEqual(c.KT_OK, Exported(rms_norm, true).call(handle, &copy, null, 0, 0, &copy));
         copy.data = null;
     }
     try std.testing.expectEqual(@as(f32, 3), values[0]);

@@ -171,7 +171,12 @@ fn spinOnce(spins: *u32) void {
     if (spins.* >= spins_before_offer and spins.* % spins_between_offers == 0) std.Thread.yield() catch {};
 }
 
-const Body = *const fn (context: *anyopaque, member: *Member) void;
+pub const Body = *const fn (context: *anyopaque, member: *Member) void;
+
+/// A region to be run again: what it does, and on what. Told where its context lies and how large it is while it is run.
+pub const Recorder = struct {
+    keep: *const fn (self: *Recorder, body: Body, context: []const u8) void,
+};
 
 /// What idle workers watch. Odd numbers are open regions; the even number after is the same region, closed.
 const Gate = struct {
@@ -203,6 +208,8 @@ pub const Pool = struct {
     counters: []Counter, // [max_phases][num_threads]
     /// In tests: workers stay where they are between seeing a region open and entering it.
     hold: if (builtin.is_test) Padded(std.atomic.Value(bool)) else void = if (builtin.is_test) .{ .value = .init(false) } else {},
+    /// Told of every region.
+    recorder: ?*Recorder = null,
     /// Cores of the creating thread before it was given others.
     before: ?topology.Affinity = null,
 
@@ -308,8 +315,6 @@ pub const Pool = struct {
 
     /// Runs body(context, member) on the caller and on every worker that comes before the work is done.
     pub fn run(self: *Pool, context: anytype, comptime body: fn (@TypeOf(context), *Member) void) void {
-        var member: Member = .{ .pool = self, .index = 0, .count = self.num_threads, .node = self.places[0].node };
-        if (self.num_threads == 1) return body(context, &member);
         const Context = @TypeOf(context);
         const Erased = struct {
             fn call(erased: *anyopaque, erased_member: *Member) void {
@@ -317,8 +322,16 @@ pub const Pool = struct {
                 body(typed, erased_member);
             }
         };
-        self.gate.body = Erased.call;
-        self.gate.context = @ptrCast(@constCast(context));
+        if (self.recorder) |recorder| recorder.keep(recorder, Erased.call, std.mem.asBytes(context));
+        self.runErased(Erased.call, @ptrCast(@constCast(context)));
+    }
+
+    /// The same of a region that was kept.
+    pub fn runErased(self: *Pool, body: Body, context: *anyopaque) void {
+        var member: Member = .{ .pool = self, .index = 0, .count = self.num_threads, .node = self.places[0].node };
+        if (self.num_threads == 1) return body(context, &member);
+        self.gate.body = body;
+        self.gate.context = context;
         const region = self.open();
         body(context, &member);
         self.close(region);

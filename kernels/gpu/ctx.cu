@@ -21,7 +21,8 @@ struct kt_event {
 struct kt_graph {
   uint64_t magic;
   cudaGraphExec_t exec;
-  int device;
+  const kt_ctx *ctx;
+  uint32_t scratch_moves;
 };
 
 kt_status_t kt_gpu_fail(kt_status_t code, const char *format, ...) {
@@ -206,6 +207,7 @@ kt_status_t kt_gpu_scratch(kt_ctx *ctx, int slot, int64_t bytes, void **out) {
   if (ctx->scratch_bytes[slot] < bytes) {
     if (ctx->capturing) return kt_gpu_fail(KT_ERR_INTERNAL, "a graph needs %lld bytes of scratch memory that no call before it needed", (long long)bytes);
     KT_CUDA(cudaStreamSynchronize(ctx->stream));
+    if (ctx->scratch[slot] != NULL) ctx->scratch_moves++;
     cudaFree(ctx->scratch[slot]);
     ctx->scratch[slot] = NULL;
     ctx->scratch_bytes[slot] = 0;
@@ -369,7 +371,8 @@ extern "C" kt_status_t kt_graph_end(kt_ctx_t *handle, kt_graph_t **out) {
     free(graph);
     return status;
   }
-  graph->device = ctx->device;
+  graph->ctx = ctx;
+  graph->scratch_moves = ctx->scratch_moves;
   graph->magic = GRAPH_MAGIC;
   *out = graph;
   return KT_OK;
@@ -385,7 +388,9 @@ static bool is_graph(const kt_graph *graph) {
 extern "C" kt_status_t kt_graph_launch(kt_ctx_t *handle, kt_graph_t *graph) {
   kt_ctx *ctx = kt_gpu_ctx(handle);
   if (ctx == NULL || !is_graph(graph)) return KT_ERR_INVALID_ARG;
-  if (graph->device != ctx->device) return KT_INVALID("the graph is of device %d, the context of %d", graph->device, ctx->device);
+  if (graph->ctx != ctx) return KT_INVALID("the graph is of another context");
+  if (graph->scratch_moves != ctx->scratch_moves)
+    return kt_gpu_fail(KT_ERR_UNSUPPORTED, "memory that the graph uses was given back: it must be made again");
   return kt_gpu_status(cudaGraphLaunch(graph->exec, ctx->stream), "cudaGraphLaunch");
 }
 

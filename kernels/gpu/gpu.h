@@ -17,6 +17,7 @@ struct kt_ctx {
   int shared_bytes; /* per block, opted in */
   cudaStream_t stream;
   bool capturing;
+  uint32_t scratch_moves; /* how often scratch memory was given back: graphs from before use it no more */
   void *scratch[KT_SCRATCH_COUNT];
   int64_t scratch_bytes[KT_SCRATCH_COUNT];
 };

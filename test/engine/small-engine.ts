@@ -8,7 +8,7 @@ import { BlockManager } from "../../src/kvcache/block-manager.ts"
 import { KVPool } from "../../src/kvcache/pool.ts"
 import { StatePool } from "../../src/kvcache/state-pool.ts"
 import { StateSlots } from "../../src/kvcache/state-slots.ts"
-import { Backend, type Precision } from "../../src/native/backend.ts"
+import { Backend, openDevice, type Precision } from "../../src/native/backend.ts"
 import { F16, F32 } from "../../src/tensor/dtype.ts"
 import { loadModel } from "../models/build.ts"
 import type { Golden } from "../models/goldens.ts"
@@ -25,6 +25,7 @@ export interface Limits {
   readonly pages?: number
   readonly prefixCache?: boolean
   readonly fuse?: boolean
+  readonly device?: string
   /** Steps that generate are recorded as graphs. */
   readonly graphs?: boolean
 }
@@ -51,8 +52,13 @@ export async function smallEngine(
   const { threads = 1, nodes = 1, maxBatchSize = 8, maxBatchTokens = 512, pages = 64 } = limits
   const { precision = "f32", prefixCache = false, fuse = true } = limits
   using stack = new DisposableStack()
-  const backend = stack.use(new Backend({ threads, nodes, precision }))
-  const { model, loaded } = await loadModel(source.config, source.weights, { backend, fuse })
+  const host = stack.use(new Backend({ threads, nodes, precision }))
+  const { library, index } = openDevice(limits.device ?? "cpu")
+  const backend =
+    limits.device === undefined
+      ? host
+      : stack.use(new Backend({ precision, device: index }, library))
+  const { model, loaded } = await loadModel(source.config, source.weights, { backend, host, fuse })
   stack.use(loaded)
   const { config } = source
   const sizes = { maxBatchSize, maxBatchTokens, contextLength: CONTEXT }

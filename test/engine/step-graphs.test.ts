@@ -1,7 +1,7 @@
 import { describe, expect, test } from "bun:test"
 
 import { StepGraphs } from "../../src/engine/step-graphs.ts"
-import { Backend } from "../../src/native/backend.ts"
+import { Backend, deviceProblem } from "../../src/native/backend.ts"
 import { isLengthDependent } from "../../src/nn/rope.ts"
 import { add } from "../../src/ops/index.ts"
 import { F32 } from "../../src/tensor/dtype.ts"
@@ -93,6 +93,23 @@ describe.each(MODELS)(
 
     test("with preemption and a prefix cache", async () => {
       await expectSame(source, { pages: 14, prefixCache: true })
+    })
+  },
+)
+
+const problem = deviceProblem("cuda:0")
+describe.skipIf(problem !== undefined)(
+  `cuda:0${problem === undefined ? "" : `: ${problem}`}`,
+  () => {
+    test.each(MODELS)("%s", async (_name, open) => {
+      const source = open()
+      for (const limits of [
+        { precision: "f32" },
+        {},
+        { precision: "fast", pages: 14, fuse: false },
+      ] as const)
+        await expectSame(source, { ...limits, device: "cuda:0" })
+      source.weights.close()
     })
   },
 )
