@@ -10,17 +10,24 @@ import {
 } from "../server/types.ts"
 import { answer, speedLine } from "./answer.ts"
 import { similar } from "./args/suggest.ts"
+import { readJson } from "./files.ts"
 import { reasonOf } from "./kt-config.ts"
 import { formatBytes } from "./output.ts"
 import type { Session } from "./session.ts"
 
-export interface ChatOptions {
+/** How the next answers are drawn. */
+export interface Drawing {
   readonly sampling: SamplingDefaults
+  readonly seed: number | undefined
+}
+
+export interface ChatOptions extends Drawing {
+  /** Changes one of them by its flag's name; `undefined` for a name that is none. @throws KtError in words */
+  readonly set?: (name: string, value: string) => Drawing | undefined
   /** Texts that end an answer. */
   readonly stops?: readonly string[]
   /** A created model's own. */
   readonly settings?: ModelSettings | undefined
-  readonly seed: number | undefined
   readonly forceThink: boolean
   readonly system: string | undefined
   readonly messages: readonly TemplateMessage[]
@@ -32,14 +39,21 @@ export interface ChatOptions {
 
 const HELP = `/help            this list
 /system [TEXT]   set the system prompt, or take it away
-/clear           forget the conversation
+/set NAME VALUE  draw answers otherwise: temperature, top-k, seed, max-tokens and the like
 /retry           answer the last message again
+/undo            forget the last message and its answer
+/clear           forget the conversation
 /info            model, context and what is used of it
 /save FILE.json  write the conversation
+/load FILE.json  go on with one that was written
 /quit            leave
 """              begins and ends a message of several lines`
 
-const COMMANDS = ["/help", "/quit", "/exit", "/clear", "/system", "/retry", "/info", "/save"]
+/** In the order in which they are completed. */
+export const CHAT_COMMANDS: readonly string[] = [
+  ...["/help", "/system", "/set", "/retry", "/undo", "/clear", "/info", "/save", "/load"],
+  ...["/quit", "/exit", "/bye"],
+]
 
 /** A conversation: its messages, and what each line of input does to it. */
 export class ChatSession {
@@ -49,14 +63,15 @@ export class ChatSession {
   #messages: TemplateMessage[]
   #running: AbortController | undefined
   #usedTokens = 0
+  #drawing: Drawing
 
   constructor(session: Session, options: ChatOptions) {
     this.#session = session
     this.#options = options
-    const [first, ...rest] = options.messages
-    const hasSystem = first?.role === "system"
-    this.#system = options.system ?? (hasSystem ? (first.content ?? undefined) : undefined)
-    this.#messages = hasSystem ? rest : [...options.messages]
+    this.#drawing = options
+    const { system, messages } = apart(options.messages)
+    this.#system = options.system ?? system
+    this.#messages = messages
   }
 
   /** A saved conversation. @throws FormatError naming the message that is none */
@@ -93,6 +108,7 @@ export class ChatSession {
     switch (command) {
       case "/quit":
       case "/exit":
+      case "/bye":
         return false
       case "/help":
         this.#options.note(HELP)
@@ -106,6 +122,15 @@ export class ChatSession {
         this.#system = text === "" ? undefined : text
         this.#options.note(text === "" ? "no system prompt" : "the system prompt is set")
         return true
+      case "/set":
+        this.#set(words[0] ?? "", words.slice(1).join(" "))
+        return true
+      case "/undo":
+        this.#undo()
+        return true
+      case "/load":
+        this.#load(text)
+        return true
       case "/retry":
         await this.#retry()
         return true
@@ -116,7 +141,7 @@ export class ChatSession {
         this.#save(words[0] === undefined ? "" : text)
         return true
     }
-    const [near] = similar(command, COMMANDS)
+    const [near] = similar(command, CHAT_COMMANDS)
     this.#options.note(
       `unknown command ${command}${near === undefined ? "; /help lists them" : `; did you mean ${near}?`}`,
     )
@@ -129,7 +154,8 @@ export class ChatSession {
     const controller = new AbortController()
     this.#running = controller
     const { client, tokenizer } = this.#session
-    const { sampling, stops = [], settings, seed, forceThink, out, note } = this.#options
+    const { stops = [], settings, forceThink, out, note } = this.#options
+    const { sampling, seed } = this.#drawing
     try {
       const config = { ...DEFAULT_SERVER_CONFIG, forceThink }
       const context = { tokenizer, config, settings }
@@ -168,6 +194,46 @@ export class ChatSession {
     await this.say(content ?? "")
   }
 
+  #set(name: string, value: string): void {
+    const { set, note } = this.#options
+    if (name === "" || value === "")
+      return note("/set needs a name and a value: /set temperature 0.7")
+    try {
+      const changed = set?.(name.replace(/^--/, "").replaceAll("_", "-"), value)
+      if (changed === undefined)
+        return note(`${name} cannot be set; kt chat --help lists what can under SAMPLING`)
+      this.#drawing = changed
+      note(`${name} is ${value} from now on`)
+    } catch (error) {
+      if (!(error instanceof KtError)) throw error
+      note(`kt: ${error.message}`)
+    }
+  }
+
+  #undo(): void {
+    const last = this.#messages.findLastIndex(({ role }) => role === "user")
+    if (last < 0) return this.#options.note("there is nothing to undo")
+    this.#messages = this.#messages.slice(0, last)
+    this.#options.note(`forgotten; ${this.#messages.length} messages are left`)
+  }
+
+  #load(file: string): void {
+    const { note } = this.#options
+    if (file === "") return note("/load needs a file's name")
+    try {
+      const { system, messages } = apart(ChatSession.parse(file, readJson(file)))
+      this.#system = system
+      this.#messages = messages
+      this.#usedTokens = 0
+      note(
+        `${file}: ${messages.length} messages${system === undefined ? "" : " and a system prompt"}`,
+      )
+    } catch (error) {
+      if (!(error instanceof KtError)) throw error
+      note(`kt: ${error.message}`)
+    }
+  }
+
   #info(): void {
     const { info } = this.#session.client
     const { name, details } = this.#session.metadata
@@ -191,4 +257,14 @@ export class ChatSession {
       this.#options.note(`kt: ${file}: ${reasonOf(error)}`)
     }
   }
+}
+
+/** Messages without the system prompt that they may begin with, and that. */
+function apart(all: readonly TemplateMessage[]): {
+  readonly system: string | undefined
+  readonly messages: TemplateMessage[]
+} {
+  const [first, ...rest] = all
+  if (first?.role !== "system") return { system: undefined, messages: [...all] }
+  return { system: first.content ?? undefined, messages: rest }
 }

@@ -2,8 +2,9 @@ import { createInterface } from "node:readline"
 
 import type { TemplateMessage } from "../server/types.ts"
 import { SAMPLING_FLAGS } from "./args/common.ts"
-import { defineCommand } from "./args/spec.ts"
-import { ChatSession } from "./chat-session.ts"
+import { parseArguments } from "./args/parse.ts"
+import { type Command, defineCommand } from "./args/spec.ts"
+import { CHAT_COMMANDS, ChatSession, type Drawing } from "./chat-session.ts"
 import { createdModel, stopsOf, withSettings } from "./created-model.ts"
 import {
   CONFIG_FLAG,
@@ -19,7 +20,7 @@ import { write } from "./output.ts"
 import { samplingFrom } from "./sampling.ts"
 import { openSession } from "./session.ts"
 
-export const chat = defineCommand({
+export const chat: Command = defineCommand({
   name: "chat",
   summary: "Talk to a model in the terminal",
   details: `Lines between """ and """ are one message. /help lists the commands. Ctrl-C stops an answer,
@@ -69,16 +70,24 @@ and leaves when there is none. Piped input is answered line by line.`,
     const own = createdModel(givenModel(invocation, file))
     const session = withSettings(await openSession(engineOptions(invocation, file), own?.name), own)
     const maxTokens = flags["max-tokens"] ?? (file.flags["max-new-tokens"] as number | undefined)
+    const { modelPath } = session.client.info
+    let now = { ...flags, "max-tokens": maxTokens }
+    const drawing = (wanted: typeof now): Drawing => ({
+      sampling: samplingFrom(wanted, wanted["max-tokens"], modelPath, own?.settings.parameters),
+      seed: wanted.seed,
+    })
     const talk = new ChatSession(session, {
-      sampling: samplingFrom(
-        flags,
-        maxTokens,
-        session.client.info.modelPath,
-        own?.settings.parameters,
-      ),
+      ...drawing(now),
+      set(name, value) {
+        if (!(name in SAMPLING_FLAGS) && name !== "seed" && name !== "max-tokens") return undefined
+        const { invocation: one } = parseArguments(chat, [`--${name}=${value}`])
+        const wanted = { ...now, [name]: one.flags[name] }
+        const changed = drawing(wanted)
+        now = wanted
+        return changed
+      },
       stops: stopsOf(own),
       settings: own?.settings,
-      seed: flags.seed,
       forceThink: flags["force-think"] || file.flags["force-think"] === true,
       system: flags.system,
       messages,
@@ -102,6 +111,10 @@ async function converse(talk: ChatSession, model: string): Promise<void> {
     ...(interactive ? { output: process.stdout } : {}),
     terminal: interactive,
     prompt: "> ",
+    completer: (line: string): [string[], string] => [
+      line.startsWith("/") ? CHAT_COMMANDS.filter((each) => each.startsWith(line)) : [],
+      line,
+    ],
   })
   const prompt = (text: string): void => {
     if (!interactive) return

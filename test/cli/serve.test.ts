@@ -192,6 +192,50 @@ never read
     expect(loaded.err).toContain("messages 4, system prompt set")
   }, 30_000)
 
+  test("/set draws otherwise, /undo and /load change what was said", async () => {
+    const saved = join(folder.path, "changed.json")
+    const stdin = `/set max-tokens 3
+/set temperature 0
+Hello
+/set --max_tokens 2
+/set samplers nothing
+/set seed x
+/set tempo 1
+/set seed
+/retry
+Again
+/undo
+/undo
+/undo
+Once more
+/save ${saved}
+/clear
+/load ${saved}
+/load ${saved}.none
+/info
+/bye
+never read
+`
+    const result = await kt(["chat", MODEL, "-s", "Be brief."], { stdin })
+    expect(result.status).toBe(0)
+    const counts = [...result.err.matchAll(/^\[(\d+) tokens?/gm)].map(([, count]) => Number(count))
+    expect(counts).toEqual([3, 2, 2, 2])
+    for (const line of [
+      "temperature is 0 from now on",
+      'kt: --samplers nothing: "n" is no sampler',
+      "kt: --seed x: expected an integer",
+      "tempo cannot be set; kt chat --help lists what can under SAMPLING",
+      "/set needs a name and a value",
+      "forgotten; 2 messages are left",
+      "forgotten; 0 messages are left",
+      "there is nothing to undo",
+      `${saved}: 2 messages and a system prompt`,
+      `kt: ${saved}.none: `,
+      "messages 2, system prompt set",
+    ])
+      expect(result.err).toContain(line)
+  }, 30_000)
+
   test("a message that does not fit is told, and the conversation goes on", async () => {
     const long = "word ".repeat(400)
     const result = await kt(["chat", MODEL, "--ctx", "64", "-n", "4"], {

@@ -18,7 +18,13 @@ export const SAMPLING_FLAGS = {
     max: 100,
     help: "how freely tokens are drawn; 0 always takes the likeliest",
   },
-  "top-k": { type: "integer", min: 0, aliases: ["top_k"], help: "only the K likeliest; 0 = all" },
+  "top-k": {
+    type: "integer",
+    min: 0,
+    max: 2_147_483_647,
+    aliases: ["top_k"],
+    help: "only the K likeliest; 0 = all",
+  },
   "top-p": {
     type: "number",
     min: 0,
