@@ -65,7 +65,10 @@ pub const Member = struct {
     /// Chunks of the part that is claimed from: the first, and how many.
     first: usize = 0,
     length: usize = 0,
-    /// Reported by the next claim: a chunk costs one atomic operation.
+    /// Chunks of the part that are claimed and not taken yet: the next, and the one after the last.
+    run_next: usize = 0,
+    run_end: usize = 0,
+    /// Reported by the next claim: a run costs one atomic operation.
     finished: u64 = 0,
     sense: u32 = 0,
     phases_seen: u32 = 0,
@@ -82,7 +85,9 @@ pub const Member = struct {
     }
 
     /// The same where memory is near one node or another, with `each` chunks on every node of the pool: those of this
-    /// member's part in order, then what others of its node have left of theirs, then those of other nodes.
+    /// member's part in order, then what others of its node have left of theirs, then those of other nodes. Of its own part
+    /// it claims half of what is left at a time: an atomic operation waits for all loads before it, and while it does nothing
+    /// is read ahead.
     pub fn claimPlaced(self: *Member, phase: usize, each: usize) ?Placed {
         if (self.phase != phase) {
             self.begin(phase, each, self.count);
@@ -108,6 +113,8 @@ pub const Member = struct {
         self.part = 0;
         self.parts = parts;
         self.exhausted = 0;
+        self.run_next = 0;
+        self.run_end = 0;
         self.phases_seen |= @as(u32, 1) << @intCast(phase);
         self.parts_seen = @max(self.parts_seen, parts);
         if (self.count == 1) self.pool.single = 0;
@@ -118,6 +125,8 @@ pub const Member = struct {
         self.part = part;
         self.first = share.first(self.total);
         self.length = share.end(self.total) - self.first;
+        self.run_next = 0;
+        self.run_end = 0;
     }
 
     fn take(self: *Member) ?usize {
@@ -127,10 +136,18 @@ pub const Member = struct {
             self.pool.single = index + 1;
             return index;
         }
-        const before = self.pool.counter(self.phase, self.part).fetchAdd(one_claimed + self.finished, .release);
+        if (self.run_next < self.run_end) {
+            defer self.run_next += 1;
+            return self.run_next;
+        }
+        const is_own = self.parts > 1 and self.part == self.index;
+        const run = if (is_own) @max(1, (self.length -| self.run_end) / 2) else 1;
+        const before = self.pool.counter(self.phase, self.part).fetchAdd(run * one_claimed + self.finished, .release);
         const index: u32 = @truncate(before);
-        self.finished = if (index < self.length) one_finished else 0;
-        return if (self.finished != 0) index else null;
+        self.run_next = index + 1;
+        self.run_end = @min(index + run, self.length);
+        self.finished = (self.run_end -| index) * one_finished;
+        return if (index < self.length) index else null;
     }
 
     /// Waits until every chunk of the phase claimed last is finished; what they wrote is visible after.
