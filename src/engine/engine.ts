@@ -1,5 +1,6 @@
 import type { EngineConfig } from "../config.ts"
 import { ConfigError } from "../errors.ts"
+import type { InjectionPlan } from "../inject/inject.ts"
 import { BlockManager } from "../kvcache/block-manager.ts"
 import { kvBytesPerPage, KVPool } from "../kvcache/pool.ts"
 import { stateBytesPerSlot, StatePool } from "../kvcache/state-pool.ts"
@@ -67,6 +68,7 @@ export class Engine implements Disposable {
   readonly streamIntervalMs: number
   /** The module tree with its operators. */
   readonly model: AnyModel
+  readonly #plan: InjectionPlan
   readonly #core: EngineCore
   readonly #saved: SavedPrefixes
   readonly #grammars: Grammars
@@ -76,14 +78,15 @@ export class Engine implements Disposable {
   private constructor(
     config: EngineConfig,
     info: EngineInfo,
-    model: AnyModel,
+    built: BuiltModel,
     core: EngineCore,
     saved: SavedPrefixes,
     resources: DisposableStack,
   ) {
     this.info = info
     this.streamIntervalMs = config.streamIntervalMs
-    this.model = model
+    this.model = built.model
+    this.#plan = built.plan
     this.#core = core
     this.#saved = saved
     this.#grammars = resources.use(new Grammars(info.vocabSize))
@@ -231,7 +234,7 @@ export class Engine implements Disposable {
     const info = { ...describe(config, built, memory, backend), cacheRamBytes, loadMs }
     const fingerprint = (): string => identity().fingerprint
     const saved = new SavedPrefixes({ blocks, memory: pool, fingerprint, ropeKey })
-    return new Engine(config, info, built.model, core, saved, resources.move())
+    return new Engine(config, info, built, core, saved, resources.move())
   }
 
   get hasWork(): boolean {
@@ -290,7 +293,7 @@ export class Engine implements Disposable {
 
   /** What it is made of, and how its experts are used. */
   details(): EngineDetails {
-    return { modules: moduleUses(this.model), experts: expertUses(this.model) }
+    return { modules: moduleUses(this.model, this.#plan), experts: expertUses(this.model) }
   }
 
   /** Known prefixes, to be kept elsewhere and brought back. @throws KtError where this model has none */

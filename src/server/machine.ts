@@ -13,6 +13,7 @@ const moduleSchema = z.object({
     .string()
     .openapi({ description: "Its class, an operator's where a rule replaced it" }),
   device: z.string(),
+  rule: z.string().openapi({ description: "Which rule placed or replaced it; empty for none" }),
   packed: z.boolean().openapi({ description: "In the kernels' own layout" }),
   types: z.record(z.string(), z.int()).openapi({ description: "Bytes by type" }),
 })
@@ -79,13 +80,16 @@ export function addMachine(app: App, root: ServerRoot): void {
           name: model.name,
           info,
           stats,
-          modules: (details?.modules ?? []).map(({ path, operator, device, isPacked, types }) => ({
-            path,
-            operator,
-            device,
-            packed: isPacked,
-            types: Object.fromEntries(types),
-          })),
+          modules: (details?.modules ?? []).map(
+            ({ path, operator, device, rule, isPacked, types }) => ({
+              path,
+              operator,
+              device,
+              rule,
+              packed: isPacked,
+              types: Object.fromEntries(types),
+            }),
+          ),
           experts: details?.experts ?? [],
           roofline: rooflines.of(client, stats),
         }

@@ -261,6 +261,8 @@ export interface ModuleUse {
   /** Its class, an operator's where a rule has replaced it. */
   readonly operator: string
   readonly device: string
+  /** What placed or replaced it, or what it is a part of: "mine.yaml:12: rule 3"; "" where no rule did. */
+  readonly rule: string
   /** In the kernels' own layout. */
   readonly isPacked: boolean
   /** Bytes by type. */

@@ -275,7 +275,8 @@ export class FakeClient implements EngineClient {
   async details(): Promise<EngineDetails> {
     const types = [["Q4_1", 1000]] as const
     const path = "model.layers.0.mlp.experts"
-    const module = { path, operator: "Experts", device: "cpu", isPacked: true, types }
+    const rule = "default-cpu.yaml:3: rule 1"
+    const module = { path, operator: "Experts", device: "cpu", rule, isPacked: true, types }
     return { modules: [module], experts: [{ path, counts: [3, 0, 1] }] }
   }
 

@@ -194,7 +194,8 @@ function module(
   device: string,
   types: Record<string, number>,
 ): Machine["models"][number]["modules"][number] {
-  return { path, operator, device, packed: device === "cpu", types }
+  const rule = operator === "CpuExperts" ? "qwen3_moe.yaml:12: rule 2" : ""
+  return { path, operator, device, rule, packed: device === "cpu", types }
 }
 
 /** A histogram of vLLM's name, as the server writes it. */

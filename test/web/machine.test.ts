@@ -7,7 +7,7 @@ import { machineModel } from "./fake-machine.ts"
 
 /** What the view of the machine makes of the server's answers. */
 
-const entry = { operator: "Linear", device: "cpu", packed: false, types: { f32: 4 } }
+const entry = { operator: "Linear", device: "cpu", rule: "", packed: false, types: { f32: 4 } }
 
 describe("modules", () => {
   test("are one row per pattern as long as all else is the same", () => {

@@ -6,6 +6,8 @@ export interface ModuleEntry {
   path: string
   operator: string
   device: string
+  /** Which rule placed or replaced it; "" for none. */
+  rule: string
   packed: boolean
   /** Bytes by type. */
   types: Record<string, number>

@@ -9,6 +9,7 @@ export interface ModuleGroup {
   count: number
   operator: string
   device: string
+  rule: string
   packed: boolean
   types: string[]
   bytes: number
@@ -23,14 +24,15 @@ export function groupModules(modules: readonly ModuleEntry[]): ModuleGroup[] {
   const groups = new Map<string, ModuleGroup>()
   const members = new Map<ModuleGroup, ModuleEntry[]>()
   for (const module of modules) {
-    const { path, operator, device, packed } = module
+    const { path, operator, device, rule, packed } = module
     const pattern = path.replace(/(^|\.)\d+(?=\.|$)/g, "$1*")
     const types = Object.keys(module.types).sort()
-    const key = JSON.stringify([pattern, operator, device, packed, types])
+    const key = JSON.stringify([pattern, operator, device, rule, packed, types])
     const bytes = bytesOf(module)
     const known = groups.get(key)
     if (known === undefined) {
-      const group = { pattern, layers: undefined, count: 1, operator, device, packed, types, bytes }
+      const same = { operator, device, rule, packed, types }
+      const group = { pattern, layers: undefined, count: 1, bytes, ...same }
       groups.set(key, group)
       members.set(group, [module])
     } else {

@@ -39,6 +39,7 @@ export function Placement({ modules }: { modules: readonly ModuleEntry[] }): JSX
                 <td class="number">{formatCount(group.count)}</td>
                 <td>
                   <code>{group.operator}</code>
+                  {group.rule !== "" && <span class="row-note">{group.rule}</span>}
                 </td>
                 <td>
                   <code>{group.device}</code>
