@@ -40,6 +40,7 @@ import { addModels } from "./openai/models.ts"
 import { ResponseStore } from "./openai/response-store.ts"
 import { addResponses } from "./openai/responses.ts"
 import { addOperations } from "./operations.ts"
+import { addTei } from "./tei.ts"
 import { DEFAULT_SERVER_CONFIG, type ServerDeps } from "./types.ts"
 
 /** The application, the work that `startServer` drains, and the models whose engines are closed after it. */
@@ -116,6 +117,7 @@ export function createApp(deps: ServerDeps): ServerApp {
   addEmbeddings(app, context)
   addEmbedding(app, context)
   addRerank(app, context)
+  addTei(app, context)
   addEmbed(app, context)
   addOllamaModels(app, context)
   addOllamaManagement(app, context)

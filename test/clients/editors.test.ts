@@ -256,6 +256,33 @@ describe("Continue, openai", () => {
   })
 })
 
+describe("Continue, huggingface-tei", () => {
+  test("what it asks of the model, vectors, and ranks in any order", async () => {
+    const { app, post } = testServer({}, {}, { client: new PoolingClient() })
+    const info = await json(app.request("/info"))
+    expect(at(info, "model_id")).toBe("fake")
+    expect(Number(at(info, "max_client_batch_size"))).toBeGreaterThan(0)
+    expect(await json(post("/embed", { inputs: ["abc", "de"] }))).toEqual([
+      [4, 97],
+      [3, 100],
+    ])
+    const long = { inputs: "x".repeat(3000) }
+    expect((await post("/embed", long)).status).toBe(400)
+    expect(await json(post("/embed", { ...long, truncate: true }))).toEqual([[2048, 120]])
+    const asked = {
+      query: "q",
+      return_text: false,
+      raw_scores: false,
+      texts: ["a", "z"],
+      truncation_direction: "Right",
+      truncate: true,
+    }
+    const ranked = (await json(post("/rerank", asked))) as { index: number; score: number }[]
+    const order = ranked.toSorted((a, b) => a.index - b.index)
+    expect(order.map(({ score }) => score)).toEqual([97 / 256, 122 / 256])
+  })
+})
+
 describe("Continue, ollama", () => {
   /** It takes a model for one that fills in where the template names .Suffix, and reads two parameters. */
   async function shown(post: ReturnType<typeof testServer>["post"]): Promise<Json> {

@@ -27,8 +27,8 @@ export function RooflineShare({ model, roofline, onMeasured }: Props): JSX.Eleme
     isMeasuring.value = false
   }
   const phases = [
-    ["generated", roofline?.generation],
-    ["ofPrompts", roofline?.prompt],
+    ["rooflineGeneration", roofline?.generation],
+    ["rooflinePrompts", roofline?.prompt],
   ] as const
   return (
     <>

@@ -115,6 +115,8 @@ export const viewsEn = {
     "How close the engine comes to what this machine can do is known once its memory and its arithmetic have been measured. Measuring takes a few seconds and all cores, so it is done while no request runs.",
   rooflineHint:
     "Memory is read at {rate}. The limit is what the same steps take at least: the longer of reading weights, keys and values, and of computing products.",
+  rooflineGeneration: "Generation",
+  rooflinePrompts: "Prompts",
   measure: "Measure",
   measureAgain: "Measure again",
   measuringNow: "Measuring…",

@@ -115,6 +115,8 @@ export const viewsZh: Readonly<Record<keyof typeof viewsEn, string>> = {
     "测量内存与算力之后，才能知道引擎距离本机极限还有多远。测量需要几秒并占用全部核心，只在没有请求运行时进行。",
   rooflineHint:
     "内存读取速度为 {rate}。极限指同样的步骤至少需要的时间：读取权重、键和值，与计算乘积，取其中较长者。",
+  rooflineGeneration: "生成",
+  rooflinePrompts: "提示词",
   measure: "测量",
   measureAgain: "重新测量",
   measuringNow: "正在测量…",
