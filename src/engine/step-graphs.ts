@@ -1,5 +1,6 @@
 import type { Backend } from "../native/backend.ts"
 import { Graph } from "../native/graph.ts"
+import type { ArenaMark } from "../native/memory.ts"
 import type { Tensor } from "../tensor/tensor.ts"
 
 /** Graphs that are held at once, and sequences of the largest: larger steps gain nothing worth memory. */
@@ -11,6 +12,8 @@ const MAX_SEEN = 64
 interface StepGraph {
   readonly graph: Graph
   readonly logits: Tensor
+  /** The step arena behind what the graph writes: what is allocated after a launch lies there. */
+  readonly end: ArenaMark
 }
 
 /**
@@ -63,6 +66,7 @@ export class StepGraphs implements Disposable {
       this.clear()
       return undefined
     }
+    this.#backend.arena.release(step.end)
     this.#graphs.delete(bucket)
     this.#graphs.set(bucket, step)
     step.graph.read()
@@ -75,7 +79,7 @@ export class StepGraphs implements Disposable {
     const before = backend.arena.mark()
     try {
       const { graph, result: logits } = Graph.record(backend, compute)
-      const step = { graph, logits }
+      const step = { graph, logits, end: backend.arena.mark() }
       this.#graphs.set(bucket, step)
       const [oldest] = this.#graphs.keys()
       if (this.#graphs.size > MAX_GRAPHS && oldest !== undefined) this.#forget(oldest)
