@@ -26,7 +26,7 @@ round by round, each with the same prompts. --concurrency keeps that many reques
 many a second at random times, whatever has come back (an open loop). TTFT is from sending to the first text, TPOT the mean
 time between a request's tokens, both in ms; goodput counts the requests a second that keep to --max-ttft and --max-tpot.
 --json prints {"rows":[…]}.`,
-  positionals: [{ name: "url", help: "server, as http://127.0.0.1:10002", required: true }],
+  positionals: [{ name: "URL", help: "server, as http://127.0.0.1:10002", required: true }],
   flags: {
     peer: { type: "list", hint: "url", help: "another server to compare with (repeatable)" },
     prompt: {

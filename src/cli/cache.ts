@@ -78,7 +78,7 @@ const clear = defineCommand({
   positionals: [
     { name: "ID", help: "as `kt cache list` shows it, or its beginning (default: all)" },
   ],
-  flags: { ...FOLDER_FLAG },
+  flags: { ...FOLDER_FLAG, ...JSON_FLAG },
   examples: [
     { command: "kt cache clear --cache-dir ~/kv", says: "everything" },
     { command: "kt cache clear 3fa1 --cache-dir ~/kv", says: "one model" },
@@ -94,7 +94,8 @@ const clear = defineCommand({
       if (removePart(SYSTEM_FILES, folder, row.fingerprint)) bytes += row.bytes
       else busy.push(row.model)
     }
-    await write(`${formatBytes(bytes)} removed\n`)
+    if (flags.json) await writeJson({ bytes, busy })
+    else await write(`${formatBytes(bytes)} removed\n`)
     if (busy.length > 0)
       throw new KtError(`a running server writes the prefixes of ${busy.join(", ")}`, {
         hint: "DELETE /cache of that server clears them",

@@ -31,7 +31,7 @@ export async function helpText(
     ...flagSections(command),
   ]
   const blocks = [command.summary, `${bold("USAGE")} ${usage(name, command)}`]
-  if (command.details !== undefined) blocks.push(command.details.trim())
+  if (command.details !== undefined) blocks.push(reflowed(command.details.trim(), width))
   for (const [title, rows] of sections) if (rows.length > 0) blocks.push(listed(title, rows, width))
   const aliases = aliasRows(command)
   if (aliases.length > 0) blocks.push(listed("OTHER NAMES, which work too", aliases, width))
@@ -122,6 +122,26 @@ function listed(title: string, rows: readonly Row[], width: number): string {
     return [...head, ...wrapped.map((line) => " ".repeat(column) + line)]
   })
   return `${bold(title)}\n\n${lines.join("\n")}`
+}
+
+/** Paragraphs in lines of the width; lines that are indented stay as they are. */
+function reflowed(text: string, width: number): string {
+  const lines: string[] = []
+  let paragraph: string[] = []
+  const flush = (): void => {
+    if (paragraph.length > 0) lines.push(...wrap(paragraph.join(" "), width))
+    paragraph = []
+  }
+  for (const line of text.split("\n")) {
+    if (line !== "" && !line.startsWith(" ")) {
+      paragraph.push(line)
+      continue
+    }
+    flush()
+    lines.push(line)
+  }
+  flush()
+  return lines.join("\n")
 }
 
 function wrap(text: string, width: number): string[] {
