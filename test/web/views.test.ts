@@ -232,7 +232,7 @@ describeInBrowser("the views in a browser", (browser) => {
     const rows = await s.texts("#placement tbody tr")
     expect(rows).toHaveLength(7)
     expect(rows[1]).toMatch(/^model\.layers\.\*\.self_attn\.q_proj24CudaLinearcuda:0q4_k216 MiB$/)
-    expect(rows[5]).toContain("CpuExpertsqwen3_moe.yaml:12: rule 2cpu")
+    expect(rows[5]).toContain("CpuExpertsqwen3_moe.yaml:12cpu")
     expect(rows[5]).toContain("q4_k, q6_kpacked")
     expect(
       await s.page.$$eval(".bars meter", (all) => all.map((e) => e.getAttribute("aria-label"))),

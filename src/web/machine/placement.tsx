@@ -39,7 +39,11 @@ export function Placement({ modules }: { modules: readonly ModuleEntry[] }): JSX
                 <td class="number">{formatCount(group.count)}</td>
                 <td>
                   <code>{group.operator}</code>
-                  {group.rule !== "" && <span class="row-note">{group.rule}</span>}
+                  {group.rule !== "" && (
+                    <span class="row-note">
+                      <code>{group.rule.replace(/: rule \d+$/, "")}</code>
+                    </span>
+                  )}
                 </td>
                 <td>
                   <code>{group.device}</code>
