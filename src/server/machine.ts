@@ -2,7 +2,7 @@ import { z } from "@hono/zod-openapi"
 
 import { RequestError } from "../errors.ts"
 import { type App, document, jsonContent, type ServerRoot } from "./context.ts"
-import { errorSchema } from "./openai/schema.ts"
+import { errorSchema } from "./ollama/schema.ts"
 import { engineStats } from "./operations.ts"
 import { readBody } from "./request.ts"
 import { Rooflines } from "./roofline.ts"

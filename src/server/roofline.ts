@@ -48,16 +48,17 @@ export class Rooflines {
 
   /**
    * Measures; where that was done before, the faster one counts. RequestError 409 while requests run, which a measurement
-   * would slow and which would spoil it, and 400 where this server cannot.
+   * would slow and which would spoil it, and 400 where this server cannot, or the model's parts are on several devices.
    */
   async measure(root: ServerRoot, { model, loaded }: LoadedEntry): Promise<void> {
     const { library } = root.models
     const { client } = loaded
     if (library.limits === undefined)
       throw new RequestError(400, "this server cannot measure the machine", { code: "unsupported" })
+    const info = { ...client.info, device: await onlyDevice(client) }
     const known = this.#known.get(client) ?? nothing()
     this.#known.set(client, known)
-    known.measuring ??= alone(root, (end) => library.limits!(model, client.info, end)).finally(
+    known.measuring ??= alone(root, (end) => library.limits!(model, info, end)).finally(
       () => (known.measuring = undefined),
     )
     const found = await known.measuring
@@ -75,6 +76,19 @@ function nothing(): Known {
     generation: null,
     prompt: null,
   }
+}
+
+/** Where all weights are. RequestError 400 where they are on several devices, whose limits do not add up to one. */
+async function onlyDevice(client: EngineClient): Promise<string> {
+  const { modules } = await client.details()
+  const devices = [...new Set(modules.map(({ device }) => device))]
+  if (devices.length > 1)
+    throw new RequestError(
+      400,
+      `the model computes on ${devices.join(" and ")}: only one device's limit can be measured`,
+      { code: "unsupported" },
+    )
+  return devices[0] ?? client.info.device
 }
 
 /** A phase that has not computed enough since the last look goes on being summed up. */

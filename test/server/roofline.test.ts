@@ -29,7 +29,11 @@ class CountingClient extends FakeClient {
   }
 }
 
-function machine(measure: (signal: AbortSignal) => Promise<StepLimits>, delayMs = 0) {
+function machine(
+  measure: (signal: AbortSignal) => Promise<StepLimits>,
+  delayMs = 0,
+  devices: string[] = [],
+) {
   const client = new CountingClient({ delayMs })
   const library: ModelLibrary = {
     list: () => [MODEL],
@@ -40,7 +44,10 @@ function machine(measure: (signal: AbortSignal) => Promise<StepLimits>, delayMs 
       tokenizer: byteTokenizer,
       withTemplate: () => byteTokenizer,
     }),
-    limits: (_model, _info, signal) => measure(signal),
+    limits: (_model, info, signal) => {
+      devices.push(info.device)
+      return measure(signal)
+    },
   }
   const forever = Number.POSITIVE_INFINITY
   const app = createApp({
@@ -124,6 +131,25 @@ describe("shares of the machine's limit", () => {
     expect((await measuring).status).toBe(409)
     expect(ended).toBe(true)
     expect((await next).status).toBe(200)
+  })
+
+  test("a model on several devices has no one limit", async () => {
+    const asked: string[] = []
+    const { client, post, complete } = machine(async () => LIMITS, 0, asked)
+    await complete()
+    const details = await client.details()
+    const [module] = details.modules
+    if (module === undefined) throw new Error("no module")
+    client.details = async () => ({ ...details, modules: [{ ...module, device: "cuda:0" }] })
+    expect((await post("/api/machine/limits", { model: "a" })).status).toBe(200)
+    expect(asked).toEqual(["cuda:0"])
+    client.details = async () => ({
+      ...details,
+      modules: [module, { ...module, device: "cuda:0" }],
+    })
+    const refused = await post("/api/machine/limits", { model: "a" })
+    expect(refused.status).toBe(400)
+    expect(at(await json(refused), "error")).toContain("cpu and cuda:0")
   })
 
   test("a model that is not loaded, and a server that cannot", async () => {

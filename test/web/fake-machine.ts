@@ -45,7 +45,7 @@ export class FakeMachine {
         return Response.json(this.machine)
       case "/api/machine/limits": {
         if (this.refusal !== undefined)
-          return Response.json({ error: { message: this.refusal } }, { status: 409 })
+          return Response.json({ error: this.refusal }, { status: 409 })
         const model = this.machine.models.find((each) => each.name === name)
         if (model !== undefined) model.roofline = ROOFLINE
         return Response.json(ROOFLINE)
