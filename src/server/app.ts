@@ -29,7 +29,7 @@ import { addEmbed } from "./ollama/embed.ts"
 import { addGenerate } from "./ollama/generate.ts"
 import { addOllamaManagement } from "./ollama/manage.ts"
 import { addOllamaModels } from "./ollama/models.ts"
-import { addChatCompletions } from "./openai/chat-completions.ts"
+import { addChatCompletions, addInputTokens } from "./openai/chat-completions.ts"
 import { addCompletions } from "./openai/completions.ts"
 import { ConversationStore } from "./openai/conversation-store.ts"
 import { addConversations } from "./openai/conversations.ts"
@@ -40,6 +40,7 @@ import { addModels } from "./openai/models.ts"
 import { ResponseStore } from "./openai/response-store.ts"
 import { addResponses } from "./openai/responses.ts"
 import { addOperations } from "./operations.ts"
+import { routedPath } from "./paths.ts"
 import { addTei } from "./tei.ts"
 import { DEFAULT_SERVER_CONFIG, type ServerDeps } from "./types.ts"
 
@@ -62,7 +63,7 @@ export function createApp(deps: ServerDeps): ServerApp {
     if (error.status === 500) deps.onFailure?.(error.cause ?? error, requestId)
   }
   const context: ServerRoot = { config, models, workload, metrics, report }
-  const app = new OpenAPIHono<ServerEnv>()
+  const app = new OpenAPIHono<ServerEnv>({ getPath: routedPath })
 
   app.use(observe(metrics))
   if (config.corsOrigins.length > 0) {
@@ -103,6 +104,7 @@ export function createApp(deps: ServerDeps): ServerApp {
   addMachine(app, context)
   addModels(app, context)
   addChatCompletions(app, context)
+  addInputTokens(app, context)
   addCompletions(app, context)
   addFim(app, context)
   const kept = deps.kept ?? new KeptDatabase(":memory:")

@@ -1,8 +1,13 @@
 import { RequestError } from "../errors.ts"
 import { reasoningAtEnd, THINK_TAGS } from "../tokenizer/chat-formats.ts"
 import type { ChatFormat, ReasoningFormat, ToolCallFormat } from "../tokenizer/chat-formats.ts"
-import type { GenerateParams, ThinkingParams } from "../worker/protocol.ts"
-import { type RequestContext, type ServerContext, startGeneration } from "./context.ts"
+import type { EngineClient, GenerateParams, ThinkingParams } from "../worker/protocol.ts"
+import {
+  type GenerationOptions,
+  type RequestContext,
+  type ServerContext,
+  startGeneration,
+} from "./context.ts"
 import { closingText, goingOn, unfinishedAnswer, writtenText } from "./continue.ts"
 import {
   type ChoiceTimings,
@@ -14,6 +19,7 @@ import {
 import { randomId } from "./ids.ts"
 import type { ModelSettings } from "./models/library.ts"
 import { forChoice, generateParams, type SamplingRequest } from "./sampling.ts"
+import { SlotBook } from "./slots.ts"
 import {
   afterReasoning,
   type AnswerFormat,
@@ -283,6 +289,8 @@ export interface AnswerRequest {
   readonly count?: number
   /** Only the first call of an answer is passed on. */
   readonly oneCall?: boolean
+  /** llama.cpp's slot of the first choice. */
+  readonly idSlot?: number | undefined
   /** It goes on when the client has gone. */
   readonly outlivesClient?: boolean
 }
@@ -306,12 +314,37 @@ export async function startAnswer(
     ids,
     params: forChoice(i === 0 ? params : others, i),
   }))
-  const generation = startGeneration(context, c, sequences, stop, {
-    keepToken: prompt.keepToken,
-    outlivesClient: request.outlivesClient === true,
-  })
+  const generation = inSlot(client, request.idSlot, ids, (told) =>
+    startGeneration(context, c, sequences, stop, {
+      keepToken: prompt.keepToken,
+      outlivesClient: request.outlivesClient === true,
+      ...told,
+    }),
+  )
   if (params.grammar !== undefined && request.outlivesClient !== true) await generation.accepted()
   return { generation, events: chatEvents(generation, prompt, count, oneCall) }
+}
+
+/** Starts what takes place in a slot, if one is named. */
+function inSlot(
+  client: EngineClient,
+  id: number | undefined,
+  ids: Int32Array,
+  start: (told: Pick<GenerationOptions, "onToken" | "onEnd">) => Generation,
+): Generation {
+  if (id === undefined || id < 0) return start({})
+  const book = SlotBook.of(client)
+  const slot = book.take(id)
+  const generated: number[] = []
+  try {
+    return start({
+      onToken: (choice, token) => void (choice === 0 && generated.push(token)),
+      onEnd: () => book.settle(slot, ids, generated),
+    })
+  } catch (error) {
+    book.giveBack(slot)
+    throw error
+  }
 }
 
 export type ChatEvent =

@@ -1,3 +1,4 @@
+import { RequestError } from "../errors.ts"
 import type { EngineClient } from "../worker/protocol.ts"
 
 /** A place that a client can name: what the last sequence there was made of. */
@@ -28,8 +29,16 @@ export class SlotBook {
     return books.getOrInsertComputed(client, () => new SlotBook(client.info.maxBatchSize))
   }
 
-  /** The slot that is asked for; without one, of those with the least to do the one used longest ago. */
+  /**
+   * The slot that is asked for; without one (-1), of those with the least to do the one used longest ago. RequestError
+   * 400 where there is none of that number.
+   */
   take(id: number): Slot {
+    if (id >= this.slots.length)
+      throw new RequestError(400, `id_slot ${id}: there are ${this.slots.length} slots`, {
+        code: "invalid_value",
+        param: "id_slot",
+      })
     const [idlest] = this.slots.toSorted((a, b) => a.active - b.active || a.usedMs - b.usedMs)
     const slot = this.slots[id] ?? idlest
     if (slot === undefined) throw new RangeError("an engine without places")

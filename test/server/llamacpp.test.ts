@@ -116,6 +116,76 @@ describe("slots", () => {
 })
 
 describe("/completion", () => {
+  test("several prompts, texts in objects, and prompts of tokens", async () => {
+    const { post, client } = testServer({ answer: (call) => "ab".charAt(call) })
+    const both = (await json(post("/completions", { prompt: ["x", [121, "z"]] }))) as Json[]
+    expect(both.map((one) => [at(one, "index"), at(one, "content")])).toEqual([
+      [0, "a"],
+      [1, "b"],
+    ])
+    expect([client.prompt(0), client.prompt(1)]).toEqual(["x", "yz"])
+    await json(post("/completion", { prompt: { prompt_string: "one" } }))
+    expect(client.prompt(2)).toBe("one")
+    expect((await json(post("/completion", { prompt: ["a", 98] }))) as object).toHaveProperty(
+      "index",
+      0,
+    )
+    expect(client.prompt(3)).toBe("ab")
+    expect((await post("/completion", { prompt: [{ text: "a" }] })).status).toBe(400)
+  })
+
+  test("fields: settings, those asked for, tokens of a stream, ids of the likeliest", async () => {
+    const { post, client } = testServer({ answer: "a\nb" })
+    const body = await json(
+      post("/completion", { prompt: "x", seed: 4, n_predict: 9, ignore_eos: true }),
+    )
+    expect(body).toMatchObject({ has_new_line: true })
+    expect(at(body, "generation_settings")).toMatchObject({
+      seed: 4,
+      n_predict: 9,
+      ignore_eos: true,
+    })
+    expect(list(body, "generation_settings", "logit_bias").at(-1)).toMatchObject({ bias: null })
+    const fields = ["content", "generation_settings/n_predict", "nothing/there"]
+    const few = await json(
+      post("/completion", { prompt: "x", n_predict: 3, response_fields: fields }),
+    )
+    expect(few).toEqual({ content: "a\nb", "generation_settings/n_predict": 3 })
+    const streamed = await (await post("/completion", { prompt: "x", stream: true })).text()
+    const tokens = streamed
+      .split("\n\n")
+      .filter((line) => line.startsWith("data: "))
+      .flatMap((line) => (JSON.parse(line.slice(6)) as { tokens: number[] }).tokens)
+    expect(tokens).toEqual(bytes("a\nb"))
+    const likely = await json(post("/completion", { prompt: "x", n_probs: 2 }))
+    const [first] = list(likely, "completion_probabilities")
+    expect(at(first as Json, "id")).toBe(97)
+    for (const one of list(first as Json, "top_logprobs"))
+      expect(typeof at(one, "id")).toBe("number")
+    await json(post("/completion", { prompt: "x", logit_bias: { bc: -3, "100": false } }))
+    expect(client.calls.at(-1)!.params.logitBias).toEqual([
+      [98, -3],
+      [99, -3],
+      [100, Number.NEGATIVE_INFINITY],
+    ])
+  })
+
+  test("llama.cpp's other names of routes, and slots of conversations", async () => {
+    const { post, app, client } = testServer()
+    const messages = [{ role: "user", content: "hi" }]
+    expect((await app.request("/models")).status).toBe(200)
+    expect((await app.request("/v1/health")).status).toBe(200)
+    const body = await json(post("/chat/completions", { messages, id_slot: 2 }))
+    expect(at(body, "choices", 0, "message", "content")).toBe("Hello, world!")
+    const counted = await json(post("/chat/completions/input_tokens", { messages }))
+    expect(at(counted, "input_tokens")).toBe(client.calls[0]!.ids.length)
+    expect(await json(post("/slots/2?action=erase", {}))).toEqual({
+      id_slot: 2,
+      n_erased: client.calls[0]!.ids.length + "Hello, world!".length,
+    })
+    expect((await post("/chat/completions", { messages, id_slot: 50 })).status).toBe(400)
+  })
+
   test("whole", async () => {
     const { post, client } = testServer({ answer: "Hello", cachedTokens: 2 })
     const body = await json(post("/completion", { prompt: ["ab", 99], n_predict: 50, seed: 3 }))

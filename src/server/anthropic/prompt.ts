@@ -1,6 +1,7 @@
 import { type ChatOptions, type ChatPrompt, chatPrompt, type Tool } from "../chat.ts"
 import { type RequestContext, type ServerContext, type ServerRoot, useModel } from "../context.ts"
 import { endsUnfinished } from "../continue.ts"
+import { jsonFormat } from "../tools/answer-grammar.ts"
 import type { TemplateMessage } from "../types.ts"
 import type { AnthropicMessage, CountRequest, MessagesRequest } from "./schema.ts"
 
@@ -38,7 +39,7 @@ function optionsOf(body: CountRequest | MessagesRequest): ChatOptions {
     ...(choice?.type === "tool" ? { toolChoice: { name: choice.name } } : {}),
     strictTools: body.tools?.some(({ strict }) => strict === true) === true,
     ...(thinking ? { vars: { enable_thinking: thinking.type !== "disabled" } } : {}),
-    ...(format ? { content: { type: "json_schema", json_schema: format.schema } } : {}),
+    ...(format ? { content: jsonFormat(format.schema) } : {}),
     reasoning: "auto",
     thinkingBudget:
       thinking?.type === "enabled" ? (thinking.budget_tokens ?? undefined) : undefined,

@@ -1,4 +1,4 @@
-import { RequestError } from "../../errors.ts"
+import { type GenerateParams, SAMPLER_NAMES } from "../../worker/protocol.ts"
 import { openaiErrorBody } from "../api-error.ts"
 import { constrain } from "../chat.ts"
 import {
@@ -20,9 +20,10 @@ import { errorSchema } from "../openai/schema.ts"
 import { readBody } from "../request.ts"
 import { extraSampling, generateParams } from "../sampling.ts"
 import { stopStrings } from "../schema.ts"
-import { SlotBook } from "../slots.ts"
+import { type Slot, SlotBook } from "../slots.ts"
 import { eventResponse } from "../stream.ts"
 import { grammarText, jsonFormat } from "../tools/answer-grammar.ts"
+import type { ServerTokenizer } from "../types.ts"
 import {
   completionRequestSchema,
   completionResponseSchema,
@@ -47,11 +48,11 @@ export function addCompletion(app: App, root: ServerRoot): void {
   app.post("/completion", async (c) => {
     const body = await readBody(c, completionRequestSchema)
     const context = await useModel(root, c, body.model)
-    const ids = idsOf(context.tokenizer, body.prompt, "prompt", {
-      addSpecial: true,
-      parseSpecial: true,
-    })
-    return complete(context, c, body, ids, "prompt")
+    const how = { addSpecial: true, parseSpecial: true }
+    const prompts = promptsOf(body.prompt).map((one) =>
+      idsOf(context.tokenizer, one, "prompt", how),
+    )
+    return complete(context, c, body, prompts, "prompt")
   })
 
   document(app, {
@@ -78,7 +79,7 @@ export function addCompletion(app: App, root: ServerRoot): void {
       maxTokens: predicted(context, body),
       param: "input_prefix",
     })
-    return complete(context, c, { ...body, prompt: prompt ?? "" }, ids, "input_prefix")
+    return complete(context, c, { ...body, prompt: prompt ?? "" }, [ids], "input_prefix")
   })
 }
 
@@ -91,15 +92,27 @@ function predicted(
   return asked < 0 ? undefined : Math.max(1, asked)
 }
 
+type Prompt = string | readonly (string | number)[]
+
+/** One text or list with tokens in it; of a list of texts, or of such lists, each is one. */
+function promptsOf(prompt: LlamaCompletionRequest["prompt"]): readonly Prompt[] {
+  if (typeof prompt === "string") return [prompt]
+  if (!Array.isArray(prompt)) return [prompt.prompt_string]
+  const isOne = prompt.some((part) => typeof part === "number")
+  if (isOne) return [prompt as (string | number)[]]
+  return prompt.map((part) =>
+    typeof part === "object" && !Array.isArray(part) ? part.prompt_string : (part as Prompt),
+  )
+}
+
 async function complete(
   context: ServerContext,
   c: RequestContext,
   body: LlamaCompletionRequest,
-  ids: Int32Array,
+  prompts: readonly Int32Array[],
   param: string,
 ): Promise<Response> {
   const { client, config, tokenizer } = context
-  const maxTokens = fitTokens(client, ids.length, predicted(context, body), param)
   const sampling = {
     temperature: body.temperature,
     topK: body.top_k,
@@ -110,62 +123,84 @@ async function complete(
     frequencyPenalty: body.frequency_penalty,
     seed: body.seed,
     ignoreEos: body.ignore_eos,
-    logitBias: biasOf(body.logit_bias),
-    logprobs: wantsTokens(body) ? (body.n_probs ?? 0) : undefined,
+    logitBias: biasOf(body.logit_bias, tokenizer),
+    logprobs: (body.n_probs ?? 0) > 0 ? (body.n_probs ?? 0) : undefined,
     extra: extraSampling(body),
   }
-  const params = constrain(generateParams(sampling, maxTokens, config.defaults, tokenizer), {
-    grammar: grammarOf(body),
+  const grammar = grammarOf(body)
+  const sequences = prompts.map((ids) => {
+    const maxTokens = fitTokens(client, ids.length, predicted(context, body), param)
+    const free = generateParams(sampling, maxTokens, config.defaults, tokenizer)
+    return { ids, params: constrain(free, { grammar }) }
   })
   const book = SlotBook.of(client)
   const asked = body.id_slot ?? -1
-  if (asked >= book.slots.length)
-    throw new RequestError(400, `id_slot ${asked}: there are ${book.slots.length} slots`, {
-      code: "invalid_value",
-      param: "id_slot",
-    })
-  const slot = book.take(asked)
-  const generated: number[] = []
+  const parts = sequences.map(({ ids, params }) => {
+    const generated: number[] = []
+    return { ids, params, generated, slot: book.take(asked) }
+  })
   const start = (): Generation =>
-    startGeneration(context, c, [{ ids, params }], stopStrings(body.stop), {
-      onToken: (_, token) => generated.push(token),
-      onEnd: () => book.settle(slot, ids, generated),
+    startGeneration(context, c, sequences, stopStrings(body.stop), {
+      onToken: (choice, token) => parts[choice]?.generated.push(token),
+      onEnd: () => {
+        for (const { slot, ids, generated } of parts) book.settle(slot, ids, generated)
+      },
     })
   let generation: Generation
   try {
     generation = start()
   } catch (error) {
-    book.giveBack(slot)
+    for (const { slot } of parts) book.giveBack(slot)
     throw error
   }
-  if (params.grammar !== undefined) await generation.accepted()
-  const answer: Answer = { context, body, generation, idSlot: slot.id }
-  if (body.stream !== true) return c.json(await whole(answer))
+  if (grammar !== undefined) await generation.accepted()
+  const answer: Answer = { context, body, generation, parts }
+  if (body.stream !== true) {
+    const all = await whole(answer)
+    return c.json(all.length === 1 ? all[0] : all)
+  }
   return eventResponse(
     pieces(answer),
     streamOptions(context, c, openaiErrorBody, aborting(generation)),
   )
 }
 
+/** One of the texts that a request asks for. */
+interface Part {
+  readonly params: GenerateParams
+  /** Tokens as they came, the one that ended the text included. */
+  readonly generated: readonly number[]
+  readonly slot: Slot
+}
+
 interface Answer {
   readonly context: ServerContext
   readonly body: LlamaCompletionRequest
   readonly generation: Generation
-  readonly idSlot: number
+  /** By prompt. */
+  readonly parts: readonly Part[]
 }
 
-/** Token ids come with the log-probabilities. */
-function wantsTokens(body: LlamaCompletionRequest): boolean {
-  return body.return_tokens === true || (body.n_probs ?? 0) > 0
+function partOf({ parts }: Answer, choice: number): Part {
+  const part = parts[choice]
+  if (part === undefined) throw new RangeError(`choice ${choice}`)
+  return part
 }
 
-/** `false` forbids a token. */
-function biasOf(bias: LlamaCompletionRequest["logit_bias"]): Record<string, number> | undefined {
+/** `false` forbids a token; a text stands for its tokens. */
+function biasOf(
+  bias: LlamaCompletionRequest["logit_bias"],
+  tokenizer: ServerTokenizer,
+): Record<string, number> | undefined {
   if (bias === undefined || bias === null) return undefined
-  if (!Array.isArray(bias)) return bias
-  return Object.fromEntries(
-    bias.map(([id, value]) => [String(id), value === false ? Number.NEGATIVE_INFINITY : value]),
-  )
+  const entries = Array.isArray(bias) ? bias : Object.entries(bias)
+  const out: Record<string, number> = {}
+  for (const [key, value] of entries) {
+    const isId = typeof key === "number" || /^\d+$/.test(key)
+    const ids = isId ? [Number(key)] : tokenizer.encode(key, { addSpecial: false })
+    for (const id of ids) out[String(id)] = value === false ? Number.NEGATIVE_INFINITY : value
+  }
+  return out
 }
 
 function grammarOf({ grammar, json_schema }: LlamaCompletionRequest): string | undefined {
@@ -173,61 +208,145 @@ function grammarOf({ grammar, json_schema }: LlamaCompletionRequest): string | u
   return grammar ? grammarText({ type: "grammar", grammar }) : undefined
 }
 
-async function whole(answer: Answer): Promise<unknown> {
-  let content = ""
-  const tokens: TokenLogprob[] = []
+/** By prompt. */
+async function whole(answer: Answer): Promise<Record<string, unknown>[]> {
+  const { body } = answer
+  const texts = answer.parts.map(() => "")
+  const logprobs = answer.parts.map((): TokenLogprob[] => [])
+  const done: Record<string, unknown>[] = []
   for await (const event of answer.generation) {
-    if (event.type === "end") return { ...ending(answer, event), content, ...shown(answer, tokens) }
-    content += event.text
-    tokens.push(...event.logprobs)
+    const { choice } = event
+    if (event.type === "text") {
+      texts[choice] += event.text
+      logprobs[choice]?.push(...event.logprobs)
+      continue
+    }
+    const { generated } = partOf(answer, choice)
+    const content = texts[choice] ?? ""
+    const isEnded = event.finishReason === "stop" && event.stopString === undefined
+    const tokens = body.return_tokens === true ? generated.slice(0, isEnded ? -1 : undefined) : []
+    done[choice] = chosen(body, {
+      ...ending(answer, event, content.includes("\n")),
+      content,
+      tokens,
+      ...probabilities(answer, logprobs[choice] ?? []),
+    })
   }
-  throw new RangeError("the answer has no end")
+  return done
 }
 
 async function* pieces(answer: Answer): AsyncGenerator<{ data: unknown }> {
+  const { body } = answer
+  const hasNewLine = answer.parts.map(() => false)
+  const sent = answer.parts.map(() => 0)
   for await (const event of answer.generation) {
-    if (event.type === "end") yield { data: { ...ending(answer, event), content: "", tokens: [] } }
-    else {
-      const { text, logprobs } = event
-      yield {
-        data: {
-          index: 0,
-          content: text,
-          stop: false,
-          id_slot: answer.idSlot,
-          ...shown(answer, logprobs),
-        },
+    const { choice } = event
+    const { generated, slot } = partOf(answer, choice)
+    if (event.type === "end") {
+      const last = {
+        ...ending(answer, event, hasNewLine[choice] === true),
+        content: "",
+        tokens: [],
       }
+      yield { data: chosen(body, last) }
+    } else {
+      const { text, logprobs, completionTokens } = event
+      hasNewLine[choice] ||= text.includes("\n")
+      const tokens = generated.slice(sent[choice], completionTokens)
+      sent[choice] = completionTokens
+      const piece = { index: choice, content: text, tokens, stop: false, id_slot: slot.id }
+      yield { data: { ...piece, ...probabilities(answer, logprobs) } }
     }
   }
 }
 
-function shown(
+/** Only what is asked for: names, or a/b for a part of a part. */
+function chosen(
+  { response_fields: fields }: LlamaCompletionRequest,
+  whole: Record<string, unknown>,
+): Record<string, unknown> {
+  if (fields === undefined || fields === null || fields.length === 0) return whole
+  const entries = fields.flatMap((field): [string, unknown][] => {
+    const keys = field.split("/")
+    let value: unknown = whole
+    for (const key of keys) {
+      if (typeof value !== "object" || value === null || !Object.hasOwn(value, key)) return []
+      value = (value as Record<string, unknown>)[key]
+    }
+    return [[field, value]]
+  })
+  return Object.fromEntries(entries)
+}
+
+/** As chat completions have them, with the tokens' ids. */
+function probabilities(
   { body, context }: Answer,
   tokens: readonly TokenLogprob[],
-): Record<string, unknown> {
-  const probabilities = (body.n_probs ?? 0) > 0
+): { completion_probabilities?: unknown } {
+  if ((body.n_probs ?? 0) === 0) return {}
+  const { content } = chatLogprobs(context.tokenizer, tokens)
   return {
-    tokens: body.return_tokens === true ? tokens.map(({ token }) => token) : [],
-    ...(probabilities
-      ? { completion_probabilities: chatLogprobs(context.tokenizer, tokens).content }
-      : {}),
+    completion_probabilities: content.map(({ top_logprobs: top, ...own }, i) => ({
+      id: tokens[i]?.token,
+      ...own,
+      top_logprobs: top.map((one, j) => ({ id: tokens[i]?.top[j]?.[0], ...one })),
+    })),
+  }
+}
+
+/** What the request came to, by llama.cpp's names. */
+function settingsOf({ body, context }: Answer, { params }: Part): Record<string, unknown> {
+  const ends = params.ignoreEos === true ? [...context.tokenizer.eogIds] : []
+  return {
+    // what stands for minus infinity in JSON
+    logit_bias: [...(params.logitBias ?? []), ...ends.map((id) => [id, null] as const)].map(
+      ([token, bias]) => ({ token, bias: Number.isFinite(bias) ? bias : null }),
+    ),
+    n_predict: body.n_predict ?? params.maxTokens,
+    max_tokens: params.maxTokens,
+    seed: params.seed ?? -1,
+    temperature: params.temperature,
+    top_k: params.topK,
+    top_p: params.topP,
+    min_p: params.minP,
+    typical_p: params.typicalP ?? 1,
+    top_n_sigma: params.topNSigma ?? 0,
+    xtc_probability: params.xtcProbability ?? 0,
+    xtc_threshold: params.xtcThreshold ?? 0.1,
+    dynatemp_range: params.dynatempRange ?? 0,
+    dynatemp_exponent: params.dynatempExponent ?? 1,
+    repeat_last_n: params.penaltyLastN ?? -1,
+    repeat_penalty: params.repetitionPenalty,
+    presence_penalty: params.presencePenalty,
+    frequency_penalty: params.frequencyPenalty,
+    dry_multiplier: params.dryMultiplier ?? 0,
+    mirostat: params.mirostat ?? 0,
+    mirostat_tau: params.mirostatTau ?? 5,
+    mirostat_eta: params.mirostatEta ?? 0.1,
+    ignore_eos: params.ignoreEos === true,
+    stop: stopStrings(body.stop),
+    stream: body.stream === true,
+    n_probs: body.n_probs ?? 0,
+    samplers: params.samplers ?? SAMPLER_NAMES,
   }
 }
 
 function ending(
-  { body, context, idSlot }: Answer,
+  answer: Answer,
   event: GenerationEvent & { type: "end" },
-): object {
+  hasNewLine: boolean,
+): Record<string, unknown> {
+  const { body, context } = answer
+  const part = partOf(answer, event.choice)
   const { usage, timings, finishReason, stopString } = event
   const type = finishReason === "length" ? "limit" : stopString === undefined ? "eos" : "word"
   const { predicted_per_second, prompt_per_second, ...times } = timingsOf([
     { prompt: 0, usage, timings },
   ])
   return {
-    index: 0,
+    index: event.choice,
     stop: true,
-    id_slot: idSlot,
+    id_slot: part.slot.id,
     model: context.model.name,
     prompt: body.prompt,
     stop_type: type,
@@ -235,6 +354,8 @@ function ending(
     tokens_predicted: usage.completionTokens,
     tokens_evaluated: usage.promptTokens,
     tokens_cached: usage.cachedTokens,
+    generation_settings: settingsOf(answer, part),
+    has_new_line: hasNewLine,
     truncated: false,
     timings: { ...times, prompt_per_second, predicted_per_second },
   }

@@ -4,6 +4,7 @@ import { chatRequestSchema } from "../openai/schema.ts"
 import {
   accepted,
   extraSamplingFields,
+  MAX_CHOICES,
   MAX_TOP_LOGPROBS,
   refused,
   samplersSchema,
@@ -16,6 +17,17 @@ const model = z.string().nullish().openapi({ description: "Default: the default 
 const tokenId = z.int().min(0)
 /** Text, tokens, or both in turns. */
 const mixed = z.union([z.string(), z.array(z.union([z.string(), tokenId])).min(1)])
+
+/** Several of them, or one in an object. */
+const oneObject = z.looseObject({ prompt_string: z.string() })
+const prompts = z.union([
+  mixed,
+  oneObject,
+  z
+    .array(z.union([mixed, oneObject]))
+    .min(1)
+    .max(MAX_CHOICES),
+])
 
 export const tokenizeRequestSchema = z
   .looseObject({
@@ -58,7 +70,7 @@ export const templateResponseSchema = z
 export const completionRequestSchema = z
   .looseObject({
     model,
-    prompt: mixed,
+    prompt: prompts,
     n_predict: z
       .int()
       .min(-1)
@@ -79,12 +91,17 @@ export const completionRequestSchema = z
     json_schema: z.union([z.boolean(), z.record(z.string(), z.unknown())]).nullish(),
     logit_bias: z
       .union([
-        z.record(z.string().regex(/^\d+$/, "keys are token ids"), z.number()),
-        z.array(z.tuple([tokenId, z.union([z.number(), z.literal(false)])])),
+        z.record(z.string(), z.union([z.number(), z.literal(false)])),
+        z.array(z.tuple([z.union([tokenId, z.string()]), z.union([z.number(), z.literal(false)])])),
       ])
       .nullish(),
     ignore_eos: z.boolean().nullish(),
     return_tokens: z.boolean().nullish(),
+    response_fields: z
+      .array(z.string().min(1).max(100))
+      .max(64)
+      .nullish()
+      .openapi({ description: "Only these fields of the answer; a/b is a part of one" }),
     cache_prompt: accepted("prefix reuse is the server's setting"),
     id_slot: z
       .int()
@@ -125,6 +142,8 @@ export const completionResponseSchema = z
     tokens_predicted: z.int(),
     tokens_evaluated: z.int(),
     tokens_cached: z.int(),
+    generation_settings: z.record(z.string(), z.unknown()),
+    has_new_line: z.boolean(),
     truncated: z.literal(false),
     timings: z.record(z.string(), z.number()),
   })

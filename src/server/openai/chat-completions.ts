@@ -27,7 +27,13 @@ import type { AnswerPart } from "../tools/answer.ts"
 import { completionId, contentFormat, envelope, samplingOf } from "./common.ts"
 import { chatLogprobs, type FinishedChoice, promptLogprobs, timingsOf, usageOf } from "./format.ts"
 import { templateMessage } from "./messages.ts"
-import { type ChatRequest, chatRequestSchema, chatResponseSchema, errorSchema } from "./schema.ts"
+import {
+  type ChatRequest,
+  chatRequestSchema,
+  chatResponseSchema,
+  errorSchema,
+  inputTokensSchema,
+} from "./schema.ts"
 
 export function addChatCompletions(app: App, root: ServerRoot): void {
   document(app, {
@@ -68,6 +74,7 @@ export function addChatCompletions(app: App, root: ServerRoot): void {
       stop: stopStrings(body.stop),
       count,
       oneCall: body.parallel_tool_calls === false,
+      idSlot: body.id_slot ?? undefined,
     })
     const answer: Answer = {
       id: completionId("chatcmpl"),
@@ -84,6 +91,28 @@ export function addChatCompletions(app: App, root: ServerRoot): void {
       chunks(answer),
       streamOptions(context, c, openaiErrorBody, aborting(generation)),
     )
+  })
+}
+
+/** How many tokens a conversation has as the model gets it. */
+export function addInputTokens(app: App, root: ServerRoot): void {
+  document(app, {
+    method: "post",
+    path: "/v1/chat/completions/input_tokens",
+    summary: "Count a conversation's tokens",
+    tags: ["llama.cpp"],
+    request: { body: jsonContent(chatRequestSchema, "As for an answer") },
+    responses: {
+      200: jsonContent(inputTokensSchema, "The tokens"),
+      "4XX": jsonContent(errorSchema, "Why the request is refused"),
+    },
+  })
+  app.post("/v1/chat/completions/input_tokens", async (c) => {
+    const body = await readBody(c, chatRequestSchema)
+    const context = await useModel(root, c, body.model)
+    const options = chatOptions(body, context.config.reasoningFormat)
+    const { ids } = chatPrompt(context, body.messages.map(templateMessage), options)
+    return c.json({ object: "response.input_tokens", input_tokens: ids.length })
   })
 }
 

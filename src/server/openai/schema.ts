@@ -203,6 +203,12 @@ export const chatRequestSchema = z
       .record(z.string(), z.unknown())
       .nullish()
       .openapi({ description: "Extension; variables for the chat template" }),
+    id_slot: z
+      .int()
+      .min(-1)
+      .nullish()
+      .openapi({ description: "Extension; llama.cpp's slot, which can be saved then" }),
+    verbose: accepted("what the prompt became, /apply-template shows"),
     continue_final_message: z
       .boolean()
       .nullish()
@@ -329,6 +335,10 @@ export const chatResponseSchema = z
     timings,
   })
   .openapi("ChatCompletion")
+
+export const inputTokensSchema = z
+  .object({ object: z.literal("response.input_tokens"), input_tokens: z.int() })
+  .openapi("InputTokens")
 
 export const completionResponseSchema = z
   .object({

@@ -14,7 +14,27 @@ export function grammarText(format: AnswerFormat): string {
 
 /** JSON by a schema; `true` for any value. */
 export function jsonFormat(schema: boolean | Record<string, unknown>): AnswerFormat {
-  return { type: "json_schema", json_schema: schema }
+  return { type: "json_schema", json_schema: typeof schema === "boolean" ? schema : modern(schema) }
+}
+
+/** Keywords whose value is data, in which nothing is a schema. */
+const DATA: ReadonlySet<string> = new Set(["const", "default", "enum", "examples"])
+
+/** Lists in `items`, as drafts before 2020-12 have tuples, become `prefixItems`, which xgrammar knows. */
+function modern<T>(schema: T): T {
+  if (Array.isArray(schema)) return schema.map(modern) as T
+  if (typeof schema !== "object" || schema === null) return schema
+  const out: Record<string, unknown> = {}
+  for (const [key, value] of Object.entries(schema))
+    out[key] = DATA.has(key) ? value : modern(value as unknown)
+  const { items, additionalItems } = out
+  // a property may be called items too: its value is a schema and no list
+  if (!Array.isArray(items)) return out as T
+  delete out["items"]
+  delete out["additionalItems"]
+  out["prefixItems"] = items
+  if (additionalItems !== undefined) out["items"] = additionalItems
+  return out as T
 }
 
 /**

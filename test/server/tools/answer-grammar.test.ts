@@ -143,6 +143,18 @@ describe("formats", () => {
     expect(afterReasoning(json, THINK_TAGS, "closed")).toBe(json)
   })
 
+  test("tuples of older drafts", async () => {
+    const items = [{ const: 1 }, { enum: ["a"] }]
+    const tuple = jsonFormat({
+      type: "object",
+      properties: { t: { type: "array", items, additionalItems: false, minItems: 2 } },
+      required: ["t"],
+    })
+    expect(await accepts(tuple, '{"t": [1, "a"]}')).toBe(true)
+    expect(await accepts(tuple, '{"t": ["a", 1]}')).toBe(false)
+    expect(await accepts(tuple, '{"t": [1, "a", 2]}')).toBe(false)
+  })
+
   test("schemas: references, patterns, formats, enums", async () => {
     const tree = jsonFormat({
       $defs: {
