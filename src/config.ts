@@ -66,6 +66,8 @@ export interface EngineConfig {
   readonly repack: boolean
   /** Long prompts take experts of the CPU to the GPU, layer by layer, where rules or the automatic placement have it so. */
   readonly streamExperts: boolean
+  /** Counts of `kt experts record`, by which the automatic placement chooses experts for the GPU. */
+  readonly expertStats: string | undefined
   /** Steps that generate are recorded once a batch size and launched as one graph. */
   readonly stepGraph: boolean
 }
@@ -149,6 +151,8 @@ export const CONFIG_OPTIONS: readonly ConfigOption[] = [
     help: "rearrange weights for the CPU's vector width at load" },
   { key: "streamExperts", flag: "stream-experts", aliases: [], type: "boolean", default: true,
     help: "compute long prompts with the CPU's experts on the GPU, brought there layer by layer" },
+  { key: "expertStats", flag: "expert-stats", aliases: [], type: "string", default: undefined,
+    help: "counts of `kt experts record`: without --rules the experts that are used most are on the GPU" },
   { key: "stepGraph", flag: "step-graph", aliases: ["cuda-graph", "use_cuda_graph"], type: "boolean", default: true,
     help: "launch steps that generate as one graph each; --no-step-graph calls op by op" },
 ]

@@ -426,6 +426,15 @@ fn bf16(e: *const Active) bool {
     return e.tile == groups.bf16_tile;
 }
 
+/// Whether a token has an expert twice: then tokens of one expert are not all different.
+fn repeats(ids: []const i32, k: usize) bool {
+    var start: usize = 0;
+    while (start < ids.len) : (start += k) {
+        for (ids[start..][0..k], 0..) |id, j| if (std.mem.indexOfScalar(i32, ids[start..][0..j], id) != null) return true;
+    }
+    return false;
+}
+
 pub fn kt_fused_experts(handle: ?*c.kt_ctx_t, args: ?*const c.kt_experts_args_t) c.kt_status_t {
     const ctx = ctx_mod.from(handle) orelse return invalid;
     const a = args orelse return status.invalid("args are NULL", .{});
@@ -466,7 +475,7 @@ pub fn kt_fused_experts(handle: ?*c.kt_ctx_t, args: ?*const c.kt_experts_args_t)
             .scaled = scaled,
             .count = if (scaled) pairs else tokens,
         },
-        .private = (if (scaled) pairs else tokens) <= max_private,
+        .private = (if (scaled) pairs else tokens) <= max_private and !repeats(id_values, k),
         .out = check.rows("out", to) orelse return invalid,
         .act = a.act,
         .gate = gate,

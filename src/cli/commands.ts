@@ -7,6 +7,7 @@ export const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
   run: async () => (await import("./run.ts")).run,
   embed: async () => (await import("./embed.ts")).embed,
   bench: async () => (await import("./bench.ts")).bench,
+  experts: async () => (await import("./experts.ts")).experts,
   plan: async () => (await import("./plan.ts")).plan,
   pull: async () => (await import("./pull.ts")).pull,
   create: async () => (await import("./own-models.ts")).create,

@@ -28,6 +28,7 @@ export const COMPUTE_KEYS: readonly EngineKey[] = [
   "repack",
   "stepGraph",
   "streamExperts",
+  "expertStats",
 ]
 
 /** Options of an engine that answers one conversation. */

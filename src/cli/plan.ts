@@ -50,6 +50,8 @@ A model that does not fit is an error that says what is needed and what there is
     "maxBatchSize",
     "maxBatchTokens",
     "expertsPerToken",
+    "streamExperts",
+    "expertStats",
     "draft",
     "prefixCache",
     "fuse",

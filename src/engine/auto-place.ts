@@ -1,4 +1,5 @@
 import type { EngineConfig } from "../config.ts"
+import { ConfigError } from "../errors.ts"
 import { kvBytesPerPage } from "../kvcache/pool.ts"
 import { stateBytesPerSlot } from "../kvcache/state-pool.ts"
 import { maxContextLength, type ModelConfig } from "../models/config.ts"
@@ -12,6 +13,7 @@ import type { GgufFile } from "../weights/gguf.ts"
 import { resolveWeights } from "../weights/load.ts"
 import type { SafetensorsFile } from "../weights/safetensors.ts"
 import type { LayerLayout, Layout } from "./auto-rules.ts"
+import { type ExpertStats, readExpertStats } from "./expert-stats.ts"
 import { kvLayers, kvType, stateLayers, stateSlots } from "./kv-layers.ts"
 import { workspaceBytes } from "./plan.ts"
 import { maxRunning } from "./scheduler.ts"
@@ -96,17 +98,23 @@ export function chooseLayout(
     if (d >= 0) room[d] = (room[d] ?? 0) - (needs[i] ?? 0)
     const device = budgets[d]?.device ?? "cpu"
     const hasExperts = (sizes.layers[i]?.experts ?? 0) > 0
-    return { device, experts: hasExperts ? "cpu" : undefined, streams: false }
+    return { device, experts: hasExperts ? "cpu" : undefined, streams: false, onDevice: [] }
   })
   if (config.streamExperts) keepStreamRoom(layers, devices, room, sizes)
-  for (const [i, layer] of layers.entries()) {
+  const stats = config.expertStats === undefined ? undefined : readExpertStats(config.expertStats)
+  for (const [i, expert] of expertsInOrder(layers, model.num_experts, stats)) {
+    const layer = layers[i] as LayerChoice
     const d = devices[i] as number
-    const bytes = sizes.layers[i]?.experts ?? 0
-    if (layer.experts === undefined || d < 0 || (room[d] ?? 0) < bytes) continue
+    const bytes = (sizes.layers[i]?.experts ?? 0) / model.num_experts
+    if (d < 0 || (room[d] ?? 0) < bytes) continue
     room[d] = (room[d] ?? 0) - bytes
+    layer.onDevice.push(expert)
+    if (layer.onDevice.length < model.num_experts) continue
     layer.experts = layer.device
     layer.streams = false
+    layer.onDevice = []
   }
+  for (const layer of layers) layer.onDevice.sort((a, b) => a - b)
   const head = budgets[last]?.device ?? "cpu"
   const first = devices[0] as number
   const takesTable = sizes.isTied
@@ -119,6 +127,30 @@ interface LayerChoice {
   device: string
   experts: string | undefined
   streams: boolean
+  onDevice: number[]
+}
+
+/** Layer and number of each expert: the most used ones first, or without counts layer after layer. */
+function expertsInOrder(
+  layers: readonly LayerChoice[],
+  count: number,
+  stats: ExpertStats | undefined,
+): (readonly [layer: number, expert: number])[] {
+  const all = layers.flatMap(({ experts }, i) =>
+    experts === undefined ? [] : Array.from({ length: count }, (_, e) => [i, e] as const),
+  )
+  if (stats === undefined) return all
+  const uses = layers.map((_, i) => {
+    const path = Object.keys(stats.layers).find((one) => one.startsWith(`model.layers.${i}.`))
+    const counts = path === undefined ? undefined : stats.layers[path]
+    if (counts !== undefined && counts.length !== count)
+      throw new ConfigError(
+        `--expert-stats: ${path} has counts of ${counts.length} experts, the model has ${count}`,
+      )
+    return counts
+  })
+  const usesOf = ([i, e]: readonly [number, number]): number => uses[i]?.[e] ?? 0
+  return all.toSorted((a, b) => usesOf(b) - usesOf(a))
 }
 
 /** Where a device has no room for all experts of its layers, it keeps some for those that long prompts bring. */

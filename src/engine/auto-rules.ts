@@ -12,6 +12,8 @@ export interface LayerLayout {
   readonly experts: string | undefined
   /** Long prompts take the CPU's experts to the layer's device. */
   readonly streams?: boolean
+  /** Those of the CPU's experts that the layer's device has too. */
+  readonly onDevice?: readonly number[]
 }
 
 interface RuleText {
@@ -21,6 +23,7 @@ interface RuleText {
   readonly device: string
   /** Where it differs. */
   readonly prefill?: string
+  readonly gpuExperts?: string
   readonly recursive?: boolean
 }
 
@@ -32,13 +35,21 @@ export function rulesOf(layout: Layout, about: readonly string[]): string {
     { name: "^lm_head$", operator: "KFusedHead", device: head },
     { name: "^(model\\.norm|score)$", operator: "default", device: head },
   ]
-  const experts = groupBy(layers, ({ device, experts: own, streams }) =>
-    streams === true ? `${own} ${device}` : own,
+  const experts = groupBy(layers, ({ device, experts: own, streams, onDevice = [] }) =>
+    own === undefined ? own : `${own} ${streams === true ? device : own} ${onDevice.join(", ")}`,
   )
-  for (const [devices, indices] of experts) {
-    const [device = "cpu", prefill = device] = devices.split(" ")
+  for (const [key, indices] of experts) {
+    const [device = "cpu", prefill = device, ...ids] = key.split(" ")
+    const gpuExperts = ids.join(" ")
     const name = `^model\\.layers\\.${layerPattern(indices, layers.length)}\\.(mlp|feed_forward|block_sparse_moe)\\.experts$`
-    rules.push({ name, operator: "KTransformersExperts", device, prefill, recursive: false })
+    rules.push({
+      name,
+      operator: "KTransformersExperts",
+      device,
+      prefill,
+      gpuExperts,
+      recursive: false,
+    })
   }
   for (const [device, indices] of groupBy(layers, (layer) => layer.device)) {
     const layer = `^model\\.layers\\.${layerPattern(indices, layers.length)}`
@@ -75,6 +86,7 @@ function ruleText(rule: RuleText): string {
     `    class: ${rule.operator}`,
     "    kwargs:",
     ...Object.entries(kwargs).map(([key, value]) => `      ${key}: ${quoted(value)}`),
+    ...(rule.gpuExperts ? [`      gpu_experts: [${rule.gpuExperts}]`] : []),
     ...(rule.recursive === false ? ["  recursive: false"] : []),
     "  unused: ignore",
     "",

@@ -42,7 +42,7 @@ import {
 } from "./kv-layers.ts"
 import type { MemoryPlan } from "./memory-plan.ts"
 import { ModelRunner } from "./model-runner.ts"
-import { applyPlacement, cacheDevices } from "./placement.ts"
+import { applyPlacement, cacheDevices, placeResidents } from "./placement.ts"
 import { crossingLayers, memoryRate, planLines, planRows, predictedRate } from "./plan-report.ts"
 import { type ModelPlan, planDevices } from "./plan.ts"
 import { Pooler } from "./pooling.ts"
@@ -126,6 +126,8 @@ export class Engine implements Disposable {
     if (computing.length > 1 || built.madeRules !== undefined)
       for (const line of planText(built, plan, host)) hooks.onLog?.("info", line)
     const caches = cacheDevices(built.model, backend)
+    if (built.placement.residents.size > 0)
+      placeResidents(built.model, built.placement, backends.byDevice, config.repack, resources)
     if (backend.isa === "scalar" && process.arch === "x64")
       hooks.onLog?.("warning", "the scalar kernels run: KT_CPU_ISA says so or the CPU lacks AVX2")
     const repacking = computing.includes(host)

@@ -6,9 +6,12 @@ import type { Backend } from "../native/backend.ts"
 import { type Module, ModuleList, namedModules } from "../nn/module.ts"
 import { Experts } from "../nn/moe.ts"
 import { computeAcross } from "../nn/placed.ts"
+import { ResidentExperts } from "../nn/resident-experts.ts"
 import { RotaryEmbedding } from "../nn/rope.ts"
 import { KFusedLatentAttention } from "../operators/fused-latent.ts"
 import { KFusedAttention, KFusedDecoderLayer, KFusedHead, KFusedMLP } from "../operators/fused.ts"
+import type { Tensor } from "../tensor/tensor.ts"
+import { packForDevice } from "./backends.ts"
 
 /** Which device each module computes on. */
 export interface Placement {
@@ -18,6 +21,8 @@ export interface Placement {
   readonly byPath: ReadonlyMap<string, string>
   /** By the path of the host's experts: the device that long prompts take them to. */
   readonly streamed: ReadonlyMap<string, string>
+  /** By the path of the host's experts: those of them that their block's device has too. */
+  readonly residents: ReadonlyMap<string, readonly number[]>
   /** From so many tokens on, where rules say it; undefined: as measured. */
   readonly streamThreshold: number | undefined
 }
@@ -61,7 +66,43 @@ export function placeModules(
       `${root.config.model_type} models compute on one device, not on ${[...devices].join(" and ")}`,
     )
   const { threshold, streamed } = streamedExperts(root, plan, byPath, resolve)
-  return { devices: [...devices], byPath, streamed, streamThreshold: threshold }
+  const residents = residentExperts(root, plan, byPath)
+  return { devices: [...devices], byPath, streamed, residents, streamThreshold: threshold }
+}
+
+/** What `gpu_experts` asks for, of the host's experts in blocks on another device. */
+function residentExperts(
+  root: AnyModel,
+  { entries }: InjectionPlan,
+  byPath: ReadonlyMap<string, string>,
+): Map<string, readonly number[]> {
+  const residents = new Map<string, readonly number[]>()
+  for (const [path, module] of namedModules(root)) {
+    const wanted = entries.get(path)?.kwargs["gpu_experts"]
+    if (!(module instanceof Experts) || wanted === undefined || wanted === null) continue
+    const block = byPath.get(path.slice(0, path.lastIndexOf(".")))
+    if (byPath.get(path) !== "cpu" || block === undefined || block === "cpu") continue
+    const ids = chosenExperts(wanted, module.options.numExperts, path)
+    if (ids.length > 0) residents.set(path, ids)
+  }
+  return residents
+}
+
+function chosenExperts(wanted: KwargValue, count: number, path: string): number[] {
+  if (Array.isArray(wanted)) {
+    const ids = [...new Set(wanted.map(Number))].toSorted((a, b) => a - b)
+    const bad = ids.find((id) => id >= count)
+    if (bad !== undefined)
+      throw new ConfigError(`gpu_experts: ${path} has ${count} experts, none of number ${bad}`)
+    return ids
+  }
+  const number =
+    typeof wanted === "string"
+      ? Math.round((Number.parseFloat(wanted) / 100) * count)
+      : Number(wanted)
+  if (number > count)
+    throw new ConfigError(`gpu_experts ${String(wanted)}: ${path} has ${count} experts`)
+  return Array.from({ length: number }, (_, i) => i)
 }
 
 /** Experts of the host whose rules have another `prefill_device` and an operator there, on the device of their block. */
@@ -94,6 +135,7 @@ export function placeOn(device: string, root: Module): Placement {
     devices: [device],
     byPath: new Map(paths.map((path) => [path, device])),
     streamed: new Map(),
+    residents: new Map(),
     streamThreshold: undefined,
   }
 }
@@ -187,6 +229,24 @@ function checkFused(
     `${path} is on ${own}, but ${parentPath} on ${outer} is fused with it: rules must put both on one device`,
     { hint: "--no-fuse computes them apart" },
   )
+}
+
+/** Has experts of the host that a device is to have too be taken there when weights are bound. */
+export function placeResidents(
+  root: Module,
+  { byPath, residents }: Placement,
+  backends: ReadonlyMap<string, Backend>,
+  repack: boolean,
+  resources: DisposableStack,
+): void {
+  for (const [path, module] of namedModules(root)) {
+    const ids = residents.get(path)
+    const device = backends.get(byPath.get(path.slice(0, path.lastIndexOf("."))) ?? "")
+    if (!(module instanceof Experts) || ids === undefined || device === undefined) continue
+    const { numExperts } = module.options
+    const pack = (weight: Tensor): Tensor | null => (repack ? packForDevice(weight) : null)
+    module.residents = resources.use(new ResidentExperts(device, ids, numExperts, pack))
+  }
 }
 
 /** The devices of the layers' caches: of attention layers and of those that keep states, each in their order. */

@@ -37,6 +37,11 @@ function partsByDevice({ model, placement }: BuiltModel): Map<string, string> {
   const layers = new Map<string, number[]>()
   const experts = new Map<string, number[]>()
   const others = new Map<string, string[]>()
+  const resident = new Map<string, number>()
+  for (const [path, { length }] of placement.residents) {
+    const device = placement.byPath.get(path.slice(0, path.lastIndexOf("."))) ?? "cpu"
+    resident.set(device, (resident.get(device) ?? 0) + length)
+  }
   const add = <T>(to: Map<string, T[]>, device: string, value: T): void =>
     void to.set(device, [...(to.get(device) ?? []), value])
   for (const [path, module] of namedModules(model)) {
@@ -53,6 +58,7 @@ function partsByDevice({ model, placement }: BuiltModel): Map<string, string> {
       [
         ...(layers.has(device) ? [`layers ${ranges(layers.get(device) ?? [])}`] : []),
         ...(experts.has(device) ? [`experts of layers ${ranges(experts.get(device) ?? [])}`] : []),
+        ...(resident.has(device) ? [`${resident.get(device)} experts of others`] : []),
         ...(others.get(device) ?? []),
       ].join(", "),
     ]),
@@ -74,7 +80,11 @@ function tokenBytes({ model, weights, placement, config }: BuiltModel): Map<stri
     const share = module instanceof Experts ? expertShare(config) : 1
     const all = entries.reduce((sum, { byteLength }) => sum + byteLength, 0)
     const device = placement.byPath.get(path) ?? "cpu"
-    bytes.set(device, (bytes.get(device) ?? 0) + share * all)
+    // with all experts chosen alike
+    const own = (placement.residents.get(path)?.length ?? 0) / Math.max(1, config.num_experts)
+    const block = placement.byPath.get(path.slice(0, path.lastIndexOf("."))) ?? "cpu"
+    bytes.set(device, (bytes.get(device) ?? 0) + share * all * (1 - own))
+    if (own > 0) bytes.set(block, (bytes.get(block) ?? 0) + share * all * own)
   }
   return bytes
 }

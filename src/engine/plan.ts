@@ -93,12 +93,19 @@ export function weightBytes({ model, weights, placement }: BuiltModel): Map<stri
   const paths = new Map([...namedModules(model)].map(([path, module]) => [module, path]))
   const seen = new Set<string>()
   const bytes = new Map<string, number>()
-  for (const { module, entries } of resolveWeights(model, weights)) {
+  for (const { module, parameter, entries } of resolveWeights(model, weights)) {
     const device = placement.byPath.get(paths.get(module) ?? "") ?? "cpu"
+    const path = paths.get(module) ?? ""
+    const own = parameter.kind === "experts" ? placement.residents.get(path) : undefined
     for (const { name, byteLength } of entries) {
       if (seen.has(`${device} ${name}`)) continue
       seen.add(`${device} ${name}`)
       bytes.set(device, (bytes.get(device) ?? 0) + byteLength)
+      if (own === undefined) continue
+      const block = placement.byPath.get(path.slice(0, path.lastIndexOf("."))) ?? "cpu"
+      // one entry for all of them, or one each
+      const share = (byteLength * entries.length * own.length) / (parameter.shape[0] as number)
+      bytes.set(block, (bytes.get(block) ?? 0) + share / entries.length)
     }
   }
   return bytes

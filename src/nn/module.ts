@@ -37,6 +37,8 @@ export interface Parameter {
   readonly fallback?: string
   /** The stored values in another type, in memory of their own, or null: they stay as they are. On the CPU only. */
   readonly convert?: (stored: Tensor) => Tensor | null
+  /** Sees the stored values on the host before they are rearranged or leave it. */
+  readonly look?: ((stored: Tensor) => void) | undefined
   bind(tensor: Tensor): void
 }
 

@@ -17,6 +17,7 @@ import type { ForwardBatch } from "./forward-batch.ts"
 import { Handover } from "./handover.ts"
 import { Linear, type RMSNorm } from "./layers.ts"
 import { Module, type Parameter, registerModules, type TransposedStack } from "./module.ts"
+import type { ResidentExperts } from "./resident-experts.ts"
 
 /** A block of experts that may be asked to choose before attention, from the layer's input [T, hidden]. */
 export interface EarlyRouter {
@@ -82,8 +83,10 @@ export function addRoutedBlock(
     parts.options,
     handover?.routing,
   )
-  handover?.send(normed, block.sharedPart !== undefined)
+  const residents = handover && experts.residents
+  handover?.send(normed, block.sharedPart !== undefined || residents !== undefined)
   const shared = block.sharedPart?.(normed, batch)
+  if (residents !== undefined) add(x, residents.forward(normed, routing, experts.options), x)
   if (handover === undefined) experts.addTo(x, normed, routing, batch)
   else experts.addFrom(handover, x)
   if (shared !== undefined) add(x, shared, x)
@@ -156,7 +159,10 @@ export class Experts extends Module {
   readonly uses: Float64Array
   /** How the host's experts get to the device that their input is on, for steps of many tokens. */
   streamed: StreamedExperts | undefined
+  /** Those that a device has in its memory, of a layer whose others the host computes; set before weights are bound. */
+  residents: ResidentExperts | undefined
   #generated = 0
+  readonly #lateBiases: (() => void)[] = []
 
   constructor(options: ExpertsOptions) {
     super()
@@ -170,13 +176,28 @@ export class Experts extends Module {
     const narrow = [numExperts, hiddenSize, intermediateSize]
     const kind = "experts"
     const weights: Parameter[] = [
-      { name: names.gate, shape: wide, kind, ...this.#fused(0), bind: (t) => (this.gate_proj = t) },
-      { name: names.up, shape: wide, kind, ...this.#fused(1), bind: (t) => (this.up_proj = t) },
+      {
+        name: names.gate,
+        shape: wide,
+        kind,
+        ...this.#fused(0),
+        look: (stored) => this.residents?.take("gate", stored),
+        bind: (t) => (this.gate_proj = t),
+      },
+      {
+        name: names.up,
+        shape: wide,
+        kind,
+        ...this.#fused(1),
+        look: (stored) => this.residents?.take("up", stored),
+        bind: (t) => (this.up_proj = t),
+      },
       {
         name: names.down,
         shape: narrow,
         kind,
         ...this.#fused(),
+        look: (stored) => this.residents?.take("down", stored),
         bind: (t) => (this.down_proj = t),
       },
     ]
@@ -200,9 +221,17 @@ export class Experts extends Module {
 
   #bindBias(name: string, tensor: Tensor): void {
     const { names = NAMES } = this.options
+    const which =
+      name === names.gate ? "gateBias" : name === names.up ? "upBias" : ("downBias" as const)
+    // vectors have their values once all of them are bound
+    this.#lateBiases.push(() => this.residents?.takeBias(which, tensor))
     if (name === names.gate) this.gate_bias = tensor
     else if (name === names.up) this.up_bias = tensor
     else this.down_bias = tensor
+  }
+
+  override materialize(): void {
+    for (const take of this.#lateBiases.splice(0)) take()
   }
 
   /** Where checkpoints with stacks [experts, in, out] have a projection: gate is part 0 of gate_up_proj, up part 1. */
@@ -230,10 +259,12 @@ export class Experts extends Module {
     }
     copy(ids, handover.routing.ids)
     copy(weights, handover.routing.weights)
-    handover.send(x, false)
+    const { residents } = this
+    handover.send(x, residents !== undefined)
+    const own = residents?.forward(x, { ids, weights }, this.options)
     const sum = cast(this.#receive(handover), F32)
     handover.close()
-    return sum
+    return own === undefined ? sum : add(sum, own, sum)
   }
 
   /** target += forward(x, …), in place. target [tokens, hidden] is not x. */
@@ -279,7 +310,11 @@ export class Experts extends Module {
   #receive(handover: Handover): Tensor {
     const { x, routing, sum } = handover.host
     handover.receive(() => {
-      fusedExperts(this.#operands(x, routing.ids, routing.weights), sum)
+      const operands = this.#operands(x, routing.ids, routing.weights)
+      const { residents } = this
+      const rest = residents === undefined ? routing : residents.rest(routing)
+      if (rest === undefined) sum.bytes().fill(0)
+      else fusedExperts({ ...operands, ...rest }, sum)
     })
     return handover.sum
   }

@@ -20,12 +20,23 @@ const EXPERTS_OPS = [
 
 const Op = z.enum(EXPERTS_OPS, `expected one of ${EXPERTS_OPS.join(", ")}`).nullable()
 
+/** Which experts of the CPU's the GPU has too: so many, a part of them, or these. */
+const GpuExperts = z.union(
+  [
+    z.number().int().min(0),
+    z.string().regex(/^\d+(\.\d+)?%$/),
+    z.array(z.number().int().min(0)).min(1),
+  ],
+  "expected a number of experts, a share such as 25%, or a list of experts",
+)
+
 const schema = z.object({
   prefill_op: Op.optional(),
   generate_op: Op.optional(),
   backend: z.enum(BACKENDS, `expected one of ${BACKENDS.join(", ")}`).optional(),
   num_bits: z.number().int().optional(),
   group_size: z.number().int().optional(),
+  gpu_experts: GpuExperts.optional(),
 })
 
 /**

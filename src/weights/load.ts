@@ -398,6 +398,7 @@ class Binder implements LoadedWeights {
     const isPlain = transposed === undefined && grouped === undefined && entries.length === 1
     const isCut = rows === undefined || (isBuilt && isPlain)
     const stored = isCut ? whole : whole.narrow(0, rows.start, rows.count)
+    parameter.look?.(stored)
     if (this.#host !== device) {
       const name = !isStacked && isCut ? `${device.label} ${entries[0]?.name}` : undefined
       const placed = this.#upload(stored, device, kind === "table", name)

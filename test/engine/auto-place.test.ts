@@ -65,7 +65,15 @@ describe("what goes where", async () => {
       "cpu",
     ])
     expect(two.embeddings).toBe("cpu")
-    expect(layout(shared + 230).embeddings).toBe("cuda:0")
+    // a part of the third layer's
+    const some = layout(shared + 255)
+    expect(some.layers[2]).toEqual({
+      device: "cuda:0",
+      experts: "cpu",
+      streams: false,
+      onDevice: Array.from({ length: Math.floor((55 / 100) * model.num_experts) }, (_, i) => i),
+    })
+    expect(layout(shared + 100 * count + 30).embeddings).toBe("cuda:0")
     const all = layout(shared + 100 * count + 30)
     expect(on(all, "cpu")).toEqual([0, 0])
   })
@@ -122,6 +130,43 @@ describe("what goes where", async () => {
   })
 })
 
+test("the experts that were used most are on the device", async () => {
+  const built = await modelOf(MOE.path)
+  const file = join(folder, "stats.json")
+  const n = built.config.num_experts
+  const layers = Object.fromEntries(
+    built.config.layer_types.map((_, i) => [
+      `model.layers.${i}.mlp.experts`,
+      Array.from({ length: n }, (_, e) => (e === n - 1 ? 1000 - i : e)),
+    ]),
+  )
+  writeFileSync(file, JSON.stringify({ tokens: 10, layers }))
+  const config = engineConfig({
+    model: MOE.path,
+    contextLength: 32,
+    expertStats: file,
+    streamExperts: false,
+    prefixCache: false,
+  })
+  const parts: PartSizes = {
+    embeddings: 0,
+    isTied: false,
+    head: 0,
+    layers: built.config.layer_types.map(() => ({ shared: MIB, experts: n * MIB })),
+  }
+  const count = built.config.layer_types.length
+  const freeBytes = 512 * MIB + workspaceBytes(config, built.config) + (2 * count + 1) * MIB + 65536
+  const made = chooseLayout(config, built.config, parts, [{ device: "cuda:0", freeBytes }])
+  expect(made.layers.map(({ onDevice }) => onDevice?.[onDevice.length - 1])).toEqual(
+    new Array<number>(count).fill(n - 1),
+  )
+  expect(made.layers.flatMap(({ onDevice = [] }) => onDevice).length).toBe(count + 1)
+  writeFileSync(file, "{}")
+  expect(() =>
+    chooseLayout(config, built.config, parts, [{ device: "cuda:0", freeBytes }]),
+  ).toThrow("no file of `kt experts record`")
+})
+
 test("layers as a regular expression", () => {
   for (const indices of [
     [0],
@@ -145,6 +190,7 @@ test("the rules that are made place a model as they say, and it computes the sam
     const layers = config.layer_types.map((_, i) => ({
       device: i === 0 ? "cpu:1" : "cpu:2",
       experts: i % 2 === 0 ? "cpu" : "cpu:2",
+      ...(i === 4 ? { onDevice: [0, 2] } : {}),
     }))
     const rules = join(folder, "made.yaml")
     writeFileSync(rules, rulesOf({ embeddings: "cpu", head: "cpu:2", layers }, ["made"]))

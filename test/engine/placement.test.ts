@@ -79,6 +79,17 @@ const CASES: readonly Case[] = [
   },
 ]
 
+/** Of each layer's experts the GPU has some, which are computed there in the same step. */
+const RESIDENT: Case = {
+  name: "some experts of each layer on the device, the others on the host",
+  fuse: true,
+  rules: (gpu) =>
+    `- { match: { name: "\\\\.layers\\\\.[02468]\\\\..*\\\\.experts$" }, replace: { class: KTransformersExperts, kwargs: { generate_device: cpu, gpu_experts: 50% } }, unused: ignore }\n` +
+    `- { match: { name: "\\\\.experts$" }, replace: { class: KTransformersExperts, kwargs: { generate_device: cpu, gpu_experts: [2, 0] } }, unused: ignore }\n` +
+    FUSED +
+    on("^model\\.rotary_emb", gpu),
+}
+
 /** The CPU's experts go to the GPU for steps of 6 tokens and more. */
 const STREAMED: Case = {
   name: "experts on the host, brought to the device for prompts",
@@ -110,7 +121,7 @@ for (const gpu of ["cpu:1", "cuda:0"]) {
     continue
   }
   describe(gpu, () => {
-    for (const one of [...CASES, STREAMED]) {
+    for (const one of [...CASES, STREAMED, RESIDENT]) {
       for (const model of goldenModels()) {
         if (gpu !== "cpu:1" && NOT_ON_DEVICES.test(model.name)) continue
         test(`${one.name}: ${model.name}`, async () => {

@@ -242,6 +242,35 @@ describeBackends("fusedExperts", (backend) => {
     })
   }
 
+  test("a token's experts may repeat", () => {
+    const [experts, hidden, inter] = [3, 64, 32]
+    backend.precision = "f32"
+    const weight = (rows: number, columns: number, seed: number): Tensor =>
+      randomWeight(backend, F32, [experts, rows, columns], seed)
+    const stacks = {
+      gate: weight(inter, hidden, 1),
+      up: weight(inter, hidden, 2),
+      down: weight(hidden, inter, 3),
+      act: "silu",
+    } as const
+    const x = Tensor.from(backend, randomArray(2 * hidden, 4), [2, hidden])
+    const sum = (ids: number[], weights: number[]): Float32Array =>
+      fusedExperts({
+        x,
+        ids: Tensor.from(backend, Int32Array.from(ids), [2, ids.length / 2]),
+        weights: Tensor.from(backend, Float32Array.from(weights), [2, ids.length / 2]),
+        ...stacks,
+      }).toFloat32Array()
+    expectClose(
+      sum([1, 1, 0, 2], [0.25, 0.5, 0.125, 0.5]),
+      sum([1, 0, 0, 2], [0.75, 0, 0.125, 0.5]),
+      1e-5,
+    )
+    expectClose(sum([2, 0, 0, 0], [0.5, 0.5, 1, -0.5]), sum([2, 0, 0, 1], [0.5, 0.5, 0.5, 0]), 1e-5)
+    backend.resetStep()
+    backend.precision = "fast"
+  })
+
   test.skipIf(!backend.isHost)("an expert that does not exist is refused", () => {
     const w = randomWeight(backend, F32, [2, 8, 8], 1)
     const routing = {
