@@ -60,6 +60,7 @@ const ENTRIES = [
   "src/worker/engine-worker.ts",
   "src/kvcache/disk-worker.ts",
   "src/engine/grammar-worker.ts",
+  "src/cli/library/metadata-worker.ts",
 ] as const
 
 /** Makes the binary of a target. @throws KtError when anything that belongs into it is not in it */
@@ -165,6 +166,7 @@ function assertEmbedded(binary: string, library: string): void {
     ["engine Worker", "engine-worker"],
     ["prefix cache's Worker", "disk-worker"],
     ["grammars' Worker", "grammar-worker"],
+    ["headers' Worker", "metadata-worker"],
     ["web page", "<!doctype html>"],
     ["rule files", "# Everything on the CPU"],
   ] as const) {

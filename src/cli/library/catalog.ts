@@ -18,6 +18,7 @@ import { leastSeconds } from "../bench-limits.ts"
 import type { ModelLimits } from "../bench-machine.ts"
 import { type ListedModel, listModels, modelName } from "../model-resolve.ts"
 import { openSession, type Session } from "../session.ts"
+import { learnHeaders } from "./header-reader.ts"
 import { otherNames, readMetadata } from "./metadata.ts"
 import { runKt } from "./run-kt.ts"
 import type { CreatedModel, Store } from "./store.ts"
@@ -83,6 +84,10 @@ export class Catalog implements ModelLibrary {
       models.set(created.name, new FileModel(created.name, created.path, [], created))
     }
     return [...models.values()].toSorted((a, b) => a.name.localeCompare(b.name))
+  }
+
+  async prepare(models: readonly KnownModel[] = this.list()): Promise<void> {
+    await learnHeaders(models.map((model) => this.file(model).path))
   }
 
   /** The model of the command line. */

@@ -19,18 +19,46 @@ export type FileMetadata = Omit<ModelMetadata, "name"> & {
   readonly contextLength: number | undefined
 }
 
-const cache = new Map<string, { readonly stamp: string; readonly metadata: FileMetadata }>()
+/** What a file's header says, or why it says nothing. */
+export type Outcome =
+  | { readonly stamp: string; readonly metadata: FileMetadata }
+  | { readonly stamp: string; readonly error: Error }
+
+const cache = new Map<string, Outcome>()
 
 /** Headers are read once, as long as the file stays what it is. @throws FormatError */
 export function readMetadata(path: string): FileMetadata {
-  const where = locateWeights(path).path
-  const { mtimeMs, size } = statSync(where)
-  const stamp = `${mtimeMs} ${size}`
-  const known = cache.get(where)
-  if (known?.stamp === stamp) return known.metadata
-  const metadata = fromHeaders(path)
-  cache.set(where, { stamp, metadata })
-  return metadata
+  const outcome = known(path) ?? keep(path, outcomeOf(path))
+  if ("error" in outcome) throw outcome.error
+  return outcome.metadata
+}
+
+/** The outcome that is known of a file as it is now. @throws FormatError where there is no such file */
+export function known(path: string): Outcome | undefined {
+  const outcome = cache.get(locateWeights(path).path)
+  return outcome?.stamp === stampOf(path) ? outcome : undefined
+}
+
+/** Remembers what another thread has read. */
+export function keep(path: string, outcome: Outcome): Outcome {
+  cache.set(locateWeights(path).path, outcome)
+  return outcome
+}
+
+/** Reads a file's header. @throws FormatError where there is no such file */
+export function outcomeOf(path: string): Outcome {
+  const stamp = stampOf(path)
+  try {
+    return { stamp, metadata: fromHeaders(path) }
+  } catch (error) {
+    if (!(error instanceof Error)) throw error
+    return { stamp, error }
+  }
+}
+
+function stampOf(path: string): string {
+  const { mtimeMs, size } = statSync(locateWeights(path).path)
+  return `${mtimeMs} ${size}`
 }
 
 function fromHeaders(path: string): FileMetadata {

@@ -62,6 +62,8 @@ export interface ModelLibrary {
   readonly store?: ModelStore | undefined
   /** All that can be served, by name. */
   list(): readonly KnownModel[]
+  /** Looks at files that were not looked at before, beside the event loop; default all. */
+  prepare?(models?: readonly KnownModel[]): Promise<void>
   /** With all that its files say of it, which takes longer: chat template and metadata. */
   describe(model: KnownModel): KnownModel
   /** Looks at its files, before another model makes room for it. @throws KtError where they cannot be loaded */

@@ -435,6 +435,7 @@ export class ModelManager {
   /** Makes room as long as it is needed, and loads. */
   async #loadInto(slot: Slot): Promise<LoadedModel> {
     const { model } = slot
+    await this.library.prepare?.([model])
     this.library.check(model)
     this.#log("info", `${model.name}: loading`)
     let reported = 0

@@ -58,9 +58,10 @@ export function addModelOverview(app: App, root: ServerRoot): void {
     tags: ["Operations"],
     responses: { 200: jsonContent(overviewSchema, "By name") },
   })
-  app.get("/api/models", (c) => {
+  app.get("/api/models", async (c) => {
     const { models } = root
     const { library, limits } = models
+    await library.prepare?.()
     return c.json({
       models: library.list().map((model) => entry(root, model)),
       limits: {

@@ -27,13 +27,14 @@ export function addOllamaModels(app: App, root: ServerRoot): void {
     tags: ["Ollama"],
     responses: { 200: jsonContent(z.object({ models: z.array(anyObject) }), "By name") },
   })
-  app.get("/api/tags", (c) =>
-    c.json({
+  app.get("/api/tags", async (c) => {
+    await models.library.prepare?.()
+    return c.json({
       models: models.library
         .list()
         .map((model) => ({ ...entry(model), modified_at: modifiedAt(model) })),
-    }),
-  )
+    })
+  })
 
   document(app, {
     method: "get",

@@ -18,12 +18,12 @@ export function addModels(app: App, root: ServerRoot): void {
       ),
     },
   })
-  app.get("/v1/models", (c) =>
-    c.json({
-      object: "list",
-      data: root.models.library.list().map((model) => modelObject(root, model)),
-    }),
-  )
+  app.get("/v1/models", async (c) => {
+    const { library } = root.models
+    await library.prepare?.()
+    const data = library.list().map((model) => modelObject(root, model))
+    return c.json({ object: "list", data })
+  })
 
   document(app, {
     method: "get",
@@ -37,8 +37,10 @@ export function addModels(app: App, root: ServerRoot): void {
     },
   })
   // Names may hold slashes: org/name.
-  app.get("/v1/models/:id{.+}", (c) => {
-    return c.json(modelObject(root, root.models.find(c.req.param("id"))))
+  app.get("/v1/models/:id{.+}", async (c) => {
+    const model = root.models.find(c.req.param("id"))
+    await root.models.library.prepare?.([model])
+    return c.json(modelObject(root, model))
   })
 }
 
