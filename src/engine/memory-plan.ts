@@ -90,20 +90,19 @@ function shortage(request: MemoryRequest, tokens: number, affordable: number): M
   const pageBytes = request.bytesPerPage + (draft?.bytesPerPage ?? 0)
   const kvBytes = Math.ceil(tokens / request.pageSize) * pageBytes
   const needs = [
-    `${size(kvBytes)} of KV cache for ${tokens} tokens`,
+    ...(kvBytes > 0 ? [`${size(kvBytes)} of KV cache for ${tokens} tokens`] : []),
     `${size(request.weightBytes)} of weights`,
     ...(request.stateBytes > 0 ? [`${size(request.stateBytes)} of sequences' states`] : []),
     ...(draft === undefined ? [] : [`${size(draft.weightBytes)} of the draft model's weights`]),
     `${size(request.workspaceBytes + (draft?.workspaceBytes ?? 0) + RESERVE_BYTES)} of workspace`,
   ]
   const fits = Math.min(affordable, request.modelLength)
-  const { device = "cpu" } = request
-  const place = device === "cpu" ? "" : ` on ${device}`
+  const place = request.device === undefined ? "" : ` on ${request.device}`
   return new MemoryError(
     `not enough memory${place}: ${needs.join(", ")} are needed, ${size(request.freeBytes)} are free`,
     {
       hint:
-        fits >= MIN_AUTO_TOKENS
+        kvBytes > 0 && fits >= MIN_AUTO_TOKENS
           ? `--ctx ${fits} fits`
           : request.stateBytes > request.freeBytes / 4
             ? "a lower --max-batch-size needs fewer states, --no-prefix-cache keeps none of them"

@@ -18,7 +18,7 @@ export interface PlanRow extends DevicePlan {
 export function planRows(built: BuiltModel, { devices }: ModelPlan): PlanRow[] {
   const parts = partsByDevice(built)
   const reads = tokenBytes(built)
-  const inOrder = devices.toSorted((a, b) => rank(a.device).localeCompare(rank(b.device)))
+  const inOrder = devices.toSorted((a, b) => (rank(a.device) < rank(b.device) ? -1 : 1))
   return inOrder.map((plan) => ({
     ...plan,
     totalBytes: plan.weightBytes + plan.kvBytes + plan.stateBytes + plan.workspaceBytes,

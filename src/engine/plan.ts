@@ -66,11 +66,14 @@ export function planDevices(
     workspaceBytes: workspaceBytes(config, built.config) + (streams.get(device) ?? 0),
     freeBytes: Math.min(free(device), config.memoryBytes || Number.POSITIVE_INFINITY),
   }))
-  const first = requests.map((request) => planMemory(request))
+  const isHostAlone = placement.devices.every((device) => device === "cpu")
+  const plan = ({ device, ...request }: (typeof requests)[number]): MemoryPlan =>
+    planMemory(isHostAlone ? request : { ...request, device })
+  const first = requests.map(plan)
   const kvCacheTokens = Math.min(...first.map((plan) => plan.kvCacheTokens))
   const contextLength = Math.min(...first.map((plan) => plan.contextLength))
   // with all of them known to have room for as much
-  const plans = requests.map((request) => planMemory({ ...request, contextLength, kvCacheTokens }))
+  const plans = requests.map((request) => plan({ ...request, contextLength, kvCacheTokens }))
   const [main] = plans as [MemoryPlan, ...MemoryPlan[]]
   const kvBytes = plans.reduce((sum, plan) => sum + plan.kvBytes, 0)
   const host = placement.devices.indexOf("cpu")
