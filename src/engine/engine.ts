@@ -42,7 +42,7 @@ import {
 } from "./kv-layers.ts"
 import type { MemoryPlan } from "./memory-plan.ts"
 import { ModelRunner } from "./model-runner.ts"
-import { applyPlacement, cacheDevices, placeResidents } from "./placement.ts"
+import { applyPlacement, cacheDevices, deferExperts, placeResidents } from "./placement.ts"
 import { crossingLayers, memoryRate, planLines, planRows, predictedRate } from "./plan-report.ts"
 import { type ModelPlan, planDevices } from "./plan.ts"
 import { Pooler } from "./pooling.ts"
@@ -125,6 +125,7 @@ export class Engine implements Disposable {
     applyPlacement(built.model, built.placement, backends.byDevice)
     if (computing.length > 1 || built.madeRules !== undefined)
       for (const line of planText(built, plan, host)) hooks.onLog?.("info", line)
+    deferExperts(built.model, built.plan, built.placement)
     const caches = cacheDevices(built.model, backend)
     if (built.placement.residents.size > 0)
       placeResidents(built.model, built.placement, backends.byDevice, config.repack, resources)

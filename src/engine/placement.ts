@@ -3,6 +3,7 @@ import type { InjectionPlan } from "../inject/inject.ts"
 import type { KwargValue } from "../inject/rules.ts"
 import type { AnyModel } from "../models/registry.ts"
 import type { Backend } from "../native/backend.ts"
+import { Deferral } from "../nn/deferral.ts"
 import { type Module, ModuleList, namedModules } from "../nn/module.ts"
 import { Experts } from "../nn/moe.ts"
 import { computeAcross } from "../nn/placed.ts"
@@ -229,6 +230,28 @@ function checkFused(
     `${path} is on ${own}, but ${parentPath} on ${outer} is fused with it: rules must put both on one device`,
     { hint: "--no-fuse computes them apart" },
   )
+}
+
+/** Has layers put off as many of the host's experts as their rules allow, where the next one's are the host's too. */
+export function deferExperts(
+  root: Module,
+  { entries }: InjectionPlan,
+  { byPath }: Placement,
+): void {
+  const blockOf = (path: string): string | undefined =>
+    byPath.get(path) === "cpu" ? byPath.get(path.slice(0, path.lastIndexOf("."))) : undefined
+  const layers = [...namedModules(root)].flatMap(([path, module]) =>
+    module instanceof Experts ? [{ path, module, block: blockOf(path) }] : [],
+  )
+  for (const [i, { path, module, block }] of layers.entries()) {
+    const next = layers[i + 1]
+    const wanted = entries.get(path)?.kwargs["max_deferred_experts"]
+    if (typeof wanted !== "number" || wanted === 0 || next === undefined) continue
+    if (block === undefined || block === "cpu" || next.block !== block) continue
+    module.deferral ??= new Deferral()
+    module.maxDeferred = wanted
+    next.module.deferral = module.deferral
+  }
 }
 
 /** Has experts of the host that a device is to have too be taken there when weights are bound. */

@@ -73,19 +73,21 @@ export class Handover {
     this.#marked = recording === undefined || meanwhile
   }
 
-  /** Has the host compute with what was sent, once it is there. */
-  receive(compute: () => void): void {
+  /** Has the host compute with what was sent, once it is there; until then it does what does not need it. */
+  receive(compute: () => void, meanwhile?: () => void): void {
     const device = this.#device
     const { recording } = device
-    if (recording === undefined) {
+    if (recording !== undefined && !this.#marked) {
+      recording.hostWork(compute)
+      return
+    }
+    const work = (): void => {
+      meanwhile?.()
       device.reachMark()
       compute()
-    } else if (this.#marked) {
-      recording.hostWork(() => {
-        device.reachMark()
-        compute()
-      }, "itself")
-    } else recording.hostWork(compute)
+    }
+    if (recording === undefined) work()
+    else recording.hostWork(work, "itself")
   }
 
   /** Gives the memory to the next layer: its ops come after those that read the sum, and the host waits for them. */

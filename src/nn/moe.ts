@@ -12,6 +12,7 @@ import {
 } from "../ops/index.ts"
 import { F32 } from "../tensor/dtype.ts"
 import { Tensor } from "../tensor/tensor.ts"
+import type { Deferral } from "./deferral.ts"
 import type { ExpertStream } from "./expert-stream.ts"
 import type { ForwardBatch } from "./forward-batch.ts"
 import { Handover } from "./handover.ts"
@@ -84,7 +85,7 @@ export function addRoutedBlock(
     handover?.routing,
   )
   const residents = handover && experts.residents
-  handover?.send(normed, block.sharedPart !== undefined || residents !== undefined)
+  handover?.send(normed, block.sharedPart !== undefined || experts.overlaps)
   const shared = block.sharedPart?.(normed, batch)
   if (residents !== undefined) add(x, residents.forward(normed, routing, experts.options), x)
   if (handover === undefined) experts.addTo(x, normed, routing, batch)
@@ -161,6 +162,9 @@ export class Experts extends Module {
   streamed: StreamedExperts | undefined
   /** Those that a device has in its memory, of a layer whose others the host computes; set before weights are bound. */
   residents: ResidentExperts | undefined
+  /** Through which a layer's sum gets what the one before has put off, and of how many experts a token this one does. */
+  deferral: Deferral | undefined
+  maxDeferred = 0
   #generated = 0
   readonly #lateBiases: (() => void)[] = []
 
@@ -260,7 +264,7 @@ export class Experts extends Module {
     copy(ids, handover.routing.ids)
     copy(weights, handover.routing.weights)
     const { residents } = this
-    handover.send(x, residents !== undefined)
+    handover.send(x, this.overlaps)
     const own = residents?.forward(x, { ids, weights }, this.options)
     const sum = cast(this.#receive(handover), F32)
     handover.close()
@@ -281,6 +285,11 @@ export class Experts extends Module {
     const { backend } = this.gate_proj
     if (x.backend === backend || this.#streams(x)) return undefined
     return Handover.open(x.backend, backend, { tokens: x.dim(0), hidden: x.dim(1), topK })
+  }
+
+  /** The host, or the device, has work to do between what is sent and its experts. */
+  get overlaps(): boolean {
+    return this.residents !== undefined || this.deferral !== undefined
   }
 
   #streams(x: Tensor): boolean {
@@ -309,13 +318,18 @@ export class Experts extends Module {
 
   #receive(handover: Handover): Tensor {
     const { x, routing, sum } = handover.host
-    handover.receive(() => {
+    const { residents, deferral } = this
+    const compute = (): void => {
       const operands = this.#operands(x, routing.ids, routing.weights)
-      const { residents } = this
       const rest = residents === undefined ? routing : residents.rest(routing)
+      const split = rest && deferral?.split(x, rest, this.maxDeferred)
       if (rest === undefined) sum.bytes().fill(0)
-      else fusedExperts({ ...operands, ...rest }, sum)
-    })
+      else fusedExperts({ ...operands, ...(split?.now ?? rest) }, sum)
+      deferral?.addTo(sum)
+      if (split !== undefined)
+        deferral?.putOff(split.x, () => fusedExperts({ ...operands, x: split.x, ...split.later }))
+    }
+    handover.receive(compute, () => deferral?.run())
     return handover.sum
   }
 

@@ -37,6 +37,7 @@ const schema = z.object({
   num_bits: z.number().int().optional(),
   group_size: z.number().int().optional(),
   gpu_experts: GpuExperts.optional(),
+  max_deferred_experts: z.number().int().min(0).optional(),
 })
 
 /**

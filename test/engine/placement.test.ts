@@ -170,3 +170,23 @@ test("prompts bring the host's experts to the device, what is generated does not
   generateAll(engine, [(model.prompts[0] as Int32Array).subarray(0, 3)])
   expect(take.mock.calls).toEqual([])
 })
+
+test("experts that are put off: recorded steps compute what called ones do", async () => {
+  for (const name of ["gguf/qwen3moe-mixed", "hf/kimi_k2"]) {
+    const model = goldenModels().find((one) => one.name === name) as GoldenModel
+    const deferring = (count: number): Case => ({
+      ...(CASES[0] as Case),
+      rules: (gpu) =>
+        `- { match: { name: "\\\\.experts$" }, replace: { class: KTransformersExperts, kwargs: { generate_device: cpu, max_deferred_experts: ${count} } } }\n` +
+        (CASES[0] as Case).rules(gpu),
+    })
+    const run = async (count: number, stepGraph: boolean): Promise<number[][]> => {
+      using engine = await engineOn(model, deferring(count), "cpu:1", { stepGraph })
+      return generateAll(engine, model.prompts, { maxTokens: 24 })
+    }
+    expect(await run(0, false)).toEqual(await run(0, true))
+    const called = await run(2, false)
+    expect(await run(2, true)).toEqual(called)
+    expect(called.flat().length).toBe(24 * model.prompts.length)
+  }
+})
