@@ -138,6 +138,8 @@ const Job = struct {
     partials: [*]f32,
     scratch: [*]f32,
     scratch_stride: usize,
+    /// Long queries are the tile instructions'.
+    tiles: bool = false,
 
     fn heads(self: *const Job) usize {
         return @intCast(self.shared.kv_heads * self.shared.group);
@@ -248,7 +250,8 @@ const Job = struct {
             .kv_head = @intCast(within % kv_heads),
             .keys = s.keys,
         };
-        self.ctx.isa.attention_block.?(&self.shared, &item, scratch);
+        const block = if (self.tiles) self.ctx.isa.attention_tiles else self.ctx.isa.attention_block;
+        block.?(&self.shared, &item, scratch);
     }
 };
 
@@ -264,7 +267,11 @@ fn scratchFloats(shared: *const isa.kt_attention_t, queries_per_item: usize) usi
     const split = @max(isa.KT_ATTENTION_SHORT, group) * k + isa.KT_ATTENTION_SCORES;
     const rows = padded(queries_per_item * group + isa.KT_ATTENTION_TILE);
     const block = rows * (k + v + 2) + isa.KT_ATTENTION_BLOCK * (k + v + isa.KT_ATTENTION_TILE) + 64;
-    return padded(@max(split, block));
+    const tile_rows = std.mem.alignForward(usize, queries_per_item * group, 16);
+    const tile_k = std.mem.alignForward(usize, k, 32);
+    const tile_v = std.mem.alignForward(usize, v, 64);
+    const tiles = tile_rows * (2 * tile_k + tile_v + 2) + isa.KT_ATTENTION_BLOCK * (tile_k + tile_v + 32) + 16 * 64 + 16;
+    return padded(@max(split, block, tiles));
 }
 
 const Arguments = struct { q: *const check.Tensor, tables: *const check.Tensor, starts: []const i32, lens: []const i32, page_size: i64, pages: i64, window: i32, chunk: i32, bidirectional: bool };
@@ -382,6 +389,7 @@ fn plan(job: *Job, arguments: *const Arguments) c.kt_status_t {
     const group: usize = @intCast(job.shared.group);
     const kv_heads: usize = @intCast(job.shared.kv_heads);
     const threads = job.ctx.pool.num_threads;
+    job.tiles = job.ctx.fast() and job.ctx.isa.attention_tiles != null;
     job.queries_per_item = @max(1, @as(usize, isa.KT_ATTENTION_ROWS) / group);
     job.scratch_stride = scratchFloats(&job.shared, job.queries_per_item);
     var partial_floats: usize = 0;

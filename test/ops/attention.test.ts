@@ -37,6 +37,11 @@ function throughQ8(values: Float32Array): Float32Array {
   return out
 }
 
+/** Whether prompts' operands are two bf16 numbers each. */
+function usesTiles({ isa, precision }: Backend): boolean {
+  return isa === "amx" && precision === "fast"
+}
+
 /** K and V of whole sequences, stored into pages that are shuffled and hold garbage elsewhere. */
 class Fixture {
   readonly parts: readonly Part[]
@@ -134,8 +139,8 @@ class Fixture {
     )
   }
 
-  /** Runs the whole batch and compares each sequence with the definition. */
-  check(backend: Backend, tolerance = 1e-6): void {
+  /** Runs the whole batch and compares each sequence with the definition. Tiles take operands as two bf16 numbers each. */
+  check(backend: Backend, tolerance = usesTiles(backend) ? 2e-5 : 1e-6): void {
     this.run(backend).forEach((got, i) => {
       const want = attention(
         this.q[i] as Float32Array,
@@ -335,8 +340,9 @@ describeBackends("pagedAttention", (backend) => {
   })
 
   test("scores far from zero neither overflow nor vanish", () => {
-    // a score of 300 in f32 is off by 1e-5 whatever computes it
-    new Fixture({ ...BASE, scale: 30, half: false }, SMALL, 5).check(backend, 1e-5)
+    // a score of 300 in f32 is off by 1e-5 whatever computes it, as two bf16 numbers by some times that
+    const fixture = new Fixture({ ...BASE, scale: 30, half: false }, SMALL, 5)
+    fixture.check(backend, usesTiles(backend) ? 1e-4 : 1e-5)
   })
 
   test("page sizes that are no multiple of anything", () => {

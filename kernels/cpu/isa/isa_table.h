@@ -142,6 +142,7 @@ typedef struct kt_isa_table {
   int32_t (*attention_split)(const kt_attention_t *a, const kt_attention_item_t *item, int64_t split, float *partials, int64_t partial_stride, float *scratch);
   void (*attention_combine)(const kt_attention_t *a, int64_t token, int64_t head, const float *partials, int64_t count);
   void (*attention_block)(const kt_attention_t *a, const kt_attention_item_t *item, float *scratch);
+  void (*attention_tiles)(const kt_attention_t *a, const kt_attention_item_t *item, float *scratch); /* NULL without tiles */
   /* delta_rule.inc; strides are floats, a NULL history is zeros */
   void (*conv_segment)(const float *x, int64_t x_stride, const float *weight, int64_t weight_stride, int64_t kernel, const float *history,
                        float *target, int64_t state_stride, float *out, int64_t out_stride, int64_t tokens, int64_t n);
