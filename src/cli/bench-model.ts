@@ -43,8 +43,9 @@ export interface PeerResult extends Spread {
 export interface BenchRow extends Spread {
   readonly test: string
   readonly threads: number
-  /** What the machine's own limit would give, as it was beside each repetition: medians over them. */
+  /** What the machine's own limit would give while the median was reached, by the share. */
   readonly limit: number
+  /** Of the limit as it was beside each repetition: the median over them. */
   readonly share: number
   readonly peers?: readonly PeerResult[]
   /** Against the better of the peers. */
@@ -182,13 +183,9 @@ export function peerRun(
 }
 
 export function rowOf(one: BenchCase, threads: number, { ours, peers }: Measured): BenchRow {
-  const row = {
-    test: caseName(one),
-    threads,
-    ...spreadOf(ours.map(({ rate }) => rate)),
-    limit: median(ours.map(({ limit }) => limit)),
-    share: median(ours.map(({ rate, limit }) => rate / limit)),
-  }
+  const spread = spreadOf(ours.map(({ rate }) => rate))
+  const share = median(ours.map(({ rate, limit }) => rate / limit))
+  const row = { test: caseName(one), threads, ...spread, limit: spread.median / share, share }
   if (peers.length === 0) return row
   const results = peers.map(({ peer, choice, rates }) => ({
     program: peer.program,
