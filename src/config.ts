@@ -117,7 +117,7 @@ export const CONFIG_OPTIONS: readonly ConfigOption[] = [
     help: "bytes that weights, KV caches and workspace of all loaded models may take; 0 = what is free" },
   { key: "vramBytes", flag: "gpu-memory", aliases: [], type: "integer", min: 0, default: 0,
     help: "bytes of each GPU's memory that a model without --rules is placed on; 0 = what is free" },
-  { key: "pageSize", flag: "page-size", aliases: ["page_size"], type: "integer", min: 8, max: 1024, default: 32,
+  { key: "pageSize", flag: "page-size", aliases: ["page_size"], type: "integer", min: 8, max: 1024, default: 64,
     help: "tokens per KV page (multiple of 8)" },
   { key: "maxBatchSize", flag: "max-batch-size", aliases: ["max_batch_size"], type: "integer", min: 1, max: 1024, default: 8,
     help: "sequences that run at once" },
