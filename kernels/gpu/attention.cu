@@ -2,16 +2,9 @@
  * SHAPES       q [tokens, heads, k_dim], caches [pages, kv_heads, page_size, dim] F16, F32 or Q8_0, out [tokens, heads, v_dim]
  * DEFINITION   softmax(q . k * scale over the keys a query sees) . v, in f32; see kt.h for caps, windows, chunks and sinks
  * REGULARITIES dims 64 .. 256, latent attention 576 and 512; heads / kv_heads 1 .. 16, latent attention up to 128 */
-#include "gpu.h"
+#include "attention.cuh"
 
 enum { CACHE_F32, CACHE_F16, CACHE_Q8_0 };
-
-struct cache_view {
-  char *data;
-  int64_t page_stride, head_stride, slot_stride;
-};
-
-static cache_view view_of(const kt_tensor_t *t) { return {(char *)t->data, t->stride[0], t->stride[1], t->stride[2]}; }
 
 template <int KIND> __device__ __forceinline__ float cached(const char *row, int i) {
   if constexpr (KIND == CACHE_F32) return ((const float *)row)[i];
@@ -105,43 +98,6 @@ extern "C" kt_status_t kt_store_kv(kt_ctx_t *handle, const kt_tensor_t *k, const
 #define MAX_SEGMENTS 256
 #define AT_ONCE 4
 #define VALUES_AT_ONCE 8
-
-struct attention_job {
-  kt_heads q;
-  cache_view k, v;
-  const int32_t *block_tables, *query_start, *seq_lens;
-  int64_t table_stride, out_token_stride, out_head_stride;
-  int sequences, page_size, kv_heads, group, chunks, v_dim, splits;
-  int segment, max_segments; /* keys whose results are added up by themselves, so that sums do not depend on the number of blocks */
-  const float *sinks;
-  kt_attention_params_t params;
-  float *out;
-  float *partials; /* [tokens][heads][max_segments][v_dim + 2]: sums, then the greatest score and the sum of weights */
-};
-
-/* Keys begin .. end that a token sees, and its position. */
-struct sight {
-  int sequence, position, begin, end;
-};
-
-__device__ __forceinline__ sight sight_of(const attention_job &job, int sequence, int64_t token) {
-  const int length = job.seq_lens[sequence];
-  sight s = {sequence, length - (job.query_start[sequence + 1] - (int)token), 0, 0};
-  s.end = job.params.bidirectional ? length : s.position + 1;
-  if (job.params.sliding_window > 0) s.begin = max(s.begin, s.position - job.params.sliding_window + 1);
-  if (job.params.chunk_size > 0) s.begin = max(s.begin, s.position / job.params.chunk_size * job.params.chunk_size);
-  return s;
-}
-
-/* Joins the sums of two sets of keys, rounding alike wherever that is done. */
-struct join {
-  float before, after;
-};
-__device__ __forceinline__ join join_of(float most, float other, float *joined) {
-  *joined = fmaxf(most, other);
-  return {expf(most - *joined), expf(other - *joined)};
-}
-__device__ __forceinline__ float joined(float sum, float other, join j) { return __fmaf_rn(other, j.after, __fmul_rn(sum, j.before)); }
 
 /* One block: the queries of up to HEADS heads of one token that share a kv head, over a share of its keys. */
 template <int KIND, int HEADS, int COLUMNS> __global__ void attention_kernel(const attention_job job) {
@@ -310,21 +266,6 @@ template <int KIND, int HEADS, int COLUMNS> __global__ void attention_kernel(con
 /* ---- prompts ---- */
 #define FLASH_ROWS 64
 #define FLASH_KEYS 64
-
-__device__ __forceinline__ void copy_async16(uint32_t shared, const void *from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(from));
-}
-__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;"); }
-template <int PENDING> __device__ __forceinline__ void wait_copies() { asm volatile("cp.async.wait_group %0;" ::"n"(PENDING)); }
-__device__ __forceinline__ void multiply_halves(float *c, const uint32_t *a, uint32_t b0, uint32_t b1) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-__device__ __forceinline__ uint32_t halves(float a, float b) {
-  const __half2 both = __floats2half2_rn(a, b);
-  return *(const uint32_t *)&both;
-}
 
 /* Flash attention of a prompt's tokens over half caches, by tensor cores: queries, weights of keys and values in half, sums in f32. A
  * block has FLASH_ROWS rows, a row a head of a token, all of one kv head and one sequence; a warp has 16 of them. */
@@ -597,11 +538,13 @@ extern "C" kt_status_t kt_paged_attention(kt_ctx_t *handle, const kt_tensor_t *q
   job.group = (int)(heads / kv_heads);
   job.v_dim = (int)v_dim;
   job.params = *params;
+  job.max_keys = block_tables->shape[1] * job.page_size;
+  if (kind == CACHE_F16 && kt_gpu_takes_mla(ctx, job)) return kt_gpu_mla(ctx, job);
   if (takes_flash(ctx, job, kind)) return job.v_dim == 64 ? launch_flash<64>(ctx, job) : launch_flash<128>(ctx, job);
   const int per_block = job.group >= 8 ? 8 : job.group >= 3 ? 4 : job.group;
   job.chunks = (int)kt_div_up(job.group, per_block);
   /* The lengths lie on the device: blocks for the longest that may be, of which short sequences leave some without work. */
-  const int64_t blocks = tokens * kv_heads * job.chunks, longest = block_tables->shape[1] * job.page_size;
+  const int64_t blocks = tokens * kv_heads * job.chunks, longest = job.max_keys;
   job.segment = (int)(kt_div_up(longest, (int64_t)MAX_SEGMENTS * TILE) * TILE);
   job.max_segments = (int)kt_div_up(longest, job.segment);
   int64_t splits = kt_div_up(4 * ctx->multiprocessors, blocks);

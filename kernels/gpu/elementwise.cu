@@ -6,24 +6,6 @@
 
 #define THREADS 256
 
-/* Outer dimensions and byte strides of a tensor, its innermost one apart. */
-struct view {
-  char *data;
-  int64_t shape[3], stride[3];
-};
-
-static view view_of(const kt_tensor_t *t) {
-  view v = {(char *)t->data, {1, 1, 1}, {0, 0, 0}};
-  const int outer = (int)t->ndim - 1;
-  for (int i = 0; i < outer; i++) v.shape[3 - outer + i] = t->shape[i], v.stride[3 - outer + i] = t->stride[i];
-  return v;
-}
-
-__device__ __forceinline__ char *row_at(const view &v, int64_t row) {
-  const int64_t c = row % v.shape[2], b = row / v.shape[2] % v.shape[1], a = row / v.shape[2] / v.shape[1];
-  return v.data + a * v.stride[0] + b * v.stride[1] + c * v.stride[2];
-}
-
 template <typename T> __device__ __forceinline__ float to_float(T v);
 template <> __device__ __forceinline__ float to_float<float>(float v) { return v; }
 template <> __device__ __forceinline__ float to_float<__half>(__half v) { return __half2float(v); }
@@ -36,17 +18,17 @@ template <> __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(f
 /* Toward zero, saturating, NaN to 0: what the hardware's conversion does. */
 template <> __device__ __forceinline__ int32_t from_float<int32_t>(float v) { return __float2int_rz(v); }
 
-template <typename S, typename D> __global__ void convert_kernel(view src, view out, int64_t n) {
-  const S *from = (const S *)row_at(src, blockIdx.y + (int64_t)blockIdx.z * 65535);
-  D *to = (D *)row_at(out, blockIdx.y + (int64_t)blockIdx.z * 65535);
+template <typename S, typename D> __global__ void convert_kernel(kt_view src, kt_view out, int64_t n) {
+  const S *from = (const S *)kt_row_at(src, blockIdx.y + (int64_t)blockIdx.z * 65535);
+  D *to = (D *)kt_row_at(out, blockIdx.y + (int64_t)blockIdx.z * 65535);
   for (int64_t i = blockIdx.x * (int64_t)THREADS + threadIdx.x; i < n; i += (int64_t)gridDim.x * THREADS) to[i] = from_float<D>(to_float<S>(from[i]));
 }
 
-__global__ void copy_kernel(view src, view out, int64_t bytes, int64_t rows) {
+__global__ void copy_kernel(kt_view src, kt_view out, int64_t bytes, int64_t rows) {
   const int64_t row = blockIdx.y + (int64_t)blockIdx.z * 65535;
   if (row >= rows) return;
-  const char *from = row_at(src, row);
-  char *to = row_at(out, row);
+  const char *from = kt_row_at(src, row);
+  char *to = kt_row_at(out, row);
   if ((((uintptr_t)from | (uintptr_t)to | (uintptr_t)bytes) & 3) == 0) {
     for (int64_t i = blockIdx.x * (int64_t)THREADS + threadIdx.x; i < bytes / 4; i += (int64_t)gridDim.x * THREADS) ((uint32_t *)to)[i] = ((const uint32_t *)from)[i];
   } else {
@@ -54,11 +36,11 @@ __global__ void copy_kernel(view src, view out, int64_t bytes, int64_t rows) {
   }
 }
 
-template <uint32_t TYPE> __global__ void dequantize_view_kernel(view src, view out, int64_t n, int64_t rows) {
+template <uint32_t TYPE> __global__ void dequantize_view_kernel(kt_view src, kt_view out, int64_t n, int64_t rows) {
   const int64_t row = blockIdx.y + (int64_t)blockIdx.z * 65535;
   if (row >= rows) return;
-  const uint8_t *from = (const uint8_t *)row_at(src, row);
-  float *to = (float *)row_at(out, row);
+  const uint8_t *from = (const uint8_t *)kt_row_at(src, row);
+  float *to = (float *)kt_row_at(out, row);
   for (int64_t i = 8 * (blockIdx.x * (int64_t)THREADS + threadIdx.x); i < n; i += 8 * (int64_t)gridDim.x * THREADS) {
     float values[8];
     kt_load8<TYPE>(from, i, n, values);
@@ -72,7 +54,7 @@ static dim3 grid_of(int64_t rows, int64_t work) {
   return dim3((unsigned)(x > 1024 ? 1024 : x < 1 ? 1 : x), (unsigned)(rows < 65535 ? rows : 65535), (unsigned)kt_div_up(rows, 65535));
 }
 
-template <typename S> static bool convert_to(kt_ctx *ctx, const kt_tensor_t *out, view from, view to, int64_t rows, int64_t n) {
+template <typename S> static bool convert_to(kt_ctx *ctx, const kt_tensor_t *out, kt_view from, kt_view to, int64_t rows, int64_t n) {
   const dim3 grid = grid_of(rows, n);
   if (rows > 65535) return false;
   switch (out->dtype) {
@@ -98,7 +80,7 @@ extern "C" kt_status_t kt_copy(kt_ctx_t *handle, const kt_tensor_t *src, const k
   }
   if ((src->flags | out->flags) & KT_TENSOR_PACKED) return kt_gpu_fail(KT_ERR_UNSUPPORTED, "copy of a packed weight");
   const int64_t n = src->shape[ndim - 1];
-  const view from = view_of(src), to = view_of(out);
+  const kt_view from = kt_view_of(src), to = kt_view_of(out);
   const kt_block_size block = kt_gpu_block(src->dtype);
   if (src->dtype == out->dtype) {
     const int64_t bytes = n / block.values * block.bytes;
@@ -207,25 +189,28 @@ extern "C" kt_status_t kt_act_mul(kt_ctx_t *handle, const kt_tensor_t *gate, con
   return kt_gpu_act_mul(ctx, rg, ru, act, ro);
 }
 
-__global__ void sigmoid_mul_kernel(kt_frows x, kt_frows gate, kt_frows out) {
-  const int64_t row = blockIdx.y;
-  for (int64_t i = blockIdx.x * (int64_t)THREADS + threadIdx.x; i < out.n; i += (int64_t)gridDim.x * THREADS) {
-    const float g = gate.data[row * gate.stride + (gate.n == 1 ? 0 : i)];
-    out.data[row * out.stride + i] = x.data[row * x.stride + i] / (1.0f + expf(-g));
-  }
+__global__ void sigmoid_mul_kernel(kt_view x, kt_view gate, kt_view out, int64_t n, int64_t gate_n, int64_t rows) {
+  const int64_t row = blockIdx.y + (int64_t)blockIdx.z * 65535;
+  if (row >= rows) return;
+  const float *from = (const float *)kt_row_at(x, row), *gates = (const float *)kt_row_at(gate, row);
+  float *to = (float *)kt_row_at(out, row);
+  for (int64_t i = blockIdx.x * (int64_t)THREADS + threadIdx.x; i < n; i += (int64_t)gridDim.x * THREADS) to[i] = from[i] / (1.0f + expf(-gates[gate_n == 1 ? 0 : i]));
 }
 
 extern "C" kt_status_t kt_sigmoid_mul(kt_ctx_t *handle, const kt_tensor_t *x, const kt_tensor_t *gate, const kt_tensor_t *out) {
   kt_ctx *ctx = kt_gpu_ctx(handle);
   if (ctx == NULL) return KT_ERR_INVALID_ARG;
-  kt_frows rx, rg, ro;
-  KT_TRY(kt_gpu_frows(ctx, "x", x, 0, &rx));
-  KT_TRY(kt_gpu_frows(ctx, "gate", gate, 0, &rg));
-  KT_TRY(kt_gpu_frows(ctx, "out", out, 0, &ro));
+  const uint32_t ndim = x == NULL ? 0 : x->ndim;
+  if (ndim < 1 || ndim > 4) return KT_INVALID("x has %u dimensions, expected 1 to 4", ndim);
+  KT_TRY(kt_gpu_typed(ctx, "x", x, ndim, KT_F32));
+  KT_TRY(kt_gpu_typed(ctx, "gate", gate, ndim, KT_F32));
+  KT_TRY(kt_gpu_typed(ctx, "out", out, ndim, KT_F32));
   KT_TRY(same_shape("out", out, x));
-  if (gate->ndim != x->ndim || rg.count != rx.count || (rg.n != rx.n && rg.n != 1))
-    return KT_INVALID("gate has %lld rows of %lld values for x of %lld rows of %lld", (long long)rg.count, (long long)rg.n, (long long)rx.count, (long long)rx.n);
-  return for_rows(rx.count, [&](int64_t first, int64_t count) {
-    sigmoid_mul_kernel<<<row_grid(rx.n, count), THREADS, 0, ctx->stream>>>(from_row(rx, first), from_row(rg, first), from_row(ro, first));
-  });
+  const int64_t n = x->shape[ndim - 1], gate_n = gate->shape[ndim - 1];
+  for (uint32_t i = 0; i + 1 < ndim; i++) KT_TRY(kt_gpu_size("gate", gate, (int)i, x->shape[i]));
+  if (gate_n != 1) KT_TRY(kt_gpu_size("gate", gate, (int)ndim - 1, n));
+  const int64_t rows = kt_outer(x);
+  sigmoid_mul_kernel<<<grid_of(rows, n), THREADS, 0, ctx->stream>>>(kt_view_of(x), kt_view_of(gate), kt_view_of(out), n, gate_n, rows);
+  KT_LAUNCHED("sigmoid_mul");
+  return KT_OK;
 }

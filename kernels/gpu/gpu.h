@@ -69,6 +69,23 @@ struct kt_frows {
 };
 kt_status_t kt_gpu_frows(kt_ctx *ctx, const char *name, const kt_tensor_t *t, uint32_t ndim, kt_frows *out);
 
+/* Outer dimensions and byte strides of a tensor of up to 4 dimensions, its innermost one apart. */
+struct kt_view {
+  char *data;
+  int64_t shape[3], stride[3];
+};
+static inline kt_view kt_view_of(const kt_tensor_t *t) {
+  kt_view v = {(char *)t->data, {1, 1, 1}, {0, 0, 0}};
+  const int outer = (int)t->ndim - 1;
+  for (int i = 0; i < outer; i++) v.shape[3 - outer + i] = t->shape[i], v.stride[3 - outer + i] = t->stride[i];
+  return v;
+}
+static inline int64_t kt_outer(const kt_tensor_t *t) {
+  int64_t rows = 1;
+  for (uint32_t i = 0; i + 1 < t->ndim; i++) rows *= t->shape[i];
+  return rows;
+}
+
 static inline int64_t kt_div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 /* ---- ops that others are made of; all in the context's stream, on checked operands ---- */
@@ -94,6 +111,10 @@ kt_status_t kt_gpu_store_kv(kt_ctx *ctx, kt_heads k, kt_heads v, const int32_t *
 kt_status_t kt_gpu_dequantize(kt_ctx *ctx, const kt_tensor_t *w, int64_t first_row, int64_t count, uint32_t dtype, void *out);
 
 #ifdef __CUDACC__
+__device__ __forceinline__ char *kt_row_at(const kt_view &v, int64_t row) {
+  const int64_t c = row % v.shape[2], b = row / v.shape[2] % v.shape[1], a = row / v.shape[2] / v.shape[1];
+  return v.data + a * v.stride[0] + b * v.stride[1] + c * v.stride[2];
+}
 __device__ __forceinline__ float kt_warp_sum(float v) {
 #pragma unroll
   for (int lane = KT_WARP / 2; lane > 0; lane /= 2) v += __shfl_xor_sync(KT_FULL_MASK, v, lane);

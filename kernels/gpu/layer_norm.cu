@@ -17,14 +17,14 @@ __global__ void layer_norm_kernel(kt_frows x, const float *weight, const float *
   for (int64_t i = threadIdx.x; i < x.n; i += blockDim.x) to[i] = (row[i] - mean) * scale * weight[i] + (bias != NULL ? bias[i] : 0.0f);
 }
 
-__global__ void gated_rms_norm_kernel(kt_frows x, kt_frows gate, const float *weight, float eps, kt_frows out) {
+__global__ void gated_rms_norm_kernel(kt_view x, kt_view gate, const float *weight, float eps, kt_view out, int64_t n) {
   __shared__ float shared[32];
-  const float *row = x.data + blockIdx.x * x.stride, *gates = gate.data + blockIdx.x * gate.stride;
-  float *to = out.data + blockIdx.x * out.stride;
+  const float *row = (const float *)kt_row_at(x, blockIdx.x), *gates = (const float *)kt_row_at(gate, blockIdx.x);
+  float *to = (float *)kt_row_at(out, blockIdx.x);
   float sum = 0;
-  for (int64_t i = threadIdx.x; i < x.n; i += blockDim.x) sum += row[i] * row[i];
-  const float scale = 1.0f / sqrtf(kt_block_sum(sum, shared) / (float)x.n + eps);
-  for (int64_t i = threadIdx.x; i < x.n; i += blockDim.x) to[i] = row[i] * scale * weight[i] * (gates[i] / (1.0f + expf(-gates[i])));
+  for (int64_t i = threadIdx.x; i < n; i += blockDim.x) sum += row[i] * row[i];
+  const float scale = 1.0f / sqrtf(kt_block_sum(sum, shared) / (float)n + eps);
+  for (int64_t i = threadIdx.x; i < n; i += blockDim.x) to[i] = row[i] * scale * weight[i] * (gates[i] / (1.0f + expf(-gates[i])));
 }
 
 __global__ void act_kernel(kt_frows x, uint32_t act, kt_frows out) {
@@ -69,16 +69,18 @@ extern "C" kt_status_t kt_layer_norm(kt_ctx_t *handle, const kt_tensor_t *x, con
 extern "C" kt_status_t kt_gated_rms_norm(kt_ctx_t *handle, const kt_tensor_t *x, const kt_tensor_t *gate, const kt_tensor_t *weight, float eps, const kt_tensor_t *out) {
   kt_ctx *ctx = kt_gpu_ctx(handle);
   if (ctx == NULL) return KT_ERR_INVALID_ARG;
-  kt_frows rx, rg, ro;
+  const uint32_t ndim = x == NULL ? 0 : x->ndim;
+  if (ndim < 1 || ndim > 4) return KT_INVALID("x has %u dimensions, expected 1 to 4", ndim);
   const float *w = NULL;
-  KT_TRY(kt_gpu_frows(ctx, "x", x, 0, &rx));
-  KT_TRY(kt_gpu_frows(ctx, "gate", gate, 0, &rg));
-  KT_TRY(kt_gpu_frows(ctx, "out", out, 0, &ro));
+  KT_TRY(kt_gpu_typed(ctx, "x", x, ndim, KT_F32));
+  KT_TRY(kt_gpu_typed(ctx, "gate", gate, ndim, KT_F32));
+  KT_TRY(kt_gpu_typed(ctx, "out", out, ndim, KT_F32));
   KT_TRY(same_shape("gate", gate, x));
   KT_TRY(same_shape("out", out, x));
-  KT_TRY(kt_gpu_vector(ctx, "weight", weight, rx.n, &w));
+  const int64_t n = x->shape[ndim - 1];
+  KT_TRY(kt_gpu_vector(ctx, "weight", weight, n, &w));
   if (w == NULL) return KT_INVALID("weight is NULL");
-  gated_rms_norm_kernel<<<(unsigned)rx.count, threads_for(rx.n), 0, ctx->stream>>>(rx, rg, w, eps, ro);
+  gated_rms_norm_kernel<<<(unsigned)kt_outer(x), threads_for(n), 0, ctx->stream>>>(kt_view_of(x), kt_view_of(gate), w, eps, kt_view_of(out), n);
   KT_LAUNCHED("gated_rms_norm");
   return KT_OK;
 }

@@ -110,6 +110,7 @@ export class Sampler {
       draws.push(drawOf(seq, ahead))
     }
     this.#batch.sample(logits, states, draws, tokens)
+    this.#backend.synchronize()
     for (const [row, state] of states.entries()) state.push(this.#tokens.values[row] as number)
   }
 

@@ -220,7 +220,9 @@ export class SamplingState {
     words[word + FIELDS.dry_len / 4] = found.length
     if (found.length > 0 && (this.#dryPenalties?.bytes ?? 0) < found.length * 8) {
       this.#dryPenalties?.[Symbol.dispose]()
-      this.#dryPenalties = new Slab(this.#backend.library, Math.max(64, found.length * 2) * 8)
+      this.#dryPenalties = new Slab(this.#backend.library, Math.max(64, found.length * 2) * 8, {
+        pinned: true,
+      })
     }
     const slab = this.#dryPenalties
     putPointer(words, word + FIELDS.dry_ids / 4, slab?.address ?? 0)
@@ -300,6 +302,7 @@ export class SamplingBatch {
       backend.library.kt_sample(backend.ctx, logits.desc, slab.address, out.desc),
       "sample",
     )
+    if (states.some(({ params }) => params.mirostat)) backend.synchronize()
     for (let row = 0; row < rows; row++)
       (states[row] as SamplingState).read(this.#floats, row * ROW_WORDS)
     return out

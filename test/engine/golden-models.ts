@@ -60,9 +60,6 @@ const GGUF: readonly (readonly [name: string, file: string])[] = [
   ["qwen3next-iq4_nl", "qwen3next-iq4_nl.gguf"],
 ]
 
-/** Models with layers or weight types (IQ1 to IQ3) that the device's library has no kernel for yet. */
-export const NOT_ON_DEVICES = /qwen3_?next|qwen3moe-mixed/
-
 export function goldenModels(): GoldenModel[] {
   const hf = HF.map((name) => {
     const outputs = golden("hf", name, "golden.safetensors")

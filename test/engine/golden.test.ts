@@ -2,13 +2,7 @@ import { describe, expect, test } from "bun:test"
 
 import type { EngineConfig } from "../../src/config.ts"
 import { deviceProblem } from "../../src/native/backend.ts"
-import {
-  createEngine,
-  generateAll,
-  type GoldenModel,
-  goldenModels,
-  NOT_ON_DEVICES,
-} from "./golden-models.ts"
+import { createEngine, generateAll, type GoldenModel, goldenModels } from "./golden-models.ts"
 
 /** Eight prompts of different lengths: the golden ones, and beginnings and mixtures of them. */
 function eightPrompts({ prompts }: GoldenModel): Int32Array[] {
@@ -34,10 +28,6 @@ for (const [device, model] of ["cpu", "cuda:0"].flatMap((device) =>
   const problem = deviceProblem(device)
   if (problem !== undefined) {
     describe.skip(`${name}: ${problem}`, () => {})
-    continue
-  }
-  if (device !== "cpu" && NOT_ON_DEVICES.test(model.name)) {
-    describe.skip(`${name}: no kernel for its layers or types there`, () => {})
     continue
   }
   describe(name, () => {

@@ -9,13 +9,7 @@ import { Engine } from "../../src/engine/engine.ts"
 import { deviceProblem } from "../../src/native/backend.ts"
 import { Graph } from "../../src/native/graph.ts"
 import { ExpertStream } from "../../src/nn/expert-stream.ts"
-import {
-  createEngine,
-  generateAll,
-  type GoldenModel,
-  goldenModels,
-  NOT_ON_DEVICES,
-} from "./golden-models.ts"
+import { createEngine, generateAll, type GoldenModel, goldenModels } from "./golden-models.ts"
 
 const folder = mkdtempSync(join(tmpdir(), "kt-placement-"))
 const before = process.env["KT_LOGICAL_DEVICES"]
@@ -123,7 +117,6 @@ for (const gpu of ["cpu:1", "cuda:0"]) {
   describe(gpu, () => {
     for (const one of [...CASES, STREAMED, RESIDENT]) {
       for (const model of goldenModels()) {
-        if (gpu !== "cpu:1" && NOT_ON_DEVICES.test(model.name)) continue
         test(`${one.name}: ${model.name}`, async () => {
           for (const options of [{}, { precision: "fast" as const, maxBatchTokens: 16 }]) {
             using engine = await engineOn(model, one, gpu, options)

@@ -44,9 +44,6 @@ const PLACES: readonly Place[] = [
   },
 ]
 
-/** Models with layers or weight types (IQ1 to IQ3) that devices have no kernel for yet. */
-const NOT_ON_DEVICES = /qwen3_?next|qwen3moe-mixed/
-
 interface Reference {
   readonly prompts: Int32Array[]
   /** [T, V] of each prompt */
@@ -149,10 +146,8 @@ for (const [place, source, open] of PLACES.flatMap((place) =>
   SOURCES.map(([source, open]) => [place, source, open] as const),
 )) {
   const title = `${source}${place.name} with float activations`
-  const absent = place.name !== "" && NOT_ON_DEVICES.test(source)
-  const problem = place.problem ?? (absent ? "no kernel for its layers or types there" : undefined)
-  if (problem === undefined) describe(title, () => floatTests(open, place))
-  else describe.skip(`${title}: ${problem}`, () => {})
+  if (place.problem === undefined) describe(title, () => floatTests(open, place))
+  else describe.skip(`${title}: ${place.problem}`, () => {})
 }
 
 function floatTests(open: () => Golden, { backends }: Place): void {

@@ -210,6 +210,25 @@ describeBackends("pagedAttention", (backend) => {
     }
   })
 
+  test.skipIf(backend.isHost)("latents by tensor cores: halves, with float sums", () => {
+    backend.precision = "fast"
+    try {
+      for (const heads of [4, 16, 20, 64, 128])
+        for (const how of [
+          {},
+          { slidingWindow: 50 },
+          { softCap: 5 },
+          { sinks: randomArray(heads, 9), pageSize: 8 },
+        ]) {
+          const shape = { heads, kvHeads: 1, kDim: 576, vDim: 512, latent: true, scale: 0.04 }
+          const parts = heads === 16 ? MIXED : SMALL
+          new Fixture({ ...BASE, ...shape, ...how }, parts, heads).check(backend, 2e-3)
+        }
+    } finally {
+      backend.precision = "f32"
+    }
+  })
+
   for (const half of [true, false]) {
     const type = half ? "F16" : "F32"
     test(`a ragged batch of decodes and chunks, ${type}`, () => {

@@ -36,6 +36,19 @@ describeBackends("gates", (backend) => {
       (_, i) => both[Math.floor(i / n) * 2 * n + n + (i % n)] as number,
     )
     const own = Tensor.from(backend, x, [tokens, heads, n])
+    const grouped = gate.unflatten(-1, [4, n / 4])
+    const shaped = Tensor.from(backend, x, [tokens, heads, 4, n / 4])
+    expectClose(
+      sigmoidMul(shaped, grouped).toFloat32Array(),
+      reference.sigmoidMul(x, values, n),
+      1e-6,
+    )
+    const part = weight.slice(0, n / 4)
+    expectClose(
+      gatedRmsNorm(shaped, grouped, Tensor.from(backend, part), 1e-6).toFloat32Array(),
+      reference.gatedRmsNorm(x, values, part, 1e-6),
+      2e-6,
+    )
     expectClose(sigmoidMul(own, gate).toFloat32Array(), reference.sigmoidMul(x, values, n), 1e-6)
     expectClose(
       gatedRmsNorm(own, gate, Tensor.from(backend, weight), 1e-6).toFloat32Array(),
