@@ -144,6 +144,7 @@ test("the experts that were used most are on the device", async () => {
   const config = engineConfig({
     model: MOE.path,
     contextLength: 32,
+    pageSize: 32,
     expertStats: file,
     streamExperts: false,
     prefixCache: false,
