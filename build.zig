@@ -1,6 +1,7 @@
 //! Wires the kernel libraries; kernels/build/*.zig does the work.
 //!   zig build            libkt_cpu for this machine's platform into zig-out/lib
 //!   zig build -Dcuda     libkt_cuda too, of kernels/gpu/*.cu, with nvcc 13 and g++; `zig build cuda` makes it alone
+//!   zig build hip        libkt_hip of the same sources, with hipcc
 //!   zig build abi        regenerates src/native/abi.generated.ts from kernels/include/kt.h
 //!   zig build abi-text   writes the same below the prefix, so that tests can compare the two
 //!   zig build test       Zig unit tests (pool, cpuid, status, slab)
@@ -23,6 +24,9 @@ pub fn build(b: *std.Build) void {
     const cuda_library = gpu.addLibrary(b, optimize, archs);
     cuda.dependOn(cuda_library);
     if (b.option(bool, "cuda", "compile libkt_cuda too") orelse false) b.getInstallStep().dependOn(cuda_library);
+
+    const hip_archs = b.option([]const u8, "hip-archs", "what libkt_hip is compiled for; default: gfx90a,gfx1030") orelse "gfx90a,gfx1030";
+    b.step("hip", "compile libkt_hip into zig-out/lib").dependOn(gpu.addHipLibrary(b, optimize, hip_archs));
 
     const generate = b.step("abi", "write src/native/abi.generated.ts from kt.h");
     const text = cpu.abiText(b);

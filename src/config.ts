@@ -28,7 +28,7 @@ export interface EngineConfig {
   readonly contextLength: number
   /** Tokens the KV cache holds over all sequences; 0 = contextLength, or what memory holds if that is less. */
   readonly kvCacheTokens: number
-  readonly kvDtype: "auto" | "f16" | "f32" | "q8_0"
+  readonly kvDtype: "auto" | "f16" | "f32" | "q8_0" | "bf16" | "f8"
   /** What the engine, or all of a server's, may take of memory in bytes; 0 = what is free. */
   readonly memoryBytes: number
   /** What of each GPU's memory a model may take in bytes, where it is placed automatically; 0 = what is free. */
@@ -111,8 +111,8 @@ export const CONFIG_OPTIONS: readonly ConfigOption[] = [
     help: "longest sequence in tokens; 0 = the model's own, cut to what memory holds" },
   { key: "kvCacheTokens", flag: "cache-tokens", aliases: ["cache_lens"], type: "integer", min: 0, max: 1_073_741_824, default: 0,
     help: "tokens the KV cache holds over all sequences; 0 = automatic" },
-  { key: "kvDtype", flag: "kv-dtype", aliases: [], type: "enum", values: ["auto", "f16", "f32", "q8_0"], default: "auto",
-    help: "KV cache type; auto = f16, or f32 with --precision f32; q8_0 takes about half of f16" },
+  { key: "kvDtype", flag: "kv-dtype", aliases: [], type: "enum", values: ["auto", "f16", "f32", "q8_0", "bf16", "f8"], default: "auto",
+    help: "KV cache type; auto = f16, or f32 with --precision f32; q8_0 takes about half of f16; bf16 and f8 (E4M3 with a scale every 128 values): GPUs alone" },
   { key: "memoryBytes", flag: "model-memory", aliases: [], type: "integer", min: 0, default: 0,
     help: "bytes that weights, KV caches and workspace of all loaded models may take; 0 = what is free" },
   { key: "vramBytes", flag: "gpu-memory", aliases: [], type: "integer", min: 0, default: 0,

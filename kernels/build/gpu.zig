@@ -68,6 +68,39 @@ pub fn addLibrary(b: *std.Build, optimize: std.builtin.OptimizeMode, archs: []co
     return &b.addInstallArtifact(lib, .{}).step;
 }
 
+/// libkt_hip of the same sources, with hipcc from PATH; `archs`: such as "gfx90a,gfx1100". It is linked to ROCm's runtime.
+pub fn addHipLibrary(b: *std.Build, optimize: std.builtin.OptimizeMode, archs: []const u8) *std.Build.Step {
+    const hipcc = b.findProgram(&.{"hipcc"}, &.{"/opt/rocm/bin"}) catch return &b.addFail("`zig build hip` needs hipcc 5.2 or later on PATH").step;
+    const module = cpu.coreModule(b, "kernels/gpu/root.zig", optimize);
+    for (filesOf(b, "kernels/gpu", &.{".cu"})) |path| {
+        const run = b.addSystemCommand(&.{
+            hipcc,                  "-c",                  "-x",              "hip",                   "-O3",                             "-std=c++17",         "-fPIC",
+            "-Wall",                "-Wextra",             "-Werror",
+            // what the runtime's headers and kernels of another vendor are full of
+                    "-Wno-unused-parameter", "-Wno-missing-field-initializers", "-Wno-unused-result", "-Wno-pass-failed",
+            "-Wno-unused-function", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti",
+        });
+        const name = std.fs.path.stem(path);
+        run.setName(b.fmt("hipcc {s}", .{name}));
+        var each = std.mem.tokenizeScalar(u8, archs, ',');
+        while (each.next()) |arch| run.addArg(b.fmt("--offload-arch={s}", .{arch}));
+        run.addPrefixedDirectoryArg("-I", b.path("kernels/include"));
+        run.addPrefixedDirectoryArg("-I", b.path("kernels/gpu"));
+        for ([_][]const []const u8{ filesOf(b, "kernels/gpu", &.{ ".h", ".cuh" }), filesOf(b, "kernels/include", &.{".h"}) }) |folder| for (folder) |header| run.addFileInput(b.path(header));
+        run.addFileArg(b.path(path));
+        run.addArg("-o");
+        module.addObjectFile(run.addOutputFileArg(b.fmt("{s}.o", .{name})));
+    }
+    for ([_][]const u8{ "/opt/rocm/lib/libamdhip64.so", "/usr/lib/x86_64-linux-gnu/libamdhip64.so" }) |path| {
+        if (!exists(path)) continue;
+        module.addObjectFile(.{ .cwd_relative = path });
+        break;
+    }
+    const lib = b.addLibrary(.{ .name = "kt_hip", .linkage = .dynamic, .root_module = module });
+    lib.linker_allow_shlib_undefined = true;
+    return &b.addInstallArtifact(lib, .{}).step;
+}
+
 fn compile(b: *std.Build, toolkit: Toolkit, path: []const u8, headers: []const []const []const u8, archs: []const u8) std.Build.LazyPath {
     const name = std.fs.path.stem(path);
     const run = b.addSystemCommand(&.{

@@ -1,15 +1,17 @@
 /* kt_store_kv, kt_paged_attention.
- * SHAPES       q [tokens, heads, k_dim], caches [pages, kv_heads, page_size, dim] F16, F32 or Q8_0, out [tokens, heads, v_dim]
+ * SHAPES       q [tokens, heads, k_dim], caches [pages, kv_heads, page_size, dim] F16, BF16, F32, Q8_0 or F8_E4M3, out [tokens, heads, v_dim]
  * DEFINITION   softmax(q . k * scale over the keys a query sees) . v, in f32; see kt.h for caps, windows, chunks and sinks
  * REGULARITIES dims 64 .. 256, latent attention 576 and 512; heads / kv_heads 1 .. 16, latent attention up to 128 */
 #include "attention.cuh"
 
-enum { CACHE_F32, CACHE_F16, CACHE_Q8_0 };
-
 template <int KIND> __device__ __forceinline__ float cached(const char *row, int i) {
   if constexpr (KIND == CACHE_F32) return ((const float *)row)[i];
   else if constexpr (KIND == CACHE_F16) return __half2float(((const __half *)row)[i]);
-  else {
+  else if constexpr (KIND == CACHE_BF16) return __bfloat162float(((const __nv_bfloat16 *)row)[i]);
+  else if constexpr (KIND == CACHE_F8) {
+    const char *block = row + i / 128 * 132;
+    return *(const float *)block * kt_e4m3((uint8_t)block[4 + i % 128]);
+  } else {
     const char *block = row + i / 32 * 34;
     return __half2float(*(const __half *)block) * (float)((const int8_t *)block)[2 + i % 32];
   }
@@ -19,34 +21,17 @@ template <int KIND> __device__ __forceinline__ float cached(const char *row, int
 __global__ void store_kernel(kt_heads x, const int32_t *slots, cache_view cache, int64_t page_size, int64_t limit, int kind) {
   const int64_t token = blockIdx.x, slot = slots[token];
   if (slot < 0 || slot >= limit) return;
-  const int warp = threadIdx.x / KT_WARP, lane = threadIdx.x % KT_WARP, warps = blockDim.x / KT_WARP;
+  const int warp = threadIdx.x / KT_WARP, warps = blockDim.x / KT_WARP;
   for (int64_t head = warp; head < x.heads; head += warps) {
     const float *from = x.data + token * x.token_stride + head * x.head_stride;
     char *to = cache.data + slot / page_size * cache.page_stride + head * cache.head_stride + slot % page_size * cache.slot_stride;
-    for (int64_t i = lane; i < x.dim; i += KT_WARP) {
-      const float v = from[i];
-      if (kind == CACHE_F32) ((float *)to)[i] = v;
-      else if (kind == CACHE_F16) ((__half *)to)[i] = __float2half_rn(v);
-      else {
-        /* a lane a value: the warp is one block of 32 */
-        const float most = kt_warp_max(fabsf(v));
-        const __half scale = __float2half_rn(most / 127.0f);
-        const float d = __half2float(scale);
-        char *block = to + i / 32 * 34;
-        if (lane == 0) *(__half *)block = scale;
-        ((int8_t *)block)[2 + lane] = (int8_t)max(-127, min(127, d == 0 ? 0 : __float2int_rn(v / d)));
-      }
-    }
+    kt_store_row(from, (int)x.dim, kind, to);
   }
 }
 
 static kt_status_t kind_of(const char *name, const kt_tensor_t *t, int *kind) {
-  switch (t->dtype) {
-    case KT_F32: *kind = CACHE_F32; return KT_OK;
-    case KT_F16: *kind = CACHE_F16; return KT_OK;
-    case KT_Q8_0: *kind = CACHE_Q8_0; return KT_OK;
-    default: return KT_INVALID("%s has type %u, expected F16, F32 or Q8_0", name, t->dtype);
-  }
+  *kind = kt_cache_kind(t->dtype);
+  return *kind != CACHE_NONE ? KT_OK : KT_INVALID("%s has type %u, expected F16, BF16, F32, Q8_0 or F8_E4M3", name, t->dtype);
 }
 
 static kt_status_t check_caches(kt_ctx *ctx, const kt_tensor_t *k_cache, const kt_tensor_t *v_cache, int *kind) {
@@ -267,9 +252,10 @@ template <int KIND, int HEADS, int COLUMNS> __global__ void attention_kernel(con
 #define FLASH_ROWS 64
 #define FLASH_KEYS 64
 
-/* Flash attention of a prompt's tokens over half caches, by tensor cores: queries, weights of keys and values in half, sums in f32. A
+#if KT_HAS_MMA
+/* Flash attention of a prompt's tokens over caches of halves or bf16, by tensor cores: queries and weights of keys in the cache's type, sums in f32. A
  * block has FLASH_ROWS rows, a row a head of a token, all of one kv head and one sequence; a warp has 16 of them. */
-template <int DIM> __global__ void __launch_bounds__(THREADS) flash_kernel(const attention_job job) {
+template <int DIM, bool BF16> __global__ void __launch_bounds__(THREADS) flash_kernel(const attention_job job) {
   extern __shared__ __align__(128) uint8_t tiles[]; /* keys [FLASH_KEYS][DIM], values [FLASH_KEYS][DIM] */
   constexpr int PIECES = DIM / 8, ROW_BYTES = DIM * 2;
   const uint32_t keys = (uint32_t)__cvta_generic_to_shared(tiles), values = keys + FLASH_KEYS * ROW_BYTES;
@@ -313,7 +299,7 @@ template <int DIM> __global__ void __launch_bounds__(THREADS) flash_kernel(const
 #pragma unroll
       for (int side = 0; side < 2; side++) {
         const int column = 16 * k + 8 * side + lane % 4 * 2;
-        q[k][2 * side + half] = halves(from[half][column] * scale, from[half][column + 1] * scale);
+        q[k][2 * side + half] = halves<BF16>(from[half][column] * scale, from[half][column + 1] * scale);
       }
   }
   const int32_t *table = job.block_tables + sequence * job.table_stride;
@@ -350,8 +336,8 @@ template <int DIM> __global__ void __launch_bounds__(THREADS) flash_kernel(const
         asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                      : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3])
                      : "r"(keys + row * ROW_BYTES + ((piece ^ (row & 7)) << 4)));
-        multiply_halves(scores[2 * n], q[k], b[0], b[1]);
-        multiply_halves(scores[2 * n + 1], q[k], b[2], b[3]);
+        multiply_halves<BF16>(scores[2 * n], q[k], b[0], b[1]);
+        multiply_halves<BF16>(scores[2 * n + 1], q[k], b[2], b[3]);
       }
     __syncthreads();
     fetch(job.k, keys, tile + FLASH_KEYS);
@@ -389,8 +375,8 @@ template <int DIM> __global__ void __launch_bounds__(THREADS) flash_kernel(const
     __syncthreads();
 #pragma unroll
     for (int k = 0; k < FLASH_KEYS / 16; k++) {
-      const uint32_t a[4] = {halves(scores[2 * k][0], scores[2 * k][1]), halves(scores[2 * k][2], scores[2 * k][3]),
-                             halves(scores[2 * k + 1][0], scores[2 * k + 1][1]), halves(scores[2 * k + 1][2], scores[2 * k + 1][3])};
+      const uint32_t a[4] = {halves<BF16>(scores[2 * k][0], scores[2 * k][1]), halves<BF16>(scores[2 * k][2], scores[2 * k][3]),
+                             halves<BF16>(scores[2 * k + 1][0], scores[2 * k + 1][1]), halves<BF16>(scores[2 * k + 1][2], scores[2 * k + 1][3])};
 #pragma unroll
       for (int n = 0; n < DIM / 16; n++) {
         const int row = 16 * k + lane % 8 + lane / 8 % 2 * 8, piece = 2 * n + lane / 16;
@@ -398,8 +384,8 @@ template <int DIM> __global__ void __launch_bounds__(THREADS) flash_kernel(const
         asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                      : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3])
                      : "r"(values + row * ROW_BYTES + ((piece ^ (row & 7)) << 4)));
-        multiply_halves(out[2 * n], a, b[0], b[1]);
-        multiply_halves(out[2 * n + 1], a, b[2], b[3]);
+        multiply_halves<BF16>(out[2 * n], a, b[0], b[1]);
+        multiply_halves<BF16>(out[2 * n + 1], a, b[2], b[3]);
       }
     }
     __syncthreads();
@@ -431,20 +417,23 @@ template <int DIM> __global__ void __launch_bounds__(THREADS) flash_kernel(const
 #define FLASH_TOKENS 32
 
 static bool takes_flash(kt_ctx *ctx, const attention_job &job, int kind) {
-  if (ctx->precision != KT_PRECISION_FAST || kind != CACHE_F16 || job.q.tokens < FLASH_TOKENS || job.group > FLASH_ROWS) return false;
+  if (ctx->precision != KT_PRECISION_FAST || (kind != CACHE_F16 && kind != CACHE_BF16) || job.q.tokens < FLASH_TOKENS || job.group > FLASH_ROWS) return false;
   if (job.q.dim != job.v_dim || (job.v_dim != 64 && job.v_dim != 128)) return false;
   const int64_t apart = job.k.page_stride | job.k.head_stride | job.k.slot_stride | job.v.page_stride | job.v.head_stride | job.v.slot_stride;
   return (((uintptr_t)job.k.data | (uintptr_t)job.v.data | (uintptr_t)apart) & 15) == 0;
 }
 
-template <int DIM> static kt_status_t launch_flash(kt_ctx *ctx, const attention_job &job) {
+template <int DIM, bool BF16> static kt_status_t launch_flash(kt_ctx *ctx, const attention_job &job) {
   const int shared = 2 * FLASH_KEYS * DIM * 2;
-  KT_CUDA(cudaFuncSetAttribute(flash_kernel<DIM>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
+  const auto kernel = flash_kernel<DIM, BF16>;
+  KT_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
   const int64_t blocks = kt_div_up(job.q.tokens, FLASH_ROWS / job.group) + job.sequences;
-  flash_kernel<DIM><<<dim3((unsigned)blocks, (unsigned)job.kv_heads), THREADS, shared, ctx->stream>>>(job);
+  kernel<<<dim3((unsigned)blocks, (unsigned)job.kv_heads), THREADS, shared, ctx->stream>>>(job);
   KT_LAUNCHED("paged_attention");
   return KT_OK;
 }
+
+#endif
 
 /* One block a head of a token: its segments in their order. */
 __global__ void combine_kernel(const attention_job job) {
@@ -538,9 +527,15 @@ extern "C" kt_status_t kt_paged_attention(kt_ctx_t *handle, const kt_tensor_t *q
   job.group = (int)(heads / kv_heads);
   job.v_dim = (int)v_dim;
   job.params = *params;
+  job.pages = k_cache->shape[0];
   job.max_keys = block_tables->shape[1] * job.page_size;
+#if KT_HAS_MMA
   if (kind == CACHE_F16 && kt_gpu_takes_mla(ctx, job)) return kt_gpu_mla(ctx, job);
-  if (takes_flash(ctx, job, kind)) return job.v_dim == 64 ? launch_flash<64>(ctx, job) : launch_flash<128>(ctx, job);
+  if (takes_flash(ctx, job, kind)) {
+    if (kind == CACHE_BF16) return job.v_dim == 64 ? launch_flash<64, true>(ctx, job) : launch_flash<128, true>(ctx, job);
+    return job.v_dim == 64 ? launch_flash<64, false>(ctx, job) : launch_flash<128, false>(ctx, job);
+  }
+#endif
   const int per_block = job.group >= 8 ? 8 : job.group >= 3 ? 4 : job.group;
   job.chunks = (int)kt_div_up(job.group, per_block);
   /* The lengths lie on the device: blocks for the longest that may be, of which short sequences leave some without work. */
@@ -559,6 +554,8 @@ extern "C" kt_status_t kt_paged_attention(kt_ctx_t *handle, const kt_tensor_t *q
   switch (kind) {
     case CACHE_F32: KT_TRY(launch<CACHE_F32>(ctx, job, grid, per_block)); break;
     case CACHE_F16: KT_TRY(launch<CACHE_F16>(ctx, job, grid, per_block)); break;
+    case CACHE_BF16: KT_TRY(launch<CACHE_BF16>(ctx, job, grid, per_block)); break;
+    case CACHE_F8: KT_TRY(launch<CACHE_F8>(ctx, job, grid, per_block)); break;
     default: KT_TRY(launch<CACHE_Q8_0>(ctx, job, grid, per_block)); break;
   }
   if (job.splits > 1) {

@@ -41,7 +41,7 @@ kt_status_t kt_gpu_status(cudaError_t error, const char *what) {
   return kt_gpu_fail(code, "%s: %s (%s)", what, cudaGetErrorString(error), cudaGetErrorName(error));
 }
 
-extern "C" const char *kt_backend_name(void) { return "cuda"; }
+extern "C" const char *kt_backend_name(void) { return KT_BACKEND_NAME; }
 
 /* ---- devices ---- */
 extern "C" kt_status_t kt_device_count(uint32_t *out_count) {
@@ -49,9 +49,9 @@ extern "C" kt_status_t kt_device_count(uint32_t *out_count) {
   *out_count = 0;
   int driver = 0, count = 0;
   cudaDriverGetVersion(&driver);
-  if (driver == 0) return kt_gpu_fail(KT_ERR_DEVICE, "no NVIDIA driver is installed here (libcuda.so.1 was not found)");
+  if (driver == 0) return kt_gpu_fail(KT_ERR_DEVICE, KT_NO_DRIVER);
   if (driver / 1000 < CUDART_VERSION / 1000)
-    return kt_gpu_fail(KT_ERR_DEVICE, "the driver knows CUDA %d.%d, this library needs %d.0", driver / 1000, driver % 1000 / 10,
+    return kt_gpu_fail(KT_ERR_DEVICE, "the driver knows " KT_RUNTIME_NAME " %d.%d, this library needs %d.0", driver / 1000, driver % 1000 / 10,
                        CUDART_VERSION / 1000);
   const cudaError_t error = cudaGetDeviceCount(&count);
   if (error != cudaSuccess) {
@@ -111,7 +111,7 @@ extern "C" kt_status_t kt_device_query(uint32_t index, kt_device_info_t *out) {
 
 extern "C" kt_status_t kt_cpu_query(kt_cpu_info_t *out) {
   (void)out;
-  return kt_gpu_fail(KT_ERR_UNSUPPORTED, "the cuda library knows nothing of the CPU");
+  return kt_gpu_fail(KT_ERR_UNSUPPORTED, "this library knows nothing of the CPU");
 }
 
 /* ---- contexts ---- */
@@ -140,7 +140,7 @@ extern "C" kt_status_t kt_ctx_create(const kt_ctx_options_t *options, kt_ctx_t *
   KT_CUDA(cudaSetDevice(device));
   KT_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
   KT_CUDA(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
-  if (major < 8)
+  if (KT_HAS_MMA && major < 8)
     return kt_gpu_fail(KT_ERR_UNSUPPORTED, "device %d has compute capability %d.%d, this library needs 8.0", device, major, minor);
   kt_ctx *ctx = (kt_ctx *)calloc(1, sizeof *ctx);
   if (ctx == NULL) return kt_gpu_fail(KT_ERR_OUT_OF_MEMORY, "cannot allocate %zu bytes", sizeof *ctx);
@@ -442,10 +442,10 @@ kt_block_size kt_gpu_block(uint32_t dtype) {
 kt_status_t kt_gpu_tensor(kt_ctx *ctx, const char *name, const kt_tensor_t *t, uint32_t ndim) {
   if (t == NULL) return KT_INVALID("%s is NULL", name);
   if (t->data == NULL) return KT_INVALID("%s has no data", name);
-  if (t->device != ctx->device + 1) return KT_INVALID("%s is on device %d, not on cuda:%d", name, t->device, ctx->device);
+  if (t->device != ctx->device + 1) return KT_INVALID("%s is on device %d, not on " KT_BACKEND_NAME ":%d", name, t->device, ctx->device);
   if (t->ndim != ndim) return KT_INVALID("%s has %u dimensions, expected %u", name, t->ndim, ndim);
   const kt_block_size block = kt_gpu_block(t->dtype);
-  if (block.values == 0) return kt_gpu_fail(KT_ERR_UNSUPPORTED, "%s has type %u, which the cuda library does not read", name, t->dtype);
+  if (block.values == 0) return kt_gpu_fail(KT_ERR_UNSUPPORTED, "%s has type %u, which this library does not read", name, t->dtype);
   for (uint32_t i = 0; i < ndim; i++)
     if (t->shape[i] <= 0) return KT_INVALID("%s has a dimension of %lld", name, (long long)t->shape[i]);
   if (t->shape[ndim - 1] % block.values != 0)

@@ -5,6 +5,7 @@
  *              four stages of shared memory, each warp 64 x 32 by mma.m16n8k16 */
 #include "products.cuh"
 
+#if KT_HAS_MMA
 #define TILE_M KT_GEMM_ROWS
 #define TILE_R 128
 #define TILE_N 32
@@ -130,3 +131,58 @@ kt_status_t kt_gpu_gemm(kt_ctx *ctx, const kt_gemm &g) {
   }
   return KT_OK;
 }
+#else
+#define PLAIN_TILE 64
+#define PLAIN_COLUMNS 16
+#define PLAIN_THREADS 256
+
+/* Without NVIDIA's tensor cores: 64 x 64 of C a block, 4 x 4 a thread; the tiles of lists are taken in two halves. */
+__global__ void __launch_bounds__(PLAIN_THREADS) plain_gemm_kernel(const kt_gemm g) {
+  __shared__ float a_tile[PLAIN_COLUMNS][PLAIN_TILE + 1], b_tile[PLAIN_COLUMNS][PLAIN_TILE + 1];
+  const int thread = threadIdx.x, tm = thread / 16 * 4, tr = thread % 16 * 4;
+  const int64_t row0 = (int64_t)blockIdx.x * PLAIN_TILE;
+  int64_t m0 = (int64_t)blockIdx.y * PLAIN_TILE, count = g.m - m0, expert = 0;
+  if (g.tiles != NULL) {
+    const kt_gemm_tile tile = g.tiles[blockIdx.y / 2];
+    const int skipped = blockIdx.y % 2 * PLAIN_TILE;
+    if (tile.count <= skipped) return;
+    m0 = tile.first + skipped, count = tile.count - skipped, expert = tile.expert;
+  }
+  const __nv_bfloat16 *b = g.b + expert * g.rows * g.n;
+  float acc[4][4];
+  for (int i = 0; i < 4; i++)
+    for (int j = 0; j < 4; j++) acc[i][j] = 0;
+  for (int64_t column = 0; column < g.n; column += PLAIN_COLUMNS) {
+    for (int i = thread; i < PLAIN_TILE * PLAIN_COLUMNS; i += PLAIN_THREADS) {
+      const int row = i / PLAIN_COLUMNS, k = i % PLAIN_COLUMNS;
+      const int64_t index = row < count ? m0 + row : m0, from = g.list != NULL ? g.list[index] / g.a_divisor : index;
+      a_tile[k][row] = row < count ? __bfloat162float(g.a[from * g.n + column + k]) : 0.0f;
+      b_tile[k][row] = row0 + row < g.rows ? __bfloat162float(b[(row0 + row) * g.n + column + k]) : 0.0f;
+    }
+    __syncthreads();
+    for (int k = 0; k < PLAIN_COLUMNS; k++)
+      for (int i = 0; i < 4; i++)
+        for (int j = 0; j < 4; j++) acc[i][j] += a_tile[k][tm + i] * b_tile[k][tr + j];
+    __syncthreads();
+  }
+  for (int i = 0; i < 4; i++) {
+    if (tm + i >= count) break;
+    float *to = g.c + (g.list != NULL ? g.list[m0 + tm + i] : m0 + tm + i) * g.c_stride;
+    for (int j = 0; j < 4; j++) {
+      const int64_t column = row0 + tr + j;
+      if (column >= g.rows) break;
+      float value = acc[i][j] + (g.bias != NULL ? g.bias[expert * g.rows + column] : 0.0f);
+      if (g.add) value += to[column];
+      to[column] = value;
+    }
+  }
+}
+
+kt_status_t kt_gpu_gemm(kt_ctx *ctx, const kt_gemm &g) {
+  const int64_t tiles = g.tiles != NULL ? 2 * g.num_tiles : kt_div_up(g.m, PLAIN_TILE);
+  if (tiles > 65535) return kt_gpu_fail(KT_ERR_UNSUPPORTED, "a product of %lld rows", (long long)g.m);
+  plain_gemm_kernel<<<dim3((unsigned)kt_div_up(g.rows, PLAIN_TILE), (unsigned)tiles), PLAIN_THREADS, 0, ctx->stream>>>(g);
+  KT_LAUNCHED("gemm");
+  return KT_OK;
+}
+#endif

@@ -30,6 +30,7 @@ struct gemv_args {
 };
 
 /* Weights are read once: they pass by the first cache, which keeps the activations. */
+#if KT_HAS_MMA
 __device__ __forceinline__ uint4 stream16(const uint8_t *p) {
   uint4 v;
   asm("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
@@ -40,6 +41,10 @@ __device__ __forceinline__ uint2 stream8(const uint8_t *p) {
   asm("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
   return v;
 }
+#else
+__device__ __forceinline__ uint4 stream16(const uint8_t *p) { return *(const uint4 *)p; }
+__device__ __forceinline__ uint2 stream8(const uint8_t *p) { return *(const uint2 *)p; }
+#endif
 __device__ __forceinline__ float half_of(uint32_t bits) { return __half2float(__ushort_as_half((unsigned short)bits)); }
 __device__ __forceinline__ float half_at(const uint8_t *p) { return __half2float(__ldg((const __half *)p)); }
 

@@ -2,6 +2,7 @@
  *   f32 precision   float activations; the sums of a row do not depend on the batch
  *   up to 8 tokens  int8 activations where the type has such a kernel, else float ones
  *   more tokens     bf16 through tensor cores; F32 weights (routers) keep float activations */
+#include "attention.cuh"
 #include "products.cuh"
 
 /* Weights are made bf16 in pieces of this size, which stay in the second cache. */
@@ -267,18 +268,7 @@ __global__ void finish_heads_kernel(const heads_job job) {
   if (slot < 0 || slot >= job.limit) return;
   const int64_t *strides = is_k ? job.k_strides : job.v_strides;
   char *to = (is_k ? job.k_cache : job.v_cache) + slot / job.page_size * strides[0] + own * strides[1] + slot % job.page_size * strides[2];
-  for (int i = lane; i < dim; i += KT_WARP) {
-    if (job.kind == KT_F32) ((float *)to)[i] = row[i];
-    else if (job.kind == KT_F16) ((__half *)to)[i] = __float2half_rn(row[i]);
-    else {
-      const float most = kt_warp_max(fabsf(row[i]));
-      const __half scale = __float2half_rn(most / 127.0f);
-      const float d = __half2float(scale);
-      char *block = to + i / 32 * 34;
-      if (lane == 0) *(__half *)block = scale;
-      ((int8_t *)block)[2 + lane] = (int8_t)(d == 0 ? 0 : max(-127, min(127, __float2int_rn(row[i] / d))));
-    }
-  }
+  kt_store_row(row, dim, job.kind, to);
 }
 
 extern "C" kt_status_t kt_qkv_rope_store(kt_ctx_t *handle, const kt_qkv_args_t *a) {
@@ -292,7 +282,7 @@ extern "C" kt_status_t kt_qkv_rope_store(kt_ctx_t *handle, const kt_qkv_args_t *
   KT_TRY(kt_gpu_tensor(ctx, "k_cache", a->k_cache, 4));
   KT_TRY(kt_gpu_tensor(ctx, "v_cache", a->v_cache, 4));
   const kt_tensor_t *q = a->q_out, *kc = a->k_cache, *vc = a->v_cache;
-  if (kc->dtype != KT_F16 && kc->dtype != KT_F32 && kc->dtype != KT_Q8_0) return KT_INVALID("k_cache has type %u, expected F16, F32 or Q8_0", kc->dtype);
+  if (kt_cache_kind(kc->dtype) == CACHE_NONE) return KT_INVALID("k_cache has type %u, expected F16, BF16, F32, Q8_0 or F8_E4M3", kc->dtype);
   if (vc->dtype != kc->dtype) return KT_INVALID("v_cache has type %u, k_cache %u", vc->dtype, kc->dtype);
   const int64_t tokens = x.count, heads = q->shape[1], k_dim = q->shape[2], kv_heads = kc->shape[1], v_dim = vc->shape[3];
   KT_TRY(kt_gpu_size("q_out", q, 0, tokens));
@@ -349,7 +339,7 @@ extern "C" kt_status_t kt_qkv_rope_store(kt_ctx_t *handle, const kt_qkv_args_t *
   job.q = qr.data, job.k = kr.data, job.v = vr.data;
   job.q_stride = qr.stride, job.k_stride = kr.stride, job.v_stride = vr.stride;
   job.heads = (int)heads, job.kv_heads = (int)kv_heads, job.k_dim = (int)k_dim, job.v_dim = (int)v_dim;
-  job.page_size = (int)kc->shape[2], job.kind = (int)kc->dtype, job.interleaved = a->interleaved;
+  job.page_size = (int)kc->shape[2], job.kind = kt_cache_kind(kc->dtype), job.interleaved = a->interleaved;
   job.limit = kc->shape[0] * kc->shape[2];
   job.slots = (const int32_t *)a->slot_mapping->data;
   job.k_cache = (char *)kc->data, job.v_cache = (char *)vc->data;

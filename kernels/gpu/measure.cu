@@ -27,6 +27,7 @@ __global__ void fma_kernel(float *out, int steps) {
   if (sum == 0.123f) *out = sum;
 }
 
+#if KT_HAS_MMA
 /* mma.m16n8k16 on registers: what the products here can reach, which is less than the newest instructions of the tensor cores. */
 __global__ void bf16_kernel(float *out, int steps) {
   float c[8][4];
@@ -49,13 +50,15 @@ __global__ void bf16_kernel(float *out, int steps) {
   if (sum == 0.123f) *out = sum;
 }
 
+#endif
+
 extern "C" kt_status_t kt_measure(kt_ctx_t *handle, uint32_t what, int64_t bytes, float seconds, double *out_rate) {
   kt_ctx *ctx = kt_gpu_ctx(handle);
   if (ctx == NULL) return KT_ERR_INVALID_ARG;
   if (out_rate == NULL) return KT_INVALID("out_rate is NULL");
   *out_rate = 0;
   if (!(seconds > 0) || seconds > 60) return KT_INVALID("seconds is %g", (double)seconds);
-  if (what != KT_MEASURE_READ && what != KT_MEASURE_FMA && what != KT_MEASURE_BF16_DOT)
+  if (what != KT_MEASURE_READ && what != KT_MEASURE_FMA && !(KT_HAS_MMA && what == KT_MEASURE_BF16_DOT))
     return kt_gpu_fail(KT_ERR_UNSUPPORTED, "measurement %u is none of this library's", what);
   if (what == KT_MEASURE_READ && bytes < (1 << 20)) return KT_INVALID("a read of %lld bytes, at least 1 MiB", (long long)bytes);
   void *memory = NULL;
@@ -77,8 +80,10 @@ extern "C" kt_status_t kt_measure(kt_ctx_t *handle, uint32_t what, int64_t bytes
       fma_kernel<<<blocks, THREADS, 0, ctx->stream>>>((float *)sink, steps);
       work = 2.0 * 16 * steps * blocks * THREADS;
     } else {
+#if KT_HAS_MMA
       bf16_kernel<<<blocks, THREADS, 0, ctx->stream>>>((float *)sink, steps);
       work = 2.0 * 16 * 8 * 16 * 8 * steps * blocks * (THREADS / KT_WARP);
+#endif
     }
     cudaEventRecord(end, ctx->stream);
     float ms = 0;

@@ -5,6 +5,7 @@
  *              compute the same scores and half of the columns each, so that they only meet at the tiles of keys. One copy of a tile serves
  *              as keys and as values. Long sequences are divided among blocks, whose results combine_kernel joins */
 #include "attention.cuh"
+#if KT_HAS_MMA
 
 #define K_DIM 576
 #define V_DIM 512
@@ -285,3 +286,4 @@ kt_status_t kt_gpu_mla(kt_ctx *ctx, attention_job job) {
   }
   return KT_OK;
 }
+#endif

@@ -1,4 +1,4 @@
-//! libkt_cuda: the core that all libraries share, the ops of kernels/gpu/*.cu, and an answer for each op that is missing.
+//! libkt_cuda and libkt_hip: the core that all libraries share, the ops of kernels/gpu/*.cu, and an answer for each op that is missing.
 const std = @import("std");
 const core = @import("core");
 const c = core.c;
@@ -26,7 +26,7 @@ fn Missing(comptime name: []const u8) type {
     return struct {
         // the caller's arguments are left where the C convention put them
         fn answer() callconv(.c) c.kt_status_t {
-            return core.status.unsupported("{s}: the cuda library has no such op yet", .{name});
+            return core.status.unsupported("{s}: this library has no such op", .{name});
         }
     };
 }

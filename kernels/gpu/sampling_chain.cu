@@ -159,7 +159,7 @@ struct chain {
         if (k < lo || k > hi) return;
 #pragma unroll
         for (int j = 0; j < PIECES; j++)
-          if (k >= min(lo + j * step, hi)) sums[j] += w, counts[j]++;
+          if (k >= (hi - lo > j * step ? lo + j * step : hi)) sums[j] += w, counts[j]++;
       };
       if (narrow >= 0) {
         for (int i = threadIdx.x; i < narrow; i += THREADS) add(shared->narrow_keys[i], shared->narrow_weights[i]);
@@ -190,7 +190,7 @@ struct chain {
         if (w + beyond >= wanted) chosen = j, inside = n, above = 0, above_weight = 0;
         else if (j == chosen + 1) above = n, above_weight = w;
       }
-      const u64 next_lo = min(lo + chosen * step, hi);
+      const u64 next_lo = hi - lo > chosen * step ? lo + chosen * step : hi;
       if (chosen + 1 < PIECES && lo + (chosen + 1) * step <= hi) {
         hi = lo + (chosen + 1) * step - 1;
         beyond += above_weight;

@@ -1,7 +1,7 @@
 import type { EngineConfig } from "../config.ts"
 import { openBackends, packForDevice } from "../engine/backends.ts"
 import { buildModel, type BuiltModel } from "../engine/build.ts"
-import { kvLayers, kvType, stateLayers } from "../engine/kv-layers.ts"
+import { checkHostCache, kvLayers, kvType, stateLayers } from "../engine/kv-layers.ts"
 import { applyPlacement, cacheDevices } from "../engine/placement.ts"
 import { planDevices } from "../engine/plan.ts"
 import { ConfigError } from "../errors.ts"
@@ -85,6 +85,7 @@ export class Evaluator implements Disposable {
       loadWeights(model, built.weights, { backend, host, ...packed, onNote: onWarning }),
     )
     const caches = cacheDevices(model, backend)
+    for (const layer of layers.keys()) checkHostCache(dtype, caches.attention(layer).isHost)
     const pool = resources.use(new KVPool(caches.attention, layers, { pages, pageSize, dtype }))
     const states = resources.use(new StatePool(caches.states, linear, 1))
     return new Evaluator(built, computing, pool, states, options.maxBatchTokens, resources.move())

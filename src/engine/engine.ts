@@ -34,6 +34,7 @@ import { type CacheIdentity, cacheIdentity } from "./fingerprint.ts"
 import { Grammars, type SequenceGrammar } from "./grammar.ts"
 import {
   attentionFloats,
+  checkHostCache,
   expandedBytes,
   kvLayers,
   kvType,
@@ -127,6 +128,8 @@ export class Engine implements Disposable {
       for (const line of planText(built, plan, host)) hooks.onLog?.("info", line)
     deferExperts(built.model, built.plan, built.placement)
     const caches = cacheDevices(built.model, backend)
+    for (const layer of kvLayers(built.config).keys())
+      checkHostCache(dtype, caches.attention(layer).isHost)
     if (built.placement.residents.size > 0)
       placeResidents(built.model, built.placement, backends.byDevice, config.repack, resources)
     if (backend.isa === "scalar" && process.arch === "x64")

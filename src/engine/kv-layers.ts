@@ -4,9 +4,11 @@ import type { KVLayerSpec } from "../kvcache/pool.ts"
 import type { StateLayerSpec } from "../kvcache/state-pool.ts"
 import { isLinearLayer, maxContextLength, type ModelConfig } from "../models/config.ts"
 import { EXPANDED_BYTES } from "../nn/latent-attention.ts"
-import { type DTypeInfo, F16, F32, Q8_0 } from "../tensor/dtype.ts"
+import { BF16, type DTypeInfo, F8_E4M3, F16, F32, Q8_0 } from "../tensor/dtype.ts"
 
-const KV_TYPES = { f16: F16, f32: F32, q8_0: Q8_0 } as const
+const KV_TYPES = { f16: F16, f32: F32, q8_0: Q8_0, bf16: BF16, f8: F8_E4M3 } as const
+/** Those that the CPU's attention reads. */
+const HOST_TYPES: ReadonlySet<DTypeInfo> = new Set([F16, F32, Q8_0])
 
 /**
  * The type of a model's KV cache. States of linear attention are F32 whatever it is.
@@ -26,6 +28,14 @@ export function kvType(
       )
   }
   return dtype
+}
+
+/** @throws ConfigError where the CPU keeps a cache of a type that only devices read */
+export function checkHostCache(dtype: DTypeInfo, isHost: boolean): void {
+  if (isHost && !HOST_TYPES.has(dtype))
+    throw new ConfigError(
+      `--kv-dtype: a cache of ${dtype.name} needs a GPU for every layer's attention, the CPU reads f16, f32 and q8_0`,
+    )
 }
 
 /** What each attention layer of a model caches per token, in order. */

@@ -3,7 +3,7 @@ import { describe, expect, test } from "bun:test"
 import { Backend } from "../../src/native/backend.ts"
 import { type AttentionOptions, pagedAttention, storeKv } from "../../src/ops/attention.ts"
 import { dequantize } from "../../src/ops/elementwise.ts"
-import { F16, F32, Q8_0 } from "../../src/tensor/dtype.ts"
+import { BF16, type DTypeInfo, F8_E4M3, F16, F32, Q8_0 } from "../../src/tensor/dtype.ts"
 import { Tensor } from "../../src/tensor/tensor.ts"
 import { attention, type AttentionCase } from "../reference/attention.ts"
 import { describeBackends, expectClose, randomArray } from "./harness.ts"
@@ -19,6 +19,8 @@ interface Layout extends AttentionCase {
   readonly half: boolean
   /** A cache of Q8_0; overrides `half`. */
   readonly q8?: boolean
+  /** Types that only devices cache; they override `half`. */
+  readonly cache?: "bf16" | "f8"
   /** Values are the first vDim of each key: one cache holds both. */
   readonly latent?: boolean
 }
@@ -42,6 +44,45 @@ function usesTiles({ isa, precision }: Backend): boolean {
   return isa === "amx" && precision === "fast"
 }
 
+function cacheType({ q8, cache, half }: Layout): DTypeInfo {
+  if (cache !== undefined) return cache === "bf16" ? BF16 : F8_E4M3
+  return q8 ? Q8_0 : half ? F16 : F32
+}
+
+/** The nearest of 8 bits of a fraction. */
+function throughBf16(values: Float32Array): Float32Array {
+  const bits = new Uint32Array(Float32Array.from(values).buffer)
+  for (let i = 0; i < bits.length; i++) {
+    const own = bits[i] as number
+    bits[i] = (own + 0x7fff + ((own >>> 16) & 1)) & 0xffff0000
+  }
+  return new Float32Array(bits.buffer)
+}
+
+/** E4M3's values from zero up. */
+const E4M3 = Array.from({ length: 127 }, (_, code) => {
+  const [exponent, mantissa] = [code >> 3, code & 7]
+  return exponent === 0 ? mantissa * 2 ** -9 : (8 + mantissa) * 2 ** (exponent - 10)
+})
+
+/** Blocks of 128 with a scale that makes the greatest value 448. */
+function throughF8(values: Float32Array): Float32Array {
+  const out = new Float32Array(values.length)
+  for (let start = 0; start < values.length; start += 128) {
+    const block = values.subarray(start, start + 128)
+    const scale = Math.fround(Math.max(...block.map(Math.abs)) / 448)
+    block.forEach((x, i) => {
+      const size = Math.abs(Math.fround(x / scale))
+      const above = E4M3.findIndex((value) => value >= size)
+      const code = above < 0 ? 126 : above
+      const [low, high] = [E4M3[Math.max(0, code - 1)] as number, E4M3[code] as number]
+      const isLow = size - low < high - size || (size - low === high - size && code % 2 === 1)
+      out[start + i] = Math.sign(x) * (isLow ? low : high) * scale
+    })
+  }
+  return out
+}
+
 /** K and V of whole sequences, stored into pages that are shuffled and hold garbage elsewhere. */
 class Fixture {
   readonly parts: readonly Part[]
@@ -57,6 +98,8 @@ class Fixture {
     const rows = (count: number, width: number, index: number): Float32Array => {
       const values = randomArray(count * width, seed + index)
       if (layout.q8) return throughQ8(values)
+      if (layout.cache === "bf16") return throughBf16(values)
+      if (layout.cache === "f8") return throughF8(values)
       return layout.half ? Float32Array.from(Float16Array.from(values)) : values
     }
     this.q = parts.map(({ queries }, i) =>
@@ -81,7 +124,7 @@ class Fixture {
     const pagesOf = lengths.map((length) => Math.ceil(length / pageSize))
     const pages = pagesOf.reduce((a, b) => a + b, 0) + 3
     const maxPages = Math.max(...pagesOf) + 1
-    const dtype = layout.q8 ? Q8_0 : layout.half ? F16 : F32
+    const dtype = cacheType(layout)
     const kCache = Tensor.empty(backend, dtype, [pages, kvHeads, pageSize, kDim])
     const vCache = layout.latent
       ? kCache.narrow(3, 0, vDim)
@@ -205,6 +248,23 @@ describeBackends("pagedAttention", (backend) => {
             const layout = { ...BASE, ...how, heads, kvHeads, kDim: dim, vDim: dim, pageSize: 16 }
             new Fixture(layout, MIXED, dim + heads).check(backend, 2e-3)
           }
+    } finally {
+      backend.precision = "f32"
+    }
+  })
+
+  test.skipIf(backend.isHost)("caches of bf16 and of E4M3", () => {
+    for (const cache of ["bf16", "f8"] as const)
+      for (const dim of [128, 256]) {
+        const layout = { ...BASE, cache, kDim: dim, vDim: 128, pageSize: 8 }
+        new Fixture(layout, SMALL, dim).check(backend, 2e-6)
+      }
+    backend.precision = "fast"
+    try {
+      for (const dim of [64, 128]) {
+        const layout = { ...BASE, cache: "bf16" as const, kDim: dim, vDim: dim }
+        new Fixture(layout, MIXED, dim).check(backend, 1.5e-2)
+      }
     } finally {
       backend.precision = "f32"
     }
