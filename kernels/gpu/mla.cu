@@ -2,21 +2,25 @@
  * SHAPES       q [tokens, heads, 576] f32, cache [pages, 1, page_size, 576] f16 whose first 512 values are the values, out [tokens, heads, 512]
  * DEFINITION   as kt_paged_attention; queries and weights of keys in half, sums in f32
  * REGULARITIES 16 .. 128 heads share all keys. A block has 64 rows, each a head of a token of one sequence; its two groups of four warps
- *              compute the same scores and half of the columns each, so that they only meet at the tiles of keys. One copy of a tile serves
- *              as keys and as values. Long sequences are divided among blocks, whose results combine_kernel joins */
+ *              compute the same scores and half of the columns each, so that they need not wait for each other; a warp of its own has
+ *              pages copied. One copy of a tile serves as keys and as values. Long sequences are divided among blocks, whose results combine_kernel joins */
 #include "attention.cuh"
 #if KT_HAS_MMA
+#include <cuda.h>
 
 #define K_DIM 576
 #define V_DIM 512
 #define ROWS 64
 #define KEYS 64
-#define THREADS 256
 #define GROUP_THREADS 128
+#define CONSUMERS (2 * GROUP_THREADS)
+#define THREADS (CONSUMERS + GROUP_THREADS) /* groups of warps have their registers in common */
+#define LOG2_E 1.4426950408889634f
+#define LN_2 0.6931471805599453f
 #define STAGES 2
 #define BLOCK_BYTES (64 * 128)               /* 64 rows of 64 halves */
 #define TILE_BYTES (K_DIM / 64 * BLOCK_BYTES) /* 64 rows of 576 */
-#define SHARED_BYTES ((1 + STAGES) * TILE_BYTES + 1024)
+#define SHARED_BYTES ((1 + STAGES) * TILE_BYTES + 1024 + 64)
 
 /* Where 16 bytes of a row lie: blocks of 64 columns one behind the other, in each the pieces of a row shuffled as the tensor cores
  * expect it of rows of 128 bytes. */
@@ -34,6 +38,14 @@ struct mla_job {
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+__device__ __forceinline__ void wait_for(uint32_t barrier, uint32_t parity) {
+  asm volatile("{\n.reg .pred done;\nagain: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra again;\n}\n" ::"r"(barrier), "r"(parity) : "memory");
+}
+__device__ __forceinline__ float exp2_of(float v) {
+  float out;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(v));
+  return out;
+}
 __device__ __forceinline__ void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void end_products() {
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
@@ -84,12 +96,12 @@ __device__ __forceinline__ void multiply_values(float (&c)[128], const uint32_t 
 }
 #endif
 
-__global__ void __launch_bounds__(THREADS, 1) mla_kernel(const mla_job m) {
+__global__ void __launch_bounds__(THREADS, 1) mla_kernel(const mla_job m, const __grid_constant__ CUtensorMap pages) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ uint8_t memory[];
   const attention_job &job = m.a;
-  const uint32_t base = ((uint32_t)__cvta_generic_to_shared(memory) + 1023) & ~1023u;
-  const int thread = threadIdx.x, half_of_columns = thread / GROUP_THREADS, warp = thread % GROUP_THREADS / KT_WARP, lane = thread % KT_WARP;
+  const uint32_t base = ((uint32_t)__cvta_generic_to_shared(memory) + 1023) & ~1023u, barriers = base + (1 + STAGES) * TILE_BYTES;
+  const int thread = threadIdx.x, lane = thread % KT_WARP;
   const int head0 = blockIdx.y * ROWS, heads = min(ROWS, job.group - head0);
   /* which sequence's tokens: blocks are counted through the sequences */
   int block = blockIdx.x, sequence = 0, first = 0, count = 0;
@@ -103,15 +115,23 @@ __global__ void __launch_bounds__(THREADS, 1) mla_kernel(const mla_job m) {
     block -= blocks;
   }
   if (count == 0) return;
-  const int begin_all = sight_of(job, sequence, first).begin, end_all = sight_of(job, sequence, first + count - 1).end;
+  /* tiles begin at whole pages */
+  const int begin_all = sight_of(job, sequence, first).begin / KEYS * KEYS, end_all = sight_of(job, sequence, first + count - 1).end;
   const int tiles = (end_all - begin_all + KEYS - 1) / KEYS, each = (tiles + m.splits - 1) / m.splits;
   const int begin = begin_all + (int)blockIdx.z * each * KEYS, end = min(end_all, begin + each * KEYS);
-  /* queries, zeros where there is no row */
+  if (thread == 0) {
+    for (int stage = 0; stage < STAGES; stage++) {
+      asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barriers + 16 * stage) : "memory");                             /* copied */
+      asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barriers + 16 * stage + 8), "r"(CONSUMERS / KT_WARP) : "memory"); /* read */
+    }
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  }
+  /* queries, zeros where there is no row; in base 2 */
   for (int i = thread; i < ROWS * (K_DIM / 8); i += THREADS) {
     const int row = i / (K_DIM / 8), piece = i % (K_DIM / 8), token = row / heads, head = head0 + row % heads;
     uint4 packed = make_uint4(0, 0, 0, 0);
     if (token < count) {
-      float scale = job.params.scale;
+      float scale = job.params.scale * LOG2_E;
       if (job.params.temperature_scale != 0)
         scale *= 1.0f + job.params.temperature_scale * logf(1.0f + floorf((float)(sight_of(job, sequence, first + token).position + 1) / job.params.temperature_floor));
       const float *from = job.q.data + (first + token) * job.q.token_stride + head * job.q.head_stride + piece * 8;
@@ -120,16 +140,33 @@ __global__ void __launch_bounds__(THREADS, 1) mla_kernel(const mla_job m) {
     }
     asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(base + place_of(row, piece)), "r"(packed.x), "r"(packed.y), "r"(packed.z), "r"(packed.w));
   }
-  const int32_t *table = job.block_tables + sequence * job.table_stride;
-  const auto fetch = [&](int tile, int stage) {
-    if (tile < end)
-      for (int i = thread; i < KEYS * (K_DIM / 8); i += THREADS) {
-        const int row = i / (K_DIM / 8), piece = i % (K_DIM / 8), key = min(tile + row, end - 1);
-        const char *at = job.k.data + table[key / job.page_size] * job.k.page_stride + key % job.page_size * job.k.slot_stride;
-        copy_async16(base + (1 + stage) * TILE_BYTES + place_of(row, piece), at + piece * 16);
+  asm volatile("fence.proxy.async;" ::: "memory"); /* the tensor cores see what was written */
+  __syncthreads();
+  if (thread >= CONSUMERS) {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
+    if (thread != CONSUMERS) return;
+    const int32_t *table = job.block_tables + sequence * job.table_stride;
+    const int rows = min(job.page_size, KEYS); /* of one copy */
+    int stage = 0, round = 0;
+    for (int tile = begin; tile < end; tile += KEYS) {
+      const uint32_t copied = barriers + 16 * stage, to = base + (1 + stage) * TILE_BYTES;
+      const int copies = (min(KEYS, end - tile) + rows - 1) / rows;
+      if (round > 0) wait_for(copied + 8, (round - 1) & 1);
+      asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(copied), "r"(copies * rows * K_DIM * 2) : "memory");
+      for (int i = 0; i < copies; i++) {
+        const int key = tile + i * rows, page = table[key / job.page_size], row = key % job.page_size;
+        for (int column = 0; column < K_DIM / 64; column++)
+          asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];" ::"r"(
+                           to + column * BLOCK_BYTES + i * rows * 128),
+                       "l"(&pages), "r"(column * 64), "r"(row), "r"(page), "r"(copied)
+                       : "memory");
       }
-    commit_copies();
-  };
+      if (++stage == STAGES) stage = 0, round++;
+    }
+    return;
+  }
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
+  const int half_of_columns = thread / GROUP_THREADS, warp = thread % GROUP_THREADS / KT_WARP;
   /* a thread's two rows */
   sight seen[2];
   bool wanted[2];
@@ -142,18 +179,23 @@ __global__ void __launch_bounds__(THREADS, 1) mla_kernel(const mla_job m) {
     row_token[half] = first + min(token, count - 1);
     row_head[half] = head0 + row % heads;
     seen[half] = sight_of(job, sequence, row_token[half]);
+    seen[half].end = min(seen[half].end, end);
   }
+  const int all_from = sight_of(job, sequence, first + count - 1).begin, all_until = min(end, sight_of(job, sequence, first).end); /* keys that all rows see */
   float out[128], most[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
 #pragma unroll
   for (int i = 0; i < 128; i++) out[i] = 0;
-#pragma unroll
-  for (int stage = 0; stage < STAGES; stage++) fetch(begin + stage * KEYS, stage);
-  int stage = 0;
-  for (int tile = begin; tile < end; tile += KEYS, stage = (stage + 1) % STAGES) {
-    const uint32_t keys = base + (1 + stage) * TILE_BYTES;
-    wait_copies<STAGES - 1>();
-    asm volatile("fence.proxy.async;" ::: "memory"); /* the tensor cores see what was copied */
-    __syncthreads();
+  int stage = 0, round = 0;
+  for (int tile = begin; tile < end; tile += KEYS) {
+    const uint32_t keys = base + (1 + stage) * TILE_BYTES, copied = barriers + 16 * stage;
+    wait_for(copied, round & 1);
+    if (tile + KEYS > end) {
+      /* what lies behind the last key is nobody's: weights of 0 do not make it 0 */
+      for (int i = (end - tile) * (K_DIM / 8) + thread; i < KEYS * (K_DIM / 8); i += CONSUMERS)
+        asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(keys + place_of(i / (K_DIM / 8), i % (K_DIM / 8))), "r"(0));
+      asm volatile("fence.proxy.async;" ::: "memory");
+      asm volatile("bar.sync 1, %0;" ::"n"(CONSUMERS) : "memory");
+    }
     float scores[32];
     begin_products();
 #pragma unroll
@@ -162,23 +204,25 @@ __global__ void __launch_bounds__(THREADS, 1) mla_kernel(const mla_job m) {
       multiply_keys(scores, matrix_at(base + at, 16), matrix_at(keys + at, 16), k > 0);
     }
     end_products();
-    float joined[2] = {most[0], most[1]};
+    if (job.params.soft_cap != 0)
 #pragma unroll
-    for (int i = 0; i < 32; i++) {
-      const int key = tile + i / 4 * 8 + lane % 4 * 2 + i % 2, half = i / 2 % 2;
-      float score = scores[i];
-      if (job.params.soft_cap != 0) score = job.params.soft_cap * tanhf(score / job.params.soft_cap);
-      scores[i] = key >= seen[half].begin && key < min(seen[half].end, end) ? score : -INFINITY;
-      joined[half] = fmaxf(joined[half], scores[i]);
-    }
-    float shrink[2];
+      for (int i = 0; i < 32; i++) scores[i] = job.params.soft_cap * LOG2_E * tanhf(scores[i] * (LN_2 / job.params.soft_cap));
+    if (tile < all_from || tile + KEYS > all_until)
+#pragma unroll
+      for (int i = 0; i < 32; i++) {
+        const int key = tile + i / 4 * 8 + lane % 4 * 2 + i % 2, half = i / 2 % 2;
+        if (key < seen[half].begin || key >= seen[half].end) scores[i] = -INFINITY;
+      }
+    float joined[2] = {most[0], most[1]}, shrink[2];
+#pragma unroll
+    for (int i = 0; i < 32; i++) joined[i / 2 % 2] = fmaxf(joined[i / 2 % 2], scores[i]);
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       joined[half] = fmaxf(joined[half], __shfl_xor_sync(KT_FULL_MASK, joined[half], 1));
       joined[half] = fmaxf(joined[half], __shfl_xor_sync(KT_FULL_MASK, joined[half], 2));
       /* a row that saw no key yet has nothing to shrink */
       const float least = joined[half] == -INFINITY ? 0.0f : joined[half];
-      shrink[half] = __expf(most[half] - least);
+      shrink[half] = exp2_of(most[half] - least);
       most[half] = joined[half];
       joined[half] = least;
       sum[half] *= shrink[half];
@@ -189,7 +233,7 @@ __global__ void __launch_bounds__(THREADS, 1) mla_kernel(const mla_job m) {
     uint32_t weights[KEYS / 16][4];
 #pragma unroll
     for (int i = 0; i < 32; i++) {
-      scores[i] = __expf(scores[i] - joined[i / 2 % 2]);
+      scores[i] = exp2_of(scores[i] - joined[i / 2 % 2]);
       sum[i / 2 % 2] += scores[i];
     }
 #pragma unroll
@@ -200,8 +244,9 @@ __global__ void __launch_bounds__(THREADS, 1) mla_kernel(const mla_job m) {
 #pragma unroll
     for (int k = 0; k < KEYS / 16; k++) multiply_values(out, weights[k], matrix_at(keys + half_of_columns * 4 * BLOCK_BYTES + k * 16 * 128, BLOCK_BYTES));
     end_products();
-    __syncthreads();
-    fetch(tile + STAGES * KEYS, stage);
+    __syncwarp();
+    if (lane == 0) asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(copied + 8) : "memory");
+    if (++stage == STAGES) stage = 0, round++;
   }
 #pragma unroll
   for (int half = 0; half < 2; half++) {
@@ -210,15 +255,16 @@ __global__ void __launch_bounds__(THREADS, 1) mla_kernel(const mla_job m) {
     total += __shfl_xor_sync(KT_FULL_MASK, total, 2);
     if (!wanted[half]) continue;
     float *to, factor;
+    const float natural = most[half] * LN_2;
     if (m.splits > 1) {
       to = m.partials + ((row_token[half] * job.q.heads + row_head[half]) * m.splits + blockIdx.z) * (V_DIM + 2);
       factor = 1.0f;
-      if (half_of_columns == 0 && lane % 4 == 0) to[V_DIM] = most[half], to[V_DIM + 1] = total;
+      if (half_of_columns == 0 && lane % 4 == 0) to[V_DIM] = natural, to[V_DIM + 1] = total;
     } else {
       to = job.out + row_token[half] * job.out_token_stride + row_head[half] * job.out_head_stride;
       if (job.sinks != NULL) {
         float all;
-        const join j = join_of(most[half], job.sinks[row_head[half]], &all);
+        const join j = join_of(natural, job.sinks[row_head[half]], &all);
         factor = j.before / (total * j.before + j.after);
       } else {
         factor = 1.0f / total;
@@ -256,7 +302,34 @@ __global__ void __launch_bounds__(128) mla_combine_kernel(const mla_job m) {
   for (int i = 0; i < 2; i++) *(float2 *)(to + threadIdx.x * 2 + i * 256) = make_float2(values[2 * i] / total, values[2 * i + 1] / total);
 }
 
+typedef CUresult (*encode_function)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *, const cuuint64_t *, const cuuint64_t *, const cuuint32_t *, const cuuint32_t *,
+                                    CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
+
+/* The driver's function, which is looked up so that the library loads without a driver; NULL where it has none. */
+static encode_function encoder(void) {
+  static encode_function found = NULL;
+  if (found == NULL) {
+    void *function = NULL;
+    cudaDriverEntryPointQueryResult result;
+    if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &result) == cudaSuccess && result == cudaDriverEntryPointSuccess)
+      found = (encode_function)function;
+    cudaGetLastError();
+  }
+  return found;
+}
+
+/* Pages as [pages][page_size][576], copied 64 columns of a page (of at most 64 rows) at a time. */
+static bool describe_pages(const attention_job &job, CUtensorMap *out) {
+  const encode_function encode = encoder();
+  if (encode == NULL) return false;
+  const cuuint64_t sizes[3] = {K_DIM, (cuuint64_t)job.page_size, (cuuint64_t)job.pages}, strides[2] = {(cuuint64_t)job.k.slot_stride, (cuuint64_t)job.k.page_stride};
+  const cuuint32_t box[3] = {64, (cuuint32_t)(job.page_size < KEYS ? job.page_size : KEYS), 1}, steps[3] = {1, 1, 1};
+  return encode(out, CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 3, job.k.data, sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+}
+
 bool kt_gpu_takes_mla(kt_ctx *ctx, const attention_job &job) {
+  if (job.page_size < 8 || (job.page_size & (job.page_size - 1)) != 0 || encoder() == NULL) return false;
   if (ctx->precision != KT_PRECISION_FAST || ctx->capability != 90 || ctx->shared_bytes < SHARED_BYTES) return false;
   if (job.q.dim != K_DIM || job.v_dim != V_DIM || job.kv_heads != 1 || job.k.data != job.v.data || job.group < 4) return false;
   if (job.k.page_stride != job.v.page_stride || job.k.slot_stride != job.v.slot_stride) return false;
@@ -277,8 +350,10 @@ kt_status_t kt_gpu_mla(kt_ctx *ctx, attention_job job) {
     KT_TRY(kt_gpu_scratch(ctx, KT_SCRATCH_PARTIAL, job.q.tokens * job.q.heads * m.splits * (V_DIM + 2) * 4, &partials));
     m.partials = (float *)partials;
   }
+  CUtensorMap pages;
+  if (!describe_pages(job, &pages)) return kt_gpu_fail(KT_ERR_INTERNAL, "the driver takes no cache of pages %lld bytes apart", (long long)job.k.page_stride);
   KT_CUDA(cudaFuncSetAttribute(mla_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED_BYTES));
-  mla_kernel<<<dim3((unsigned)blocks, (unsigned)m.head_blocks, (unsigned)m.splits), THREADS, SHARED_BYTES, ctx->stream>>>(m);
+  mla_kernel<<<dim3((unsigned)blocks, (unsigned)m.head_blocks, (unsigned)m.splits), THREADS, SHARED_BYTES, ctx->stream>>>(m, pages);
   KT_LAUNCHED("paged_attention");
   if (m.splits > 1) {
     mla_combine_kernel<<<dim3((unsigned)job.q.tokens, (unsigned)job.q.heads), 128, 0, ctx->stream>>>(m);
