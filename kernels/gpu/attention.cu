@@ -2,6 +2,7 @@
  * SHAPES       q [tokens, heads, k_dim], caches [pages, kv_heads, page_size, dim] F16, BF16, F32, Q8_0 or F8_E4M3, out [tokens, heads, v_dim]
  * DEFINITION   softmax(q . k * scale over the keys a query sees) . v, in f32; see kt.h for caps, windows, chunks and sinks
  * REGULARITIES dims 64 .. 256, latent attention 576 and 512; heads / kv_heads 1 .. 16, latent attention up to 128 */
+#include "async.cuh"
 #include "attention.cuh"
 
 template <int KIND> __device__ __forceinline__ float cached(const char *row, int i) {
@@ -91,6 +92,8 @@ template <int KIND, int HEADS, int COLUMNS> __global__ void attention_kernel(con
   __shared__ int sequence_of;
   const int thread = threadIdx.x, warp = thread / KT_WARP, lane = thread % KT_WARP;
   const int64_t token = blockIdx.x;
+  kt_wait_previous();
+  kt_start_next();
   const int kv_head = blockIdx.y / job.chunks, first = blockIdx.y % job.chunks * HEADS;
   const int heads = min(HEADS, job.group - first), head0 = kv_head * job.group + first, k_dim = (int)job.q.dim;
   for (int s = thread; s < job.sequences; s += THREADS)
@@ -261,6 +264,8 @@ template <int DIM, bool BF16> __global__ void __launch_bounds__(THREADS) flash_k
   const uint32_t keys = (uint32_t)__cvta_generic_to_shared(tiles), values = keys + FLASH_KEYS * ROW_BYTES;
   const int thread = threadIdx.x, warp = thread / KT_WARP, lane = thread % KT_WARP, kv_head = blockIdx.y;
   const int per_block = FLASH_ROWS / job.group;
+  kt_wait_previous();
+  kt_start_next();
   /* which sequence's tokens: blocks are counted through the sequences */
   int block = blockIdx.x, sequence = 0, first = 0, count = 0;
   for (; sequence < job.sequences; sequence++) {
@@ -428,9 +433,7 @@ template <int DIM, bool BF16> static kt_status_t launch_flash(kt_ctx *ctx, const
   const auto kernel = flash_kernel<DIM, BF16>;
   KT_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
   const int64_t blocks = kt_div_up(job.q.tokens, FLASH_ROWS / job.group) + job.sequences;
-  kernel<<<dim3((unsigned)blocks, (unsigned)job.kv_heads), THREADS, shared, ctx->stream>>>(job);
-  KT_LAUNCHED("paged_attention");
-  return KT_OK;
+  return kt_launch_early(ctx, kernel, dim3((unsigned)blocks, (unsigned)job.kv_heads), dim3(THREADS), (size_t)shared, job);
 }
 
 #endif
@@ -439,6 +442,8 @@ template <int DIM, bool BF16> static kt_status_t launch_flash(kt_ctx *ctx, const
 __global__ void combine_kernel(const attention_job job) {
   __shared__ int sequence_of;
   const int64_t token = blockIdx.x, head = blockIdx.y, stride = job.v_dim + 2;
+  kt_wait_previous();
+  kt_start_next();
   for (int s = threadIdx.x; s < job.sequences; s += blockDim.x)
     if (job.query_start[s] <= token && token < job.query_start[s + 1]) sequence_of = s;
   __syncthreads();
@@ -464,11 +469,8 @@ __global__ void combine_kernel(const attention_job job) {
 
 template <int KIND, int HEADS> static kt_status_t launch_columns(kt_ctx *ctx, const attention_job &job, dim3 grid) {
   const size_t shared = sizeof(float) * HEADS * job.q.dim;
-  if (job.v_dim <= THREADS) attention_kernel<KIND, HEADS, 1><<<grid, THREADS, shared, ctx->stream>>>(job);
-  else if (job.v_dim <= 2 * THREADS) attention_kernel<KIND, HEADS, 2><<<grid, THREADS, shared, ctx->stream>>>(job);
-  else attention_kernel<KIND, HEADS, 4><<<grid, THREADS, shared, ctx->stream>>>(job);
-  KT_LAUNCHED("paged_attention");
-  return KT_OK;
+  void (*kernel)(const attention_job) = job.v_dim <= THREADS ? attention_kernel<KIND, HEADS, 1> : job.v_dim <= 2 * THREADS ? attention_kernel<KIND, HEADS, 2> : attention_kernel<KIND, HEADS, 4>;
+  return kt_launch_early(ctx, kernel, grid, dim3(THREADS), shared, job);
 }
 
 template <int KIND> static kt_status_t launch(kt_ctx *ctx, const attention_job &job, dim3 grid, int heads) {
@@ -558,9 +560,6 @@ extern "C" kt_status_t kt_paged_attention(kt_ctx_t *handle, const kt_tensor_t *q
     case CACHE_F8: KT_TRY(launch<CACHE_F8>(ctx, job, grid, per_block)); break;
     default: KT_TRY(launch<CACHE_Q8_0>(ctx, job, grid, per_block)); break;
   }
-  if (job.splits > 1) {
-    combine_kernel<<<dim3((unsigned)tokens, (unsigned)heads), 128, 0, ctx->stream>>>(job);
-    KT_LAUNCHED("paged_attention");
-  }
+  if (job.splits > 1) return kt_launch_early(ctx, combine_kernel, dim3((unsigned)tokens, (unsigned)heads), dim3(128), 0, job);
   return KT_OK;
 }

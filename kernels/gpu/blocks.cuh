@@ -1,11 +1,13 @@
 /* Values of weight blocks. A row is a sequence of blocks as the file has them, or of planes as kt_pack_weight makes them:
- * KT_PACKED(type) keeps each row's codes 16-byte aligned, its scales behind them, so that a thread loads 16 bytes at once.
+ * KT_PACKED(type) cuts each row into segments of KT_SEGMENT columns (the last may be shorter), of which each keeps its codes 16-byte
+ * aligned and its scales behind them, so that a thread loads 16 bytes at once and a segment is copied as one piece.
  *   Q4_0: codes [blocks][16], scales f16 [blocks]          Q8_0: codes [blocks][32], scales f16 [blocks]
  *   Q4_1: codes [blocks][16], scale and minimum f16 [blocks][2]
- *   Q6_K: low bits [blocks][8][16], high bits [blocks][64], sub-scales [blocks][16], scales f16 [blocks]; each 16 low bytes are the
- *         8 of columns l, l + 64 and the 8 of columns l + 32, l + 96 that the same 8 high bytes belong to
- *   Q4_K: codes [blocks][128], sub-scales and sub-minima by turns as bytes [blocks][16], scale and minimum f16 [blocks][2]: taking
- *         six bits apart for every 16 bytes of codes costs more time than reading the codes */
+ *   Q4_K: codes [blocks][8][16], sub-scales and sub-minima by turns as bytes [blocks][16], scale and minimum f16 [blocks][2]: taking
+ *         six bits apart for every 16 bytes of codes costs more time than reading the codes
+ *   Q6_K: low bits [blocks][8][16], high bits [blocks][8][2][4], sub-scales [blocks][16], scales f16 [blocks]
+ * Of both, byte 4 q + e of a sub-block's 16 holds the low bits of columns 8 q + e and 8 q + 4 + e of its 32, so that a thread's 16 bytes
+ * have one scale, and 4 bytes are 8 neighbouring columns. High bits: byte e of word h has those of columns 16 h + 4 k + e at bit 2 k. */
 #ifndef KT_GPU_BLOCKS_H
 #define KT_GPU_BLOCKS_H
 #include "gpu.h"
@@ -13,7 +15,9 @@
 #define KT_PACKED_BIT 0x10000u
 #define KT_PACKED(type) ((type) | KT_PACKED_BIT)
 
-/* Bytes of one packed row; 0 where the type has no packed layout. */
+#define KT_SEGMENT 2048
+
+/* Bytes of one packed row, or of a segment of n columns; 0 where the type has no packed layout. Whole segments are multiples of 16. */
 static inline int64_t kt_packed_row_bytes(uint32_t dtype, int64_t n) {
   int64_t bytes = 0;
   switch (dtype) {
@@ -122,9 +126,25 @@ __device__ __forceinline__ float kt_e4m3(uint32_t code) {
   return code & 128 ? -value : value;
 }
 
+/* Bytes of a whole segment. */
+__host__ __device__ constexpr int kt_segment_bytes(uint32_t packed) {
+  return packed == KT_PACKED(KT_Q4_0)   ? KT_SEGMENT / 32 * 18
+         : packed == KT_PACKED(KT_Q4_1) ? KT_SEGMENT / 32 * 20
+         : packed == KT_PACKED(KT_Q8_0) ? KT_SEGMENT / 32 * 34
+         : packed == KT_PACKED(KT_Q6_K) ? KT_SEGMENT / 256 * 210
+                                        : KT_SEGMENT / 256 * 148;
+}
+
 /* out[0..8) = columns col .. col + 7 of a row, col a multiple of 8; n columns in all. */
 template <uint32_t TYPE>
 __device__ __forceinline__ void kt_load8(const uint8_t *row, int64_t col, int64_t n, float *out) {
+  if constexpr ((TYPE & KT_PACKED_BIT) != 0) {
+    /* within the segment */
+    const int64_t segment = col / KT_SEGMENT;
+    row += segment * kt_segment_bytes(TYPE);
+    n = min((int64_t)KT_SEGMENT, n - segment * KT_SEGMENT);
+    col %= KT_SEGMENT;
+  }
   if constexpr (TYPE == KT_F32) {
     const float *p = (const float *)row + col;
 #pragma unroll
@@ -231,24 +251,21 @@ __device__ __forceinline__ void kt_load8(const uint8_t *row, int64_t col, int64_
     const int i = (int)(col % 256), sub = i / 32;
     const uint8_t *scales = row + blocks * 128 + block * 16 + sub * 2, *both = row + blocks * 144 + block * 4;
     const float d = kt_half_at(both) * (float)scales[0], m = kt_half_at(both + 2) * (float)scales[1];
-    const uint8_t *codes = row + block * 128 + sub / 2 * 32 + i % 32;
+    const uint8_t *codes = row + block * 128 + sub * 16 + i % 32 / 2;
 #pragma unroll
-    for (int j = 0; j < 8; j++) out[j] = d * (float)(codes[j] >> (sub % 2 * 4) & 15) - m;
-  } else if constexpr (TYPE == KT_Q6_K || TYPE == KT_PACKED(KT_Q6_K)) {
+    for (int j = 0; j < 8; j++) out[j] = d * (float)(codes[j % 4] >> (j / 4 * 4) & 15) - m;
+  } else if constexpr (TYPE == KT_PACKED(KT_Q6_K)) {
     const int64_t block = col / 256, blocks = n / 256;
+    const int i = (int)(col % 256), sub = i / 32, word = i % 32 / 4;
+    const uint8_t *low = row + block * 128 + sub * 16 + i % 32 / 2, *high = row + blocks * 128 + block * 64 + sub * 8 + word / 4 * 4;
+    const float d = kt_half_at(row + blocks * 208 + block * 2) * (float)(int8_t)row[blocks * 192 + block * 16 + i / 16];
+#pragma unroll
+    for (int j = 0; j < 8; j++) out[j] = d * (float)(((low[j % 4] >> (j / 4 * 4) & 15) | (high[j % 4] >> (2 * (word % 4 + j / 4)) & 3) << 4) - 32);
+  } else if constexpr (TYPE == KT_Q6_K) {
+    const uint8_t *p = row + col / 256 * 210;
     const int i = (int)(col % 256), half = i / 128, quarter = i % 128 / 32, l = i % 32;
-    const uint8_t *low, *high, *scales;
-    float d;
-    if constexpr (TYPE == KT_Q6_K) {
-      const uint8_t *p = row + block * 210;
-      low = p + half * 64 + quarter % 2 * 32 + l, high = p + 128 + half * 32 + l, scales = p + 192, d = kt_half_at(p + 208);
-    } else {
-      low = row + block * 128 + (half * 4 + l / 8) * 16 + quarter % 2 * 8;
-      high = row + blocks * 128 + block * 64 + half * 32 + l;
-      scales = row + blocks * 192 + block * 16;
-      d = kt_half_at(row + blocks * 208 + block * 2);
-    }
-    d *= (float)(int8_t)scales[i / 16];
+    const uint8_t *low = p + half * 64 + quarter % 2 * 32 + l, *high = p + 128 + half * 32 + l;
+    const float d = kt_half_at(p + 208) * (float)(int8_t)p[192 + i / 16];
 #pragma unroll
     for (int j = 0; j < 8; j++) out[j] = d * (float)(((low[j] >> (quarter / 2 * 4) & 15) | (high[j] >> (2 * quarter) & 3) << 4) - 32);
   } else if constexpr (TYPE == KT_IQ4_XS) {

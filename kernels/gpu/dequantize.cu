@@ -46,25 +46,39 @@ kt_status_t kt_gpu_dequantize(kt_ctx *ctx, const kt_tensor_t *w, int64_t first_r
   return KT_OK;
 }
 
-/* One thread a block. */
-__global__ void pack_kernel(const uint8_t *w, int64_t stride, uint8_t *out, int64_t out_stride, int64_t blocks, uint32_t dtype) {
-  const int64_t block = blockIdx.x * (int64_t)blockDim.x + threadIdx.x;
-  if (block >= blocks) return;
-  const uint8_t *row = w + blockIdx.y * stride;
-  uint8_t *to = out + blockIdx.y * out_stride;
+/* One thread a block. Segments of `whole` blocks and segment_bytes. */
+__global__ void pack_kernel(const uint8_t *w, int64_t stride, uint8_t *out, int64_t out_stride, int64_t row_blocks, int whole, int block_bytes, int segment_bytes, uint32_t dtype) {
+  const int64_t index = blockIdx.x * (int64_t)blockDim.x + threadIdx.x;
+  if (index >= row_blocks) return;
+  const int64_t segment = index / whole, block = index % whole, blocks = min((int64_t)whole, row_blocks - segment * whole);
+  const uint8_t *row = w + blockIdx.y * stride + segment * whole * block_bytes;
+  uint8_t *to = out + blockIdx.y * out_stride + segment * segment_bytes;
   if (dtype == KT_Q6_K) {
     const uint8_t *p = row + block * 210;
-    for (int half = 0; half < 2; half++)
-      for (int l = 0; l < 32; l++)
-        for (int high = 0; high < 2; high++) to[block * 128 + (half * 4 + l / 8) * 16 + high * 8 + l % 8] = p[half * 64 + high * 32 + l];
-    for (int i = 0; i < 64; i++) to[blocks * 128 + block * 64 + i] = p[128 + i];
+    const auto low = [&](int i) { return p[i / 128 * 64 + i % 64] >> (i % 128 / 64 * 4) & 15; };
+    const auto high = [&](int i) { return p[128 + i / 128 * 32 + i % 32] >> (i % 128 / 32 * 2) & 3; };
+    for (int sub = 0; sub < 8; sub++) {
+      for (int i = 0; i < 16; i++) {
+        const int column = 32 * sub + i / 4 * 8 + i % 4;
+        to[block * 128 + sub * 16 + i] = (uint8_t)(low(column) | low(column + 4) << 4);
+      }
+      for (int i = 0; i < 8; i++) {
+        int bits = 0;
+        for (int k = 0; k < 4; k++) bits |= high(32 * sub + i / 4 * 16 + 4 * k + i % 4) << (2 * k);
+        to[blocks * 128 + block * 64 + sub * 8 + i] = (uint8_t)bits;
+      }
+    }
     for (int i = 0; i < 16; i++) to[blocks * 192 + block * 16 + i] = p[192 + i];
     for (int i = 0; i < 2; i++) to[blocks * 208 + block * 2 + i] = p[208 + i];
     return;
   }
   if (dtype == KT_Q4_K) {
     const uint8_t *p = row + block * 144;
-    for (int i = 0; i < 128; i++) to[block * 128 + i] = p[16 + i];
+    for (int sub = 0; sub < 8; sub++)
+      for (int i = 0; i < 16; i++) {
+        const uint8_t *codes = p + 16 + sub / 2 * 32 + i / 4 * 8 + i % 4;
+        to[block * 128 + sub * 16 + i] = (uint8_t)((codes[0] >> (sub % 2 * 4) & 15) | (codes[4] >> (sub % 2 * 4) & 15) << 4);
+      }
     for (int sub = 0; sub < 8; sub++) {
       int scale, minimum;
       kt_scale_min(p + 4, sub, &scale, &minimum);
@@ -111,14 +125,16 @@ extern "C" kt_status_t kt_pack_weight(kt_ctx_t *handle, const kt_tensor_t *w, co
   if (out == NULL || out->data == NULL || !(out->flags & KT_TENSOR_PACKED) || out->dtype != w->dtype || out->ndim != w->ndim)
     return KT_INVALID("out is no packed tensor of w's type and dimensions");
   for (uint32_t i = 0; i < w->ndim; i++) KT_TRY(kt_gpu_size("out", out, (int)i, w->shape[i]));
-  const int64_t bytes = kt_packed_row_bytes(w->dtype, n), blocks = n / kt_gpu_block(w->dtype).values;
+  const kt_block_size size = kt_gpu_block(w->dtype);
+  const int64_t bytes = kt_packed_row_bytes(w->dtype, n), blocks = n / size.values;
   if (bytes == 0) return kt_gpu_fail(KT_ERR_UNSUPPORTED, "type %u has no packed layout here", w->dtype);
   kt_rows from;
   KT_TRY(kt_gpu_rows("w", w, &from));
   for (int64_t first = 0; first < rows; first += 65535) {
     const int64_t count = rows - first < 65535 ? rows - first : 65535;
     pack_kernel<<<dim3((unsigned)kt_div_up(blocks, 64), (unsigned)count), 64, 0, ctx->stream>>>(
-        (const uint8_t *)from.data + first * from.stride, from.stride, (uint8_t *)out->data + first * bytes, bytes, blocks, w->dtype);
+        (const uint8_t *)from.data + first * from.stride, from.stride, (uint8_t *)out->data + first * bytes, bytes, blocks, KT_SEGMENT / size.values,
+        size.bytes, (int)kt_packed_row_bytes(w->dtype, KT_SEGMENT), w->dtype);
     KT_LAUNCHED("pack_weight");
   }
   return KT_OK;

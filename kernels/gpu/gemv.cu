@@ -63,29 +63,6 @@ __device__ __forceinline__ uint4 codes16(const int8_t *codes, int64_t at) { retu
 template <uint32_t TYPE> struct piece;
 template <uint32_t TYPE> struct input;
 
-template <> struct input<KT_PACKED(KT_Q4_K)> {
-  uint4 a, b;
-  float2 s0, s1;
-  __device__ __forceinline__ void load(const int8_t *x, const float2 *scales, int64_t c) {
-    const int w = (int)(c % 8);
-    const int64_t col = c / 8 * 256 + w / 2 * 64 + w % 2 * 16, block = c / 8 * 8 + w / 2 * 2;
-    const float4 both = __ldg((const float4 *)(scales + block));
-    s0 = make_float2(both.x, both.y), s1 = make_float2(both.z, both.w);
-    a = codes16(x, col), b = codes16(x, col + 32);
-  }
-};
-
-template <> struct input<KT_PACKED(KT_Q6_K)> {
-  uint2 codes[4];
-  float scale[4];
-  __device__ __forceinline__ void load(const int8_t *x, const float2 *scales, int64_t c) {
-    const int w = (int)(c % 8);
-    const int64_t col = c / 8 * 256 + w / 4 * 128 + w % 4 * 8, block = c / 8 * 8 + w / 4 * 4;
-#pragma unroll
-    for (int g = 0; g < 4; g++) codes[g] = __ldg((const uint2 *)(x + col + 32 * g)), scale[g] = __ldg(&scales[block + g].x);
-  }
-};
-
 /* Blocks of 32 codes. */
 struct input32 {
   uint4 a, b;
@@ -96,6 +73,8 @@ struct input32 {
   }
 };
 template <> struct input<KT_PACKED(KT_Q4_0)> : input32 {};
+template <> struct input<KT_PACKED(KT_Q4_K)> : input32 {};
+template <> struct input<KT_PACKED(KT_Q6_K)> : input32 {};
 template <> struct input<KT_PACKED(KT_Q4_1)> : input32 {};
 
 template <> struct input<KT_PACKED(KT_Q8_0)> {
@@ -107,53 +86,52 @@ template <> struct input<KT_PACKED(KT_Q8_0)> {
   }
 };
 
+/* Low and high nibbles of words of 4 are columns 8 q .. 8 q + 7. */
+__device__ __forceinline__ int dot_nibbles(uint4 q, const input32 &x) {
+  const uint4 low = nibbles(q, 0), high = nibbles(q, 4);
+  return dot16(make_uint4(low.x, high.x, low.y, high.y), x.a) + dot16(make_uint4(low.z, high.z, low.w, high.w), x.b);
+}
+
 template <> struct piece<KT_PACKED(KT_Q4_K)> {
   static constexpr int VALUES = 32;
   uint4 q;
-  float d0, m0, d1, m1;
+  float d, m;
   __device__ __forceinline__ void load(const uint8_t *row, int64_t c, int64_t n) {
-    const int64_t blocks = n / 256, block = c / 8;
+    const int64_t blocks = n / 256;
     q = stream16(row + c * 16);
-    /* two lanes share two sub-blocks: scale, minimum, scale, minimum */
-    const uint32_t scales = __ldg((const uint32_t *)(row + blocks * 128 + block * 16 + c % 8 / 2 * 4));
-    const uint32_t both = __ldg((const uint32_t *)(row + blocks * 144 + block * 4));
-    const float d = half_of(both & 0xffff), minimum = c % 2 == 0 ? half_of(both >> 16) : 0.0f;
-    d0 = d * (float)(scales & 255), m0 = minimum * (float)(scales >> 8 & 255);
-    d1 = d * (float)(scales >> 16 & 255), m1 = minimum * (float)(scales >> 24);
+    const uint32_t scales = __ldg((const uint16_t *)(row + blocks * 128 + c * 2)), both = __ldg((const uint32_t *)(row + blocks * 144 + c / 8 * 4));
+    d = half_of(both & 0xffff) * (float)(scales & 255), m = half_of(both >> 16) * (float)(scales >> 8);
   }
-  __device__ __forceinline__ float times(const input<KT_PACKED(KT_Q4_K)> &x) const {
-    const int dot0 = dot16(nibbles(q, 0), x.a), dot1 = dot16(nibbles(q, 4), x.b);
-    return d0 * x.s0.x * (float)dot0 - m0 * x.s0.y + (d1 * x.s1.x * (float)dot1 - m1 * x.s1.y);
-  }
+  __device__ __forceinline__ float times(const input32 &x) const { return d * x.s.x * (float)dot_nibbles(q, x) - m * x.s.y; }
 };
 
 template <> struct piece<KT_PACKED(KT_Q6_K)> {
   static constexpr int VALUES = 32;
   uint4 low;
   uint2 high;
-  float d[4];
+  float d[2];
   __device__ __forceinline__ void load(const uint8_t *row, int64_t c, int64_t n) {
-    const int64_t blocks = n / 256, block = c / 8;
-    const int w = (int)(c % 8);
+    const int64_t blocks = n / 256;
     low = stream16(row + c * 16);
     high = stream8(row + blocks * 128 + c * 8);
-    const uint2 scales = __ldg((const uint2 *)(row + blocks * 192 + block * 16 + w / 4 * 8));
-    const float scale = half_at(row + blocks * 208 + block * 2);
-    const int shift = w % 4 / 2 * 8;
-    d[0] = scale * (float)(int8_t)(scales.x >> shift);
-    d[1] = scale * (float)(int8_t)(scales.x >> (16 + shift));
-    d[2] = scale * (float)(int8_t)(scales.y >> shift);
-    d[3] = scale * (float)(int8_t)(scales.y >> (16 + shift));
+    const uint32_t scales = __ldg((const uint16_t *)(row + blocks * 192 + c * 2));
+    const float scale = half_at(row + blocks * 208 + c / 8 * 2);
+    d[0] = scale * (float)(int8_t)scales, d[1] = scale * (float)(int8_t)(scales >> 8);
   }
-  __device__ __forceinline__ float times(const input<KT_PACKED(KT_Q6_K)> &x) const {
+  __device__ __forceinline__ float times(const input32 &x) const {
+    const uint4 a = nibbles(low, 0), b = nibbles(low, 4);
     float sum = 0;
 #pragma unroll
-    for (int g = 0; g < 4; g++) {
-      const uint32_t a = (g % 2 == 0 ? low.x : low.z) >> (g / 2 * 4) & 0x0f0f0f0f, b = (g % 2 == 0 ? low.y : low.w) >> (g / 2 * 4) & 0x0f0f0f0f;
-      const uint32_t qa = __vsub4(a | (high.x >> (2 * g) & 0x03030303) << 4, 0x20202020), qb = __vsub4(b | (high.y >> (2 * g) & 0x03030303) << 4, 0x20202020);
-      sum += d[g] * x.scale[g] * (float)__dp4a((int)qb, (int)x.codes[g].y, __dp4a((int)qa, (int)x.codes[g].x, 0));
+    for (int h = 0; h < 2; h++) {
+      const uint32_t bits = h == 0 ? high.x : high.y, words[4] = {h == 0 ? a.x : a.z, h == 0 ? b.x : b.z, h == 0 ? a.y : a.w, h == 0 ? b.y : b.w};
+      const uint4 codes = h == 0 ? x.a : x.b;
+      const uint32_t with[4] = {codes.x, codes.y, codes.z, codes.w};
+      int dot = 0;
+#pragma unroll
+      for (int k = 0; k < 4; k++) dot = __dp4a((int)__vsub4(words[k] | (bits >> (2 * k) & 0x03030303) << 4, 0x20202020), (int)with[k], dot);
+      sum += d[h] * (float)dot;
     }
-    return sum;
+    return sum * x.s.x;
   }
 };
 
@@ -293,11 +271,13 @@ template <uint32_t TYPE, int TOKENS, bool DUAL, int ROWS> __global__ void __laun
     }
     const int64_t pieces = a.n / piece<TYPE>::VALUES;
     for (int64_t c = part * KT_WARP + lane; c < pieces; c += a.parts * KT_WARP) {
+      constexpr int IN_SEGMENT = KT_SEGMENT / piece<TYPE>::VALUES;
+      const int64_t segment = c / IN_SEGMENT, columns = min((int64_t)KT_SEGMENT, a.n - segment * KT_SEGMENT);
       piece<TYPE> p[ROWS], u[DUAL ? ROWS : 1];
 #pragma unroll
       for (int r = 0; r < ROWS; r++) {
-        p[r].load(w[r], c, a.n);
-        if (DUAL) u[DUAL ? r : 0].load(up[r], c, a.n);
+        p[r].load(w[r] + segment * kt_segment_bytes(TYPE), c % IN_SEGMENT, columns);
+        if (DUAL) u[DUAL ? r : 0].load(up[r] + segment * kt_segment_bytes(TYPE), c % IN_SEGMENT, columns);
       }
 #pragma unroll
       for (int t = 0; t < TOKENS; t++) {

@@ -6,7 +6,7 @@
 #include "vendor.h"
 
 /* Scratch memory of a context by use, so that one call can hold several pieces; each grows and is kept. */
-enum { KT_SCRATCH_QUANT, KT_SCRATCH_TEMP, KT_SCRATCH_TEMP2, KT_SCRATCH_WEIGHT, KT_SCRATCH_PARTIAL, KT_SCRATCH_ROUTE, KT_SCRATCH_COUNT };
+enum { KT_SCRATCH_QUANT, KT_SCRATCH_TEMP, KT_SCRATCH_TEMP2, KT_SCRATCH_WEIGHT, KT_SCRATCH_PARTIAL, KT_SCRATCH_ROUTE, KT_SCRATCH_PANELS, KT_SCRATCH_PANELS2, KT_SCRATCH_ARRIVED, KT_SCRATCH_COUNT };
 
 struct kt_ctx {
   uint64_t magic;

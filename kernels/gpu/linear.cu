@@ -1,7 +1,10 @@
 /* kt_linear, kt_norm_linear, kt_linear_residual, kt_gate_up_act, kt_qkv_rope_store: products chosen by type, tokens and precision.
- *   f32 precision   float activations; the sums of a row do not depend on the batch
- *   up to 8 tokens  int8 activations where the type has such a kernel, else float ones
- *   more tokens     bf16 through tensor cores; F32 weights (routers) keep float activations */
+ *   f32 precision     float activations; the sums of a row do not depend on the batch
+ *   one token         int8 activations, made by the product itself, weights copied ahead (stream.cu, sm_90), else by gemv.cu
+ *   2 .. 32 tokens    bf16 activations, packed weights read once (few.cu)
+ *   more tokens       bf16 by warpgroups straight from packed weights (tile.cu, sm_90a), else weights made bf16 for gemm.cu
+ * F32 weights (routers) keep float activations. Types without packed layout: int8 or float up to 8 tokens, then gemm.cu. */
+#include "async.cuh"
 #include "attention.cuh"
 #include "products.cuh"
 
@@ -61,14 +64,32 @@ struct activations {
   kt_frows x;
   kt_int8_rows codes;
   const __nv_bfloat16 *halves;
+  const void *panels;
 };
 
-enum product_way { WAY_FLOAT, WAY_INT8, WAY_GEMM };
+enum product_way { WAY_FLOAT, WAY_INT8, WAY_GEMM, WAY_FEW, WAY_TILES };
 
 static product_way way_of(kt_ctx *ctx, const kt_tensor_t *w, int64_t tokens) {
   if (ctx->precision == KT_PRECISION_F32 || w->dtype == KT_F32) return WAY_FLOAT;
+  if (tokens > 1 && tokens <= KT_FEW_TOKENS && kt_gpu_takes_few(kt_weight_of(w), w->shape[w->ndim - 1])) return WAY_FEW;
+  if (tokens > KT_FEW_TOKENS && kt_gpu_takes_tiles(ctx, kt_weight_of(w), w->shape[w->ndim - 1])) return WAY_TILES;
   if (tokens > KT_GEMV_TOKENS && w->shape[w->ndim - 1] % 32 == 0) return WAY_GEMM;
   return takes_int8(kt_weight_of(w), w->shape[w->ndim - 1]) ? WAY_INT8 : WAY_FLOAT;
+}
+
+/* A product of the two ways that take panels. */
+static kt_status_t by_panels(kt_ctx *ctx, activations *in, const kt_product &p) {
+  if (in->panels == NULL) {
+    void *memory = NULL;
+    KT_TRY(kt_gpu_scratch(ctx, KT_SCRATCH_PANELS, kt_panel_bytes(in->x.count, in->x.n), &memory));
+    KT_TRY(kt_gpu_to_panels(ctx, in->x, NULL, 1, in->x.count, memory));
+    in->panels = memory;
+  }
+  kt_tiles t = {};
+  t.product = p;
+  t.panels = in->panels;
+  t.tokens = in->x.count;
+  return in->x.count <= KT_FEW_TOKENS ? kt_gpu_few(ctx, t) : kt_gpu_tiles(ctx, t);
 }
 
 static kt_status_t multiply(kt_ctx *ctx, activations *in, const kt_tensor_t *w, const float *bias, bool add, kt_frows out) {
@@ -76,6 +97,8 @@ static kt_status_t multiply(kt_ctx *ctx, activations *in, const kt_tensor_t *w, 
     case WAY_INT8:
       if (in->codes.codes == NULL) KT_TRY(kt_gpu_quantize(ctx, in->x, &in->codes));
       return kt_gpu_gemv_int8(ctx, product_of(w, bias, add, out), in->codes, in->x.count);
+    case WAY_FEW:
+    case WAY_TILES: return by_panels(ctx, in, product_of(w, bias, add, out));
     case WAY_GEMM: {
       if (in->halves == NULL) {
         void *memory = NULL;
@@ -86,12 +109,22 @@ static kt_status_t multiply(kt_ctx *ctx, activations *in, const kt_tensor_t *w, 
       }
       return gemm(ctx, in->halves, in->x.count, w, bias, add, out);
     }
-    default: return kt_gpu_gemv_float(ctx, product_of(w, bias, add, out), in->x);
+    default:
+      if (ctx->precision == KT_PRECISION_FAST && in->x.count > KT_FEW_TOKENS && kt_gpu_takes_gemm_f32(w, in->x)) return kt_gpu_gemm_f32(ctx, in->x, w, bias, add, out);
+      return kt_gpu_gemv_float(ctx, product_of(w, bias, add, out), in->x);
   }
 }
 
+/* Products of one row of activations, or of its norm, by the kernels that copy weights ahead. False: not for these operands. */
+static bool stream(kt_ctx *ctx, kt_frows x, const kt_norm *norm, const kt_product *products, int count, kt_status_t *status) {
+  return ctx->precision == KT_PRECISION_FAST && kt_gpu_stream(ctx, x, norm, products, count, status);
+}
+
 kt_status_t kt_gpu_matmul(kt_ctx *ctx, kt_frows x, const kt_tensor_t *w, const float *bias, bool add, kt_frows out) {
-  activations in = {x, {}, NULL};
+  kt_status_t status = KT_OK;
+  const kt_product p = product_of(w, bias, add, out);
+  if (stream(ctx, x, NULL, &p, 1, &status)) return status;
+  activations in = {x, {}, NULL, NULL};
   return multiply(ctx, &in, w, bias, add, out);
 }
 
@@ -115,7 +148,7 @@ extern "C" kt_status_t kt_linear(kt_ctx_t *handle, const kt_tensor_t *x, const k
 
 /* norm(x) as the products with `weights` take it: codes at once where all do. */
 static kt_status_t normed(kt_ctx *ctx, kt_frows x, const kt_norm *norm, activations *out, const kt_tensor_t *const *weights, int count) {
-  *out = {x, {}, NULL};
+  *out = {x, {}, NULL, NULL};
   if (norm == NULL) return KT_OK;
   bool codes = kt_gpu_can_norm_quantize(x, *norm);
   for (int i = 0; i < count; i++) codes = codes && way_of(ctx, weights[i], x.count) == WAY_INT8;
@@ -142,6 +175,9 @@ extern "C" kt_status_t kt_norm_linear(kt_ctx_t *handle, const kt_tensor_t *x, co
   KT_TRY(norm_of(ctx, "norm_weight", norm_weight, eps, offset, from.n, &norm));
   if (norm.weight == NULL) return KT_INVALID("norm_weight is NULL");
   KT_TRY(out_rows(ctx, "out", out, from.count, w->shape[0], &to));
+  kt_status_t status = KT_OK;
+  const kt_product p = product_of(w, NULL, false, to);
+  if (stream(ctx, from, &norm, &p, 1, &status)) return status;
   activations in;
   KT_TRY(normed(ctx, from, &norm, &in, &w, 1));
   return multiply(ctx, &in, w, NULL, false, to);
@@ -192,18 +228,22 @@ extern "C" kt_status_t kt_gate_up_act(kt_ctx_t *handle, const kt_tensor_t *x, co
   if (act > KT_ACT_SWIGLU_OAI) return KT_INVALID("act is %u", act);
   KT_TRY(norm_of(ctx, "norm_weight", norm_weight, eps, offset, from.n, &norm));
   KT_TRY(out_rows(ctx, "out", out, from.count, wg->shape[0], &to));
+  const kt_weight up = kt_weight_of(wu);
+  kt_product both = product_of(wg, NULL, false, to);
+  both.up = up;
+  both.act = act;
+  kt_status_t status = KT_OK;
+  if (stream(ctx, from, norm.weight == NULL ? NULL : &norm, &both, 1, &status)) return status;
   activations in;
   const kt_tensor_t *weights[2] = {wg, wu};
   KT_TRY(normed(ctx, from, norm.weight == NULL ? NULL : &norm, &in, weights, 2));
-  const kt_weight up = kt_weight_of(wu);
   if (way_of(ctx, wg, from.count) == WAY_INT8 && way_of(ctx, wu, from.count) == WAY_INT8 && up.type == kt_weight_of(wg).type) {
-    kt_product p = product_of(wg, NULL, false, to);
-    p.up = up;
-    p.act = act;
     if (in.codes.codes == NULL) KT_TRY(kt_gpu_quantize(ctx, in.x, &in.codes));
-    return kt_gpu_gemv_int8(ctx, p, in.codes, from.count);
+    return kt_gpu_gemv_int8(ctx, both, in.codes, from.count);
   }
   void *memory = NULL;
+  const product_way way = way_of(ctx, wg, from.count);
+  if ((way == WAY_FEW || way == WAY_TILES) && up.type == both.w.type && (uintptr_t)up.data % 16 == 0) return by_panels(ctx, &in, both);
   KT_TRY(kt_gpu_scratch(ctx, KT_SCRATCH_TEMP2, 2 * to.count * to.n * 4, &memory));
   const kt_frows gate = {(float *)memory, to.count, to.n, to.n}, other = {(float *)memory + to.count * to.n, to.count, to.n, to.n};
   KT_TRY(multiply(ctx, &in, wg, NULL, false, gate));
@@ -233,6 +273,8 @@ __global__ void finish_heads_kernel(const heads_job job) {
   const int lane = threadIdx.x % KT_WARP, warp = threadIdx.x / KT_WARP, longest = max(job.k_dim, job.v_dim);
   const int head = blockIdx.y * HEAD_WARPS + warp;
   const int64_t token = blockIdx.x;
+  kt_wait_previous();
+  kt_start_next();
   if (head >= job.heads + 2 * job.kv_heads) return;
   const bool is_q = head < job.heads, is_k = !is_q && head < job.heads + job.kv_heads;
   const int own = is_q ? head : is_k ? head - job.heads : head - job.heads - job.kv_heads;
@@ -241,7 +283,7 @@ __global__ void finish_heads_kernel(const heads_job job) {
   float *row = memory + warp * longest;
   float sum = 0;
   for (int i = lane; i < dim; i += KT_WARP) {
-    row[i] = at[i];
+    row[i] = __ldcg(at + i);
     sum += row[i] * row[i];
   }
   if (is_q || is_k) {
@@ -320,18 +362,24 @@ extern "C" kt_status_t kt_qkv_rope_store(kt_ctx_t *handle, const kt_qkv_args_t *
   KT_TRY(norm_of(ctx, "q_norm", a->q_norm, a->qk_eps, a->qk_norm_offset, whole ? heads * k_dim : k_dim, &job.q_norm));
   KT_TRY(norm_of(ctx, "k_norm", a->k_norm, a->qk_eps, a->qk_norm_offset, whole ? kv_heads * k_dim : k_dim, &job.k_norm));
   job.has_norm = !whole && (a->q_norm != NULL || a->unit_qk_norm == 1);
-  activations in;
-  const kt_tensor_t *weights[3] = {a->wq, a->wk, a->wv};
-  KT_TRY(normed(ctx, x, norm.weight == NULL ? NULL : &norm, &in, weights, 3));
   void *memory = NULL;
   KT_TRY(kt_gpu_scratch(ctx, KT_SCRATCH_TEMP2, tokens * kv_heads * (k_dim + v_dim) * 4, &memory));
   const int64_t q_stride = tokens == 1 ? heads * k_dim : q->stride[0] / 4;
   const kt_frows qr = {(float *)q->data, tokens, q_stride, heads * k_dim};
   const kt_frows kr = {(float *)memory, tokens, kv_heads * k_dim, kv_heads * k_dim};
   const kt_frows vr = {(float *)memory + tokens * kv_heads * k_dim, tokens, kv_heads * v_dim, kv_heads * v_dim};
-  KT_TRY(multiply(ctx, &in, a->wq, bq, false, qr));
-  KT_TRY(multiply(ctx, &in, a->wk, bk, false, kr));
-  KT_TRY(multiply(ctx, &in, a->wv, bv, false, vr));
+  const kt_norm *before = norm.weight == NULL ? NULL : &norm;
+  const kt_product products[3] = {product_of(a->wq, bq, false, qr), product_of(a->wk, bk, false, kr), product_of(a->wv, bv, false, vr)};
+  kt_status_t status = KT_OK;
+  if (!stream(ctx, x, before, products, 3, &status)) {
+    activations in;
+    const kt_tensor_t *weights[3] = {a->wq, a->wk, a->wv};
+    KT_TRY(normed(ctx, x, before, &in, weights, 3));
+    KT_TRY(multiply(ctx, &in, a->wq, bq, false, qr));
+    KT_TRY(multiply(ctx, &in, a->wk, bk, false, kr));
+    KT_TRY(multiply(ctx, &in, a->wv, bv, false, vr));
+  }
+  KT_TRY(status);
   if (whole) {
     KT_TRY(kt_gpu_rms_norm(ctx, qr, job.q_norm, qr));
     KT_TRY(kt_gpu_rms_norm(ctx, kr, job.k_norm, kr));
@@ -345,7 +393,5 @@ extern "C" kt_status_t kt_qkv_rope_store(kt_ctx_t *handle, const kt_qkv_args_t *
   job.k_cache = (char *)kc->data, job.v_cache = (char *)vc->data;
   for (int i = 0; i < 3; i++) job.k_strides[i] = kc->stride[i], job.v_strides[i] = vc->stride[i];
   const size_t shared = sizeof(float) * HEAD_WARPS * (k_dim > v_dim ? k_dim : v_dim);
-  finish_heads_kernel<<<dim3((unsigned)tokens, (unsigned)kt_div_up(heads + 2 * kv_heads, HEAD_WARPS)), HEAD_WARPS * KT_WARP, shared, ctx->stream>>>(job);
-  KT_LAUNCHED("qkv_rope_store");
-  return KT_OK;
+  return kt_launch_early(ctx, finish_heads_kernel, dim3((unsigned)tokens, (unsigned)kt_div_up(heads + 2 * kv_heads, HEAD_WARPS)), dim3(HEAD_WARPS * KT_WARP), shared, job);
 }

@@ -4,9 +4,14 @@
  *              chosen softmax; bias for the choice only; the best groups by their greatest or the sum of their two greatest
  * REGULARITIES 8 .. 512 experts, k 1 .. 16. Few tokens: a product a pair of token and expert. Many: pairs are grouped by expert,
  *              stacks made bf16, and tiles of 128 pairs go through the tensor cores */
+#include "async.cuh"
 #include "products.cuh"
 
+#include <math.h>
+
 #define MAX_EXPERTS 1024
+/* Most tokens whose pairs each read their own expert. */
+#define STREAM_TOKENS 4
 
 struct best {
   float value;
@@ -36,18 +41,18 @@ struct router_job {
   float *weights;
 };
 
-/* One warp a token. */
-__global__ void router_kernel(const router_job job) {
+/* The choice of one token, by the first warp of a block. */
+__device__ void choose(const router_job &job, int64_t token) {
   __shared__ float choice[MAX_EXPERTS], scores[MAX_EXPERTS], groups[MAX_EXPERTS];
   __shared__ uint8_t kept[MAX_EXPERTS];
   const int lane = threadIdx.x, n = job.experts;
-  const float *logits = job.logits + blockIdx.x * job.logits_stride;
-  int32_t *ids = job.ids + blockIdx.x * job.ids_stride;
-  float *weights = job.weights + blockIdx.x * job.weights_stride;
+  const float *logits = job.logits + token * job.logits_stride;
+  int32_t *ids = job.ids + token * job.ids_stride;
+  float *weights = job.weights + token * job.weights_stride;
   float most = -INFINITY;
   double sum = 0;
   for (int i = lane; i < n; i += KT_WARP) {
-    const float x = logits[i];
+    const float x = __ldcg(logits + i);
     choice[i] = x == x ? x : -INFINITY;
     most = fmaxf(most, choice[i]);
   }
@@ -119,7 +124,81 @@ __global__ void router_kernel(const router_job job) {
   for (int j = 0; j < job.k; j++) weights[j] = (float)(weights[j] * factor);
 }
 
-static kt_status_t route(kt_ctx *ctx, kt_frows logits, const kt_tensor_t *bias, const kt_router_params_t *params, const kt_tensor_t *ids, const kt_tensor_t *weights) {
+/* One warp a token. */
+__global__ void router_kernel(const router_job job) {
+  kt_wait_previous();
+  kt_start_next();
+  choose(job, blockIdx.x);
+}
+
+/* Norm, logits and choice of a few tokens: a warp an expert, the last block of a token chooses. */
+#define ROUTER_WARPS 8
+struct norm_router_job {
+  router_job router;
+  kt_frows x, normed;
+  kt_norm norm;
+  const float *w, *bias;
+  int64_t w_stride;
+  float *logits;
+  uint32_t *arrived;
+};
+
+__global__ void __launch_bounds__(ROUTER_WARPS * KT_WARP) norm_router_kernel(const __grid_constant__ norm_router_job job) {
+  extern __shared__ float4 row[]; /* [n / 4] */
+  __shared__ float shared[32];
+  __shared__ bool is_last;
+  const int lane = threadIdx.x % KT_WARP, expert = (int)(blockIdx.x * ROUTER_WARPS + threadIdx.x / KT_WARP), quads = (int)(job.x.n / 4);
+  const int64_t token = blockIdx.y;
+  const float4 *w = (const float4 *)(job.w + min(expert, job.router.experts - 1) * job.w_stride);
+  /* weights do not wait */
+  constexpr int HELD = 8;
+  float4 held[HELD];
+#pragma unroll
+  for (int i = 0; i < HELD; i++) held[i] = lane + i * KT_WARP < quads ? __ldg(w + lane + i * KT_WARP) : make_float4(0, 0, 0, 0);
+  kt_wait_previous();
+  const float4 *x = (const float4 *)(job.x.data + token * job.x.stride);
+  float sum = 0;
+  for (int i = threadIdx.x; i < quads; i += blockDim.x) {
+    const float4 v = __ldcg(x + i);
+    row[i] = v;
+    sum += v.x * v.x + v.y * v.y + (v.z * v.z + v.w * v.w);
+  }
+  const float scale = 1.0f / sqrtf(kt_block_sum(sum, shared) / (float)job.x.n + job.norm.eps);
+  for (int i = threadIdx.x; i < quads; i += blockDim.x) {
+    const float4 v = row[i], m = __ldg((const float4 *)job.norm.weight + i);
+    const float o = job.norm.offset;
+    const float4 y = make_float4(v.x * scale * (m.x + o), v.y * scale * (m.y + o), v.z * scale * (m.z + o), v.w * scale * (m.w + o));
+    row[i] = y;
+    if (blockIdx.x == 0) ((float4 *)(job.normed.data + token * job.normed.stride))[i] = y;
+  }
+  __syncthreads();
+  float acc = 0;
+#pragma unroll
+  for (int i = 0; i < HELD; i++)
+    if (lane + i * KT_WARP < quads) {
+      const float4 v = row[lane + i * KT_WARP], m = held[i];
+      acc += v.x * m.x + v.y * m.y + (v.z * m.z + v.w * m.w);
+    }
+  for (int i = lane + HELD * KT_WARP; i < quads; i += KT_WARP) {
+    const float4 v = row[i], m = __ldg(w + i);
+    acc += v.x * m.x + v.y * m.y + (v.z * m.z + v.w * m.w);
+  }
+  acc = kt_warp_sum(acc);
+  if (lane == 0 && expert < job.router.experts) __stcg(job.logits + token * job.router.experts + expert, acc + (job.bias != NULL ? job.bias[expert] : 0.0f));
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    is_last = atomicAdd(job.arrived + token, 1u) + 1 == gridDim.x;
+    if (is_last) job.arrived[token] = 0;
+  }
+  __syncthreads();
+  if (!is_last || threadIdx.x >= KT_WARP) return;
+  __threadfence();
+  choose(job.router, token);
+}
+
+static kt_status_t route(kt_ctx *ctx, kt_frows logits, const kt_tensor_t *bias, const kt_router_params_t *params, const kt_tensor_t *ids, const kt_tensor_t *weights,
+                         norm_router_job *fused) {
   if (params == NULL) return KT_INVALID("params are NULL");
   if (params->struct_size < sizeof *params) return KT_INVALID("params.struct_size is %u", params->struct_size);
   KT_TRY(kt_gpu_typed(ctx, "ids", ids, 2, KT_I32));
@@ -146,9 +225,11 @@ static kt_status_t route(kt_ctx *ctx, kt_frows logits, const kt_tensor_t *bias, 
   job.params = *params;
   job.ids = (int32_t *)ids->data;
   job.weights = (float *)weights->data;
-  router_kernel<<<(unsigned)logits.count, KT_WARP, 0, ctx->stream>>>(job);
-  KT_LAUNCHED("moe_router");
-  return KT_OK;
+  if (fused == NULL) return kt_launch_early(ctx, router_kernel, dim3((unsigned)logits.count), dim3(KT_WARP), 0, job);
+  fused->router = job;
+  fused->logits = logits.data;
+  KT_TRY(kt_gpu_counters(ctx, logits.count, &fused->arrived));
+  return kt_launch_early(ctx, norm_router_kernel, dim3((unsigned)kt_div_up(logits.n, ROUTER_WARPS), (unsigned)logits.count), dim3(ROUTER_WARPS * KT_WARP), (size_t)fused->x.n * 4, *fused);
 }
 
 extern "C" kt_status_t kt_moe_router(kt_ctx_t *handle, const kt_tensor_t *logits, const kt_tensor_t *bias, const kt_router_params_t *params,
@@ -157,7 +238,7 @@ extern "C" kt_status_t kt_moe_router(kt_ctx_t *handle, const kt_tensor_t *logits
   if (ctx == NULL) return KT_ERR_INVALID_ARG;
   kt_frows rows;
   KT_TRY(kt_gpu_frows(ctx, "logits", logits, 2, &rows));
-  return route(ctx, rows, bias, params, ids, weights);
+  return route(ctx, rows, bias, params, ids, weights, NULL);
 }
 
 extern "C" kt_status_t kt_norm_router(kt_ctx_t *handle, const kt_tensor_t *x, const kt_tensor_t *norm_weight, float eps, float offset,
@@ -178,9 +259,16 @@ extern "C" kt_status_t kt_norm_router(kt_ctx_t *handle, const kt_tensor_t *x, co
   void *memory = NULL;
   KT_TRY(kt_gpu_scratch(ctx, KT_SCRATCH_ROUTE, from.count * w->shape[0] * 4, &memory));
   const kt_frows logits = {(float *)memory, from.count, w->shape[0], w->shape[0]};
+  const auto aligned = [](const void *p) { return (uintptr_t)p % 16 == 0; };
+  if (w->dtype == KT_F32 && from.count <= KT_FEW_TOKENS && from.n % 4 == 0 && from.n <= 8192 && from.stride % 4 == 0 && to.stride % 4 == 0 && w->stride[0] % 16 == 0 &&
+      aligned(from.data) && aligned(to.data) && aligned(norm.weight) && aligned(w->data)) {
+    norm_router_job job = {};
+    job.x = from, job.normed = to, job.norm = norm, job.w = (const float *)w->data, job.bias = b, job.w_stride = w->stride[0] / 4;
+    return route(ctx, logits, bias, params, ids, weights, &job);
+  }
   KT_TRY(kt_gpu_rms_norm(ctx, from, norm, to));
   KT_TRY(kt_gpu_matmul(ctx, to, w, b, false, logits));
-  return route(ctx, logits, bias, params, ids, weights);
+  return route(ctx, logits, bias, params, ids, weights, NULL);
 }
 
 /* ---- experts ---- */
@@ -206,7 +294,7 @@ __global__ void combine_experts_kernel(const float *rows, const float *weights, 
 __global__ void group_kernel(const int32_t *ids, int64_t ids_stride, int k, int pairs, int experts, int32_t *list, kt_gemm_tile *tiles, int num_tiles) {
   __shared__ int counts[MAX_EXPERTS], starts[MAX_EXPERTS], first_tile[MAX_EXPERTS];
   for (int e = threadIdx.x; e < experts; e += blockDim.x) counts[e] = 0;
-  for (int i = threadIdx.x; i < num_tiles; i += blockDim.x) tiles[i] = {0, 0, 0};
+  for (int i = threadIdx.x; i < num_tiles; i += blockDim.x) tiles[i] = {0, 0, 0, 0};
   __syncthreads();
   for (int p = threadIdx.x; p < pairs; p += blockDim.x) {
     const int e = ids[p / k * ids_stride + p % k];
@@ -224,7 +312,7 @@ __global__ void group_kernel(const int32_t *ids, int64_t ids_stride, int k, int 
   __syncthreads();
   for (int e = threadIdx.x; e < experts; e += blockDim.x)
     for (int i = 0; i * KT_GEMM_ROWS < counts[e]; i++)
-      tiles[first_tile[e] + i] = {e, starts[e] + i * KT_GEMM_ROWS, min(KT_GEMM_ROWS, counts[e] - i * KT_GEMM_ROWS)};
+      tiles[first_tile[e] + i] = {e, starts[e] + i * KT_GEMM_ROWS, min(KT_GEMM_ROWS, counts[e] - i * KT_GEMM_ROWS), 0};
   __syncthreads();
   for (int p = threadIdx.x; p < pairs; p += blockDim.x) {
     const int e = ids[p / k * ids_stride + p % k];
@@ -312,6 +400,30 @@ static kt_status_t by_pairs(kt_ctx *ctx, experts_job &job, float *h, float *h_up
   return pair_product(ctx, job, a->down, job.down_bias, gated, true, rows);
 }
 
+/* Both steps by the kernels that copy weights ahead, where activations of all pairs fit their shared memory. */
+static bool by_stream(kt_ctx *ctx, experts_job &job, float *h, kt_frows out, kt_status_t *status) {
+  const kt_experts_args_t *a = job.a;
+  if (ctx->precision != KT_PRECISION_FAST || !stack_takes_int8(a->gate) || !stack_takes_int8(a->up) || !stack_takes_int8(a->down) || a->gate->dtype != a->up->dtype ||
+      kt_matrix_stride(a->gate) != kt_matrix_stride(a->up) || job.pairs.tokens > STREAM_TOKENS)
+    return false;
+  kt_product p = stack_product(a->gate, job.gate_bias, h);
+  p.up = kt_weight_of(a->up);
+  p.up_bias = job.up_bias;
+  p.act = a->act;
+  const bool scaled = a->flags & KT_EXPERTS_SCALE_INPUT;
+  job.pairs.matrix_stride = kt_matrix_stride(a->gate);
+  job.pairs.rows_by_pair = scaled;
+  if (!kt_gpu_stream_fits(job.pairs.tokens * job.pairs.k, job.inter, a->down) || !kt_gpu_stream_pairs(ctx, p, job.x, job.pairs, status)) return false;
+  if (*status != KT_OK) return true;
+  const int64_t pairs = job.pairs.tokens * job.pairs.k;
+  kt_product down = stack_product(a->down, job.down_bias, out.data);
+  down.out_stride = out.stride;
+  down.add = a->flags & KT_EXPERTS_ADD;
+  job.pairs.matrix_stride = kt_matrix_stride(a->down);
+  job.pairs.rows_by_pair = true;
+  return kt_gpu_stream_down(ctx, down, {h, pairs, job.inter, job.inter}, job.pairs, scaled ? NULL : job.weights, job.weights_stride, true, status);
+}
+
 /* The stack as bf16 in scratch memory, unless it is. */
 static kt_status_t bf16_stack(kt_ctx *ctx, const kt_tensor_t *w, const __nv_bfloat16 **out) {
   const int64_t rows = w->shape[0] * w->shape[1], n = w->shape[2];
@@ -376,6 +488,104 @@ static kt_status_t by_groups(kt_ctx *ctx, experts_job &job, float *h, float *h_u
   return kt_gpu_gemm(ctx, g);
 }
 
+/* Pairs grouped by expert as panels take them: an expert begins at a multiple of `align`, list[position] is a pair, -1 between experts. An
+ * expert's tile has up to `width` pairs, or the multiple of `align` below it where it has several. One block. */
+__global__ void group_panels_kernel(const int32_t *ids, int64_t ids_stride, int k, int pairs, int experts, int32_t *list, int positions, kt_gemm_tile *tiles, int num_tiles, int align, int width) {
+  __shared__ int counts[MAX_EXPERTS], starts[MAX_EXPERTS], sums[2][KT_WARP];
+  const int thread = threadIdx.x, piece = width / align * align;
+  kt_wait_previous();
+  for (int e = thread; e < MAX_EXPERTS; e += blockDim.x) counts[e] = 0;
+  for (int i = thread; i < num_tiles; i += blockDim.x) tiles[i] = {0, 0, 0, 0};
+  for (int i = thread; i < positions; i += blockDim.x) list[i] = -1;
+  __syncthreads();
+  for (int p = thread; p < pairs; p += blockDim.x) {
+    const int e = __ldcg(ids + p / k * ids_stride + p % k);
+    if (e >= 0 && e < experts) atomicAdd(&counts[e], 1);
+  }
+  __syncthreads();
+  /* a thread an expert: sums of what lies before it */
+  const int count = counts[thread], room = (count + align - 1) / align * align, needed = count <= width ? count > 0 : (count + piece - 1) / piece;
+  int before = room, before_tiles = needed;
+#pragma unroll
+  for (int lane = 1; lane < KT_WARP; lane *= 2) {
+    const int a = __shfl_up_sync(KT_FULL_MASK, before, lane), b = __shfl_up_sync(KT_FULL_MASK, before_tiles, lane);
+    if (thread % KT_WARP >= lane) before += a, before_tiles += b;
+  }
+  if (thread % KT_WARP == KT_WARP - 1) sums[0][thread / KT_WARP] = before, sums[1][thread / KT_WARP] = before_tiles;
+  __syncthreads();
+  int start = before - room, tile = before_tiles - needed;
+  for (int warp = 0; warp < thread / KT_WARP; warp++) start += sums[0][warp], tile += sums[1][warp];
+  starts[thread] = start;
+  for (int i = 0; i < needed; i++) {
+    const int at = i * piece;
+    tiles[tile + i] = {thread, start + at, needed == 1 ? count : min(piece, count - at), 0};
+  }
+  __syncthreads();
+  for (int p = thread; p < pairs; p += blockDim.x) {
+    const int e = __ldcg(ids + p / k * ids_stride + p % k);
+    if (e >= 0 && e < experts) list[atomicAdd(&starts[e], 1)] = p;
+  }
+}
+
+static bool stack_takes_panels(kt_ctx *ctx, const kt_tensor_t *w, bool few) {
+  const kt_weight of = kt_weight_of(w);
+  return (few ? kt_gpu_takes_few(of, w->shape[2]) : kt_gpu_takes_tiles(ctx, of, w->shape[2])) && kt_matrix_stride(w) % 16 == 0;
+}
+
+/* How many pairs an expert hardly ever exceeds where each token chooses at random: the mean and three times its root. */
+static double likely_pairs(const experts_job &job) {
+  const double mean = (double)(job.pairs.tokens * job.pairs.k) / (double)job.pairs.experts;
+  return mean + 3 * sqrt(mean);
+}
+
+/* Straight from packed stacks, gate and up to activated panels in one launch. False: not for these operands. */
+static bool takes_panels(kt_ctx *ctx, const experts_job &job, bool few) {
+  const kt_experts_args_t *a = job.a;
+  return ctx->precision == KT_PRECISION_FAST && stack_takes_panels(ctx, a->gate, few) && stack_takes_panels(ctx, a->up, few) && stack_takes_panels(ctx, a->down, few) &&
+         a->gate->dtype == a->up->dtype && kt_matrix_stride(a->gate) == kt_matrix_stride(a->up) && job.inter % 128 == 0;
+}
+
+static kt_status_t by_panels(kt_ctx *ctx, experts_job &job, bool few, float *rows) {
+  const kt_experts_args_t *a = job.a;
+  const int64_t pairs = job.pairs.tokens * job.pairs.k, experts = job.pairs.experts, used = experts < pairs ? experts : pairs;
+  kt_product p = stack_product(a->gate, job.gate_bias, NULL);
+  p.up = kt_weight_of(a->up);
+  p.up_bias = job.up_bias;
+  p.act = a->act;
+  kt_product down = stack_product(a->down, job.down_bias, rows);
+  const double likely = likely_pairs(job);
+  int width = likely <= 8 ? 8 : likely <= 16 ? 16 : 32, down_width = width;
+  if (!few) width = kt_tile_width(p.w, true, likely), down_width = kt_tile_width(down.w, false, likely);
+  const int least = width < down_width ? width : down_width, align = few ? width : 64, piece = least / align * align;
+  const int64_t positions = kt_div_up(pairs + (align - 1) * used, 64) * 64, num_tiles = pairs / piece + used;
+  void *memory = NULL, *panels = NULL, *gated = NULL;
+  const int64_t tile_bytes = kt_div_up(num_tiles * (int64_t)sizeof(kt_gemm_tile), 256) * 256;
+  KT_TRY(kt_gpu_scratch(ctx, KT_SCRATCH_ROUTE, tile_bytes + positions * 4, &memory));
+  KT_TRY(kt_gpu_scratch(ctx, KT_SCRATCH_PANELS, kt_panel_bytes(positions, job.x.n), &panels));
+  KT_TRY(kt_gpu_scratch(ctx, KT_SCRATCH_PANELS2, kt_panel_bytes(positions, job.inter), &gated));
+  kt_gemm_tile *tiles = (kt_gemm_tile *)memory;
+  int32_t *list = (int32_t *)((char *)memory + tile_bytes);
+  KT_TRY(kt_launch_early(ctx, group_panels_kernel, dim3(1), dim3(MAX_EXPERTS), 0, job.pairs.ids, job.pairs.ids_stride, (int)job.pairs.k, (int)pairs, (int)experts, list, (int)positions,
+                         tiles, (int)num_tiles, align, least));
+  KT_TRY(kt_gpu_to_panels(ctx, job.x, list, a->flags & KT_EXPERTS_SCALE_INPUT ? 1 : (int)job.pairs.k, positions, panels));
+  kt_tiles t = {};
+  t.product = p;
+  t.matrix_stride = kt_matrix_stride(a->gate);
+  t.panels = panels;
+  t.tiles = tiles;
+  t.num_tiles = num_tiles;
+  t.width = width;
+  t.out_panels = gated;
+  KT_TRY(few ? kt_gpu_few(ctx, t) : kt_gpu_tiles(ctx, t));
+  t.product = down;
+  t.matrix_stride = kt_matrix_stride(a->down);
+  t.panels = gated;
+  t.width = down_width;
+  t.list = list;
+  t.out_panels = NULL;
+  return few ? kt_gpu_few(ctx, t) : kt_gpu_tiles(ctx, t);
+}
+
 extern "C" kt_status_t kt_fused_experts(kt_ctx_t *handle, const kt_experts_args_t *a) {
   kt_ctx *ctx = kt_gpu_ctx(handle);
   if (ctx == NULL) return KT_ERR_INVALID_ARG;
@@ -419,10 +629,13 @@ extern "C" kt_status_t kt_fused_experts(kt_ctx_t *handle, const kt_experts_args_
     KT_LAUNCHED("fused_experts");
     job.x = {inputs, pairs, hidden, hidden};
   }
+  kt_status_t status = KT_OK;
+  if (by_stream(ctx, job, h, out, &status)) return status;
   const bool plain = a->gate->dtype == KT_F32 || a->up->dtype == KT_F32 || a->down->dtype == KT_F32;
+  const bool few = tokens > 1 && likely_pairs(job) <= KT_FEW_TOKENS && takes_panels(ctx, job, true), tiles = few || (tokens > KT_FEW_TOKENS && takes_panels(ctx, job, false));
   const bool groups = ctx->precision == KT_PRECISION_FAST && !plain && hidden % 32 == 0 && job.inter % 32 == 0 && tokens > 32;
-  if (!groups && pairs > 65535) return kt_gpu_fail(KT_ERR_UNSUPPORTED, "%lld pairs of tokens and experts in one call, at most 65535", (long long)pairs);
-  KT_TRY(groups ? by_groups(ctx, job, h, h_up, rows) : by_pairs(ctx, job, h, h_up, rows));
+  if (!groups && !tiles && pairs > 65535) return kt_gpu_fail(KT_ERR_UNSUPPORTED, "%lld pairs of tokens and experts in one call, at most 65535", (long long)pairs);
+  KT_TRY(tiles ? by_panels(ctx, job, few, rows) : groups ? by_groups(ctx, job, h, h_up, rows) : by_pairs(ctx, job, h, h_up, rows));
   combine_experts_kernel<<<dim3((unsigned)kt_div_up(hidden, 256), (unsigned)tokens), 256, 0, ctx->stream>>>(
       rows, scaled ? NULL : job.weights, job.weights_stride, k, a->flags & KT_EXPERTS_ADD, out);
   KT_LAUNCHED("fused_experts");

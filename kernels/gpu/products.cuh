@@ -39,6 +39,12 @@ struct kt_product {
 kt_status_t kt_gpu_gemv_int8(kt_ctx *ctx, const kt_product &p, const kt_int8_rows &x, int64_t tokens);
 kt_status_t kt_gpu_gemv_float(kt_ctx *ctx, const kt_product &p, kt_frows x);
 
+/* Products of many rows with F32 weights (gemm_f32.cu). */
+bool kt_gpu_takes_gemm_f32(const kt_tensor_t *w, kt_frows x);
+kt_status_t kt_gpu_gemm_f32(kt_ctx *ctx, kt_frows x, const kt_tensor_t *w, const float *bias, bool add, kt_frows out);
+/* Counters that are zero between launches, each kernel leaving them so. */
+kt_status_t kt_gpu_counters(kt_ctx *ctx, int64_t count, uint32_t **out);
+
 /* Experts: pair j of a token t is row t * k + j; its matrix is number ids[t * k + j] of the stack. */
 struct kt_expert_pairs {
   const int32_t *ids;
@@ -49,10 +55,31 @@ struct kt_expert_pairs {
 kt_status_t kt_gpu_experts_int8(kt_ctx *ctx, const kt_product &p, const kt_int8_rows &x, const kt_expert_pairs &e);
 kt_status_t kt_gpu_experts_float(kt_ctx *ctx, const kt_product &p, kt_frows x, const kt_expert_pairs &e);
 
+/* The same products of one row of activations by kernels that copy weights ahead (stream.cu): each makes its own codes of x or of its
+ * norm. `count` weights of the same columns, 1 .. KT_STREAM_PARTS, which agree in `add` and `act`. False: not for these operands. */
+#define KT_STREAM_PARTS 3
+struct kt_stream_part {
+  const uint8_t *w, *up;
+  float *out;
+  const float *bias, *up_bias;
+  int rows;
+  uint32_t type; /* without KT_PACKED */
+  int row_bytes, segment_bytes;
+};
+bool kt_gpu_stream(kt_ctx *ctx, kt_frows x, const kt_norm *norm, const kt_product *products, int count, kt_status_t *status);
+/* out[pair] as kt_gpu_experts_int8. */
+bool kt_gpu_stream_pairs(kt_ctx *ctx, const kt_product &p, kt_frows x, const kt_expert_pairs &e, kt_status_t *status);
+/* out[token] (+)= the sum of its pairs' products times their weights (NULL: ones); known_ids: the call before was kt_gpu_stream_pairs of
+ * the same pairs, so that ids are there when the kernel begins. */
+bool kt_gpu_stream_fits(int64_t pairs, int64_t n, const kt_tensor_t *down);
+bool kt_gpu_stream_down(kt_ctx *ctx, const kt_product &p, kt_frows x, const kt_expert_pairs &e, const float *weights, int64_t weights_stride, bool known_ids,
+                        kt_status_t *status);
+
 /* C[m][r] = A[m] . B[r] (+ bias[r]) (+ C[m][r]) with bf16 operands and f32 sums; n a multiple of 32. With `tiles` rows of A and of
  * C are chosen by lists (see moe.cu). */
 struct kt_gemm_tile {
   int32_t expert, first, count; /* positions first .. first + count of the list */
+  int32_t unused;
 };
 struct kt_gemm {
   const __nv_bfloat16 *a; /* [m][n] */
@@ -69,4 +96,30 @@ struct kt_gemm {
 };
 #define KT_GEMM_ROWS 128
 kt_status_t kt_gpu_gemm(kt_ctx *ctx, const kt_gemm &g);
+
+/* The same straight from packed weights on sm_90a (tile.cu). Activations are panels of 64 positions. */
+#define KT_TILE_WIDTHS 4
+struct kt_tiles {
+  kt_product product; /* out [positions or pairs][rows]; with `up`, out or out_panels */
+  int64_t matrix_stride;
+  const void *panels;
+  int64_t tokens;            /* dense */
+  const kt_gemm_tile *tiles; /* or of experts: first a multiple of 64, count at most width */
+  int64_t num_tiles;
+  int width;
+  const int32_t *list; /* position -> row of out, or NULL */
+  void *out_panels;    /* bf16, n of them is product.rows, a multiple of 64; or NULL */
+};
+bool kt_gpu_takes_tiles(const kt_ctx *ctx, const kt_weight &w, int64_t n);
+/* The least width of tiles for so many tokens each. */
+int kt_tile_width(const kt_weight &w, bool dual, double tokens);
+int64_t kt_panel_bytes(int64_t positions, int64_t n);
+/* Row list[position] / divisor of x at each position (-1: none), or x's rows in order. */
+kt_status_t kt_gpu_to_panels(kt_ctx *ctx, kt_frows x, const int32_t *list, int divisor, int64_t positions, void *panels);
+kt_status_t kt_gpu_tiles(kt_ctx *ctx, const kt_tiles &t);
+
+/* The same for a few tokens (few.cu), any device: weights are read once. Tiles of experts begin at multiples of their width. */
+#define KT_FEW_TOKENS 32
+bool kt_gpu_takes_few(const kt_weight &w, int64_t n);
+kt_status_t kt_gpu_few(kt_ctx *ctx, const kt_tiles &t);
 #endif

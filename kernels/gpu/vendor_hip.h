@@ -73,7 +73,11 @@ template <typename T> __device__ __forceinline__ T kt_shuffle_xor(T v, int lane)
 template <typename T> __device__ __forceinline__ T kt_shuffle(T v, int lane) { return __shfl(v, lane, 32); }
 #define __shfl_xor_sync(mask, v, lane) kt_shuffle_xor(v, lane)
 #define __shfl_sync(mask, v, lane) kt_shuffle(v, lane)
+#define __shfl_up_sync(mask, v, lane) __shfl_up(v, lane, 32)
 #define __syncwarp() __builtin_amdgcn_wave_barrier()
+#define __grid_constant__
+#define __ldcg(p) (*(p))
+#define __stcg(p, v) (*(p) = (v))
 __device__ __forceinline__ int __reduce_add_sync(unsigned int, int v) {
   for (int lane = 16; lane > 0; lane /= 2) v += kt_shuffle_xor(v, lane);
   return v;
