@@ -47,15 +47,14 @@
 #define cudaHostRegister hipHostRegister
 #define cudaHostRegisterMapped hipHostRegisterMapped
 #define cudaHostRegisterPortable hipHostRegisterPortable
+#define cudaHostRegisterReadOnly 0 /* HIP locks memory that may only be read without being told */
 #define cudaHostUnregister hipHostUnregister
 #define cudaMalloc hipMalloc
 #define cudaMemGetInfo hipMemGetInfo
 #define cudaMemcpyAsync hipMemcpyAsync
 #define cudaMemcpyDefault hipMemcpyDefault
 #define cudaMemsetAsync hipMemsetAsync
-#define cudaMemoryTypeHost hipMemoryTypeHost
 #define cudaPeekAtLastError hipPeekAtLastError
-#define cudaPointerAttributes hipPointerAttribute_t
 #define cudaSetDevice hipSetDevice
 #define cudaStreamBeginCapture hipStreamBeginCapture
 #define cudaStreamCaptureModeThreadLocal hipStreamCaptureModeThreadLocal
@@ -67,6 +66,19 @@
 #define cudaStreamWaitEvent hipStreamWaitEvent
 #define cudaStream_t hipStream_t
 #define cudaSuccess hipSuccess
+
+/* Memory that the runtime does not know is an error there and a kind here. */
+enum { cudaMemoryTypeUnregistered, cudaMemoryTypeHost, cudaMemoryTypeDevice };
+struct cudaPointerAttributes {
+  int type;
+};
+static inline hipError_t cudaPointerGetAttributes(cudaPointerAttributes *out, const void *p) {
+  hipPointerAttribute_t found;
+  out->type = cudaMemoryTypeUnregistered;
+  if (hipPointerGetAttributes(&found, p) == hipSuccess) out->type = found.memoryType == hipMemoryTypeHost ? cudaMemoryTypeHost : cudaMemoryTypeDevice;
+  else (void)hipGetLastError();
+  return hipSuccess;
+}
 
 /* ---- warps ---- */
 template <typename T> __device__ __forceinline__ T kt_shuffle_xor(T v, int lane) { return __shfl_xor(v, lane, 32); }
