@@ -72,7 +72,7 @@ pub const Graph = struct {
         // what was copied follows the arguments, unless the arena went on elsewhere
         const end = @intFromPtr(gpa.create(u8) catch return self.exhausted());
         const start: [*]const u8 = @ptrCast(kept);
-        const memory = start[0 .. std.math.clamp(end -% @intFromPtr(kept), @sizeOf(Arguments(op)), max_ahead)];
+        const memory = start[0..std.math.clamp(end -% @intFromPtr(kept), @sizeOf(Arguments(op)), max_ahead)];
         self.calls.append(ctxs.gpa, .{ .compute = Computed.compute, .arguments = kept, .is_fixed = is_fixed, .memory = memory }) catch return self.exhausted();
         return c.KT_OK;
     }

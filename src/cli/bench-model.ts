@@ -43,10 +43,11 @@ export interface PeerResult extends Spread {
 export interface BenchRow extends Spread {
   readonly test: string
   readonly threads: number
-  /** What the machine's own limit would give while the median was reached, by the share. */
-  readonly limit: number
+  /** What the machine's own limit would give while the median was reached, by the share; absent where several devices
+   * compute, whose limits do not add up to one. */
+  readonly limit?: number
   /** Of the limit as it was beside each repetition: the median over them. */
-  readonly share: number
+  readonly share?: number
   readonly peers?: readonly PeerResult[]
   /** Against the better of the peers. */
   readonly ratio?: number
@@ -94,8 +95,7 @@ export async function benchModel(options: EngineConfig, bench: BenchOptions): Pr
     const run = {
       warm: () => void runOnce(engine, warm),
       rate: () => runOnce(engine, one),
-      limits: () => limitsOf(config, work),
-      limit: (limits: Limits) => limitOf(config, work, limits, one, kvBytes),
+      ...limitRun(engine, config, work, one, kvBytes),
     }
     run.rate()
     const chosen = await choices(peers, options.model, one, threads)
@@ -120,23 +120,24 @@ export interface Run {
   readonly warm: () => void
   /** Tokens/s. */
   readonly rate: () => number
-  readonly limits: () => Limits
-  /** Tokens/s that a machine would reach. */
+  /** Tokens/s that the machine would reach just now; absent where several devices compute. */
+  readonly limits?: () => Limits
   readonly limit: (limits: Limits) => number
 }
 
 /** One repetition: our rate, and what the machine would have reached just then, the better of before and after. */
 export function repeat({ warm, rate, limits, limit }: Run): Repetition {
-  const before = limits()
+  const before = limits?.()
   warm()
   const ours = rate()
+  if (limits === undefined || before === undefined) return { rate: ours }
   return { rate: ours, limit: limit(bestLimits([before, limits()])) }
 }
 
 /** Tokens/s. */
 export interface Repetition {
   readonly rate: number
-  readonly limit: number
+  readonly limit?: number
 }
 
 /** Rates of one case. */
@@ -152,8 +153,9 @@ export function repetitionLine(
   { ours, peers }: Measured,
 ): string {
   const { rate, limit } = ours.at(-1) as Repetition
+  const most = limit === undefined ? "" : `, limit ${limit.toFixed(1)}`
   const theirs = peers.map(({ rates }) => `, peer ${rates.at(-1)!.toFixed(1)}`)
-  return `${caseName(one)} -t ${threads}, repetition ${repetition + 1}: ${rate.toFixed(1)} tokens/s, limit ${limit.toFixed(1)}${theirs.join("")}`
+  return `${caseName(one)} -t ${threads}, repetition ${repetition + 1}: ${rate.toFixed(1)} tokens/s${most}${theirs.join("")}`
 }
 
 /** What makes each peer fastest that can run the case at all; several streams at once none of them can. */
@@ -184,8 +186,14 @@ export function peerRun(
 
 export function rowOf(one: BenchCase, threads: number, { ours, peers }: Measured): BenchRow {
   const spread = spreadOf(ours.map(({ rate }) => rate))
-  const share = median(ours.map(({ rate, limit }) => rate / limit))
-  const row = { test: caseName(one), threads, ...spread, limit: spread.median / share, share }
+  const shares = ours.flatMap(({ rate, limit }) => (limit === undefined ? [] : [rate / limit]))
+  const share = median(shares)
+  const row = {
+    test: caseName(one),
+    threads,
+    ...spread,
+    ...(shares.length === 0 ? {} : { limit: spread.median / share, share }),
+  }
   if (peers.length === 0) return row
   const results = peers.map(({ peer, choice, rates }) => ({
     program: peer.program,
@@ -268,6 +276,21 @@ export async function workOf(options: EngineConfig): Promise<ModelWork> {
   } finally {
     weights.close()
   }
+}
+
+/** How a case's limit is measured: on the device that all of the engine's weights are on. */
+export function limitRun(
+  engine: Engine,
+  config: EngineConfig,
+  work: ModelWork,
+  one: BenchCase,
+  kvBytes: number,
+): Pick<Run, "limits" | "limit"> {
+  const limit = (limits: Limits): number => limitOf(config, work, limits, one, kvBytes)
+  const devices = [...new Set(engine.details().modules.map(({ device }) => device))]
+  if (devices.length > 1) return { limit }
+  const device = devices[0] ?? engine.info.device
+  return { limits: () => limitsOf({ ...config, device }, work), limit }
 }
 
 /** The machine's limits for the work of a model, which a cache may hold whole. */

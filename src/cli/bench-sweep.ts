@@ -3,15 +3,13 @@ import { Engine } from "../engine/engine.ts"
 import { KtError } from "../errors.ts"
 import { JSON_FLAG } from "./args/common.ts"
 import { defineCommand } from "./args/spec.ts"
-import type { Limits } from "./bench-limits.ts"
 import {
   addSequence,
   type BenchCase,
   type BenchOptions,
   type BenchRow,
   choices,
-  limitOf,
-  limitsOf,
+  limitRun,
   type Measured,
   peerRun,
   randomIds,
@@ -119,8 +117,7 @@ async function sweepModel(options: EngineConfig, bench: BenchOptions): Promise<B
     const run = {
       warm: () => void runAt(engine, context, warm),
       rate: () => runAt(engine, context, one),
-      limits: () => limitsOf(config, work),
-      limit: (limits: Limits) => limitOf(config, work, limits, one, kvCacheBytes / kvCacheTokens),
+      ...limitRun(engine, config, work, one, kvCacheBytes / kvCacheTokens),
     }
     for (let r = 0; r < repetitions; r++) {
       measured.ours.push(repeat(run))

@@ -46,8 +46,8 @@ export function report(rows: readonly BenchRow[]): string {
       row.median.toFixed(1),
       row.min.toFixed(1),
       row.max.toFixed(1),
-      row.limit.toFixed(1),
-      `${(row.share * 100).toFixed(1)} %`,
+      row.limit?.toFixed(1) ?? "-",
+      row.share === undefined ? "-" : `${(row.share * 100).toFixed(1)} %`,
     ]
     for (const [i, program] of programs.entries()) {
       const peer = row.peers?.find((p) => p.program === program)

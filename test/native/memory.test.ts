@@ -105,9 +105,7 @@ describe("contexts", () => {
     const a = new Backend({ threads: 1 })
     const b = new Backend({ threads: 1 })
     const x = Tensor.from(a, new Float32Array(4), [1, 4])
-    expect(() => rmsNorm(x, Tensor.from(b, new Float32Array(4)), 1e-5)).toThrow(
-      "operand 1 on cpu",
-    )
+    expect(() => rmsNorm(x, Tensor.from(b, new Float32Array(4)), 1e-5)).toThrow("operand 1 on cpu")
     b[Symbol.dispose]()
     expect(() => b.ctx).toThrow("after dispose")
     a[Symbol.dispose]()
