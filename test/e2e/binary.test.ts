@@ -66,7 +66,9 @@ describe.skipIf(!isTarget(host))(`the compiled binary (${host})`, () => {
     const url = `http://127.0.0.1:${port}`
     const cache = join(folder, "cache")
     const options = ["--port", String(port), "--model", model, "--precision", "f32"]
-    const server = start("serve", ...options, "--cache-dir", cache)
+    // a page of it is whole after 32 tokens
+    const kept = ["--cache-dir", cache, "--page-size", "32"]
+    const server = start("serve", ...options, ...kept)
     try {
       await ready(url)
       const page = await fetch(url, { headers: { accept: "text/html" } })

@@ -165,6 +165,8 @@ async function complete(
   )
 }
 
+type Ended = GenerationEvent & { type: "end" }
+
 /** One of the texts that a request asks for. */
 interface Part {
   readonly params: GenerateParams
@@ -223,8 +225,7 @@ async function whole(answer: Answer): Promise<Record<string, unknown>[]> {
     }
     const { generated } = partOf(answer, choice)
     const content = texts[choice] ?? ""
-    const isEnded = event.finishReason === "stop" && event.stopString === undefined
-    const tokens = body.return_tokens === true ? generated.slice(0, isEnded ? -1 : undefined) : []
+    const tokens = body.return_tokens === true ? generated.slice(0, wordsEnd(event)) : []
     done[choice] = chosen(body, {
       ...ending(answer, event, content.includes("\n")),
       content,
@@ -246,7 +247,8 @@ async function* pieces(answer: Answer): AsyncGenerator<{ data: unknown }> {
       const last = {
         ...ending(answer, event, hasNewLine[choice] === true),
         content: "",
-        tokens: [],
+        // those without a text, or with half a character, came with no piece
+        tokens: generated.slice(sent[choice], wordsEnd(event)),
       }
       yield { data: chosen(body, last) }
     } else {
@@ -258,6 +260,11 @@ async function* pieces(answer: Answer): AsyncGenerator<{ data: unknown }> {
       yield { data: { ...piece, ...probabilities(answer, logprobs) } }
     }
   }
+}
+
+/** Where the tokens of the text end: before the one that ended it, which is none of its words. */
+function wordsEnd({ finishReason, stopString }: Ended): number | undefined {
+  return finishReason === "stop" && stopString === undefined ? -1 : undefined
 }
 
 /** Only what is asked for: names, or a/b for a part of a part. */
@@ -331,11 +338,7 @@ function settingsOf({ body, context }: Answer, { params }: Part): Record<string,
   }
 }
 
-function ending(
-  answer: Answer,
-  event: GenerationEvent & { type: "end" },
-  hasNewLine: boolean,
-): Record<string, unknown> {
+function ending(answer: Answer, event: Ended, hasNewLine: boolean): Record<string, unknown> {
   const { body, context } = answer
   const part = partOf(answer, event.choice)
   const { usage, timings, finishReason, stopString } = event
