@@ -1,6 +1,6 @@
 import type { z } from "@hono/zod-openapi"
 
-import type { ExtraSampling, GenerateParams } from "../worker/protocol.ts"
+import { type ExtraSampling, type GenerateParams, SAMPLER_NAMES } from "../worker/protocol.ts"
 import { breakerTokens, DRY_BREAKERS, readSamplers } from "./samplers.ts"
 import type { extraSamplingFields } from "./schema.ts"
 import { checkIds } from "./token-ids.ts"
@@ -37,6 +37,26 @@ type ExtraFields = {
 } & {
   readonly samplers?: string | readonly string[] | null | undefined
   readonly typ_p?: number | null | undefined
+}
+
+/** What acts, by llama.cpp's names. */
+export function samplingFields(params: SamplingDefaults | GenerateParams): Record<string, unknown> {
+  return {
+    temperature: params.temperature,
+    top_k: params.topK,
+    top_p: params.topP,
+    min_p: params.minP,
+    repeat_penalty: params.repetitionPenalty,
+    presence_penalty: params.presencePenalty,
+    frequency_penalty: params.frequencyPenalty,
+    typical_p: params.typicalP ?? 1,
+    top_n_sigma: params.topNSigma ?? 0,
+    xtc_probability: params.xtcProbability ?? 0,
+    dynatemp_range: params.dynatempRange ?? 0,
+    dry_multiplier: params.dryMultiplier ?? 0,
+    mirostat: params.mirostat ?? 0,
+    samplers: params.samplers ?? SAMPLER_NAMES,
+  }
 }
 
 /** llama.cpp's fields in the engine's names; what is null or absent is left out. */

@@ -1,4 +1,4 @@
-import { type GenerateParams, SAMPLER_NAMES } from "../../worker/protocol.ts"
+import type { GenerateParams } from "../../worker/protocol.ts"
 import { openaiErrorBody } from "../api-error.ts"
 import { constrain } from "../chat.ts"
 import {
@@ -18,7 +18,7 @@ import { infillPrompt } from "../infill.ts"
 import { chatLogprobs, timingsOf } from "../openai/format.ts"
 import { errorSchema } from "../openai/schema.ts"
 import { readBody } from "../request.ts"
-import { extraSampling, generateParams } from "../sampling.ts"
+import { extraSampling, generateParams, samplingFields } from "../sampling.ts"
 import { stopStrings } from "../schema.ts"
 import { type Slot, SlotBook } from "../slots.ts"
 import { eventResponse } from "../stream.ts"
@@ -312,29 +312,16 @@ function settingsOf({ body, context }: Answer, { params }: Part): Record<string,
     n_predict: body.n_predict ?? params.maxTokens,
     max_tokens: params.maxTokens,
     seed: params.seed ?? -1,
-    temperature: params.temperature,
-    top_k: params.topK,
-    top_p: params.topP,
-    min_p: params.minP,
-    typical_p: params.typicalP ?? 1,
-    top_n_sigma: params.topNSigma ?? 0,
-    xtc_probability: params.xtcProbability ?? 0,
+    ...samplingFields(params),
     xtc_threshold: params.xtcThreshold ?? 0.1,
-    dynatemp_range: params.dynatempRange ?? 0,
     dynatemp_exponent: params.dynatempExponent ?? 1,
     repeat_last_n: params.penaltyLastN ?? -1,
-    repeat_penalty: params.repetitionPenalty,
-    presence_penalty: params.presencePenalty,
-    frequency_penalty: params.frequencyPenalty,
-    dry_multiplier: params.dryMultiplier ?? 0,
-    mirostat: params.mirostat ?? 0,
     mirostat_tau: params.mirostatTau ?? 5,
     mirostat_eta: params.mirostatEta ?? 0.1,
     ignore_eos: params.ignoreEos === true,
     stop: stopStrings(body.stop),
     stream: body.stream === true,
     n_probs: body.n_probs ?? 0,
-    samplers: params.samplers ?? SAMPLER_NAMES,
   }
 }
 

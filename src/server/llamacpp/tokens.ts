@@ -1,12 +1,12 @@
 import type { z } from "@hono/zod-openapi"
 
-import { SAMPLER_NAMES } from "../../worker/protocol.ts"
 import { chatPrompt } from "../chat.ts"
 import { type App, document, jsonContent, type ServerRoot, useModel } from "../context.ts"
 import { sequenceLimit } from "../generate.ts"
 import { templateMessage } from "../openai/messages.ts"
 import { errorSchema } from "../openai/schema.ts"
 import { readBody } from "../request.ts"
+import { samplingFields } from "../sampling.ts"
 import { checkIds, textOfIds } from "../token-ids.ts"
 import type { ServerTokenizer } from "../types.ts"
 import {
@@ -86,20 +86,7 @@ export function addTokens(app: App, root: ServerRoot): void {
       default_generation_settings: {
         n_ctx: sequenceLimit(context.client),
         params: {
-          temperature: defaults.temperature,
-          top_k: defaults.topK,
-          top_p: defaults.topP,
-          min_p: defaults.minP,
-          repeat_penalty: defaults.repetitionPenalty,
-          presence_penalty: defaults.presencePenalty,
-          frequency_penalty: defaults.frequencyPenalty,
-          typical_p: defaults.typicalP ?? 1,
-          top_n_sigma: defaults.topNSigma ?? 0,
-          xtc_probability: defaults.xtcProbability ?? 0,
-          dynatemp_range: defaults.dynatempRange ?? 0,
-          dry_multiplier: defaults.dryMultiplier ?? 0,
-          mirostat: defaults.mirostat ?? 0,
-          samplers: defaults.samplers ?? SAMPLER_NAMES,
+          ...samplingFields(defaults),
           n_predict: defaults.maxTokens ?? -1,
         },
       },
