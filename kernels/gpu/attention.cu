@@ -338,9 +338,7 @@ template <int DIM, bool BF16> __global__ void __launch_bounds__(THREADS) flash_k
       for (int n = 0; n < FLASH_KEYS / 16; n++) {
         const int row = 16 * n + lane % 8 + lane / 16 * 8, piece = 2 * k + lane / 8 % 2;
         uint32_t b[4];
-        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                     : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3])
-                     : "r"(keys + row * ROW_BYTES + ((piece ^ (row & 7)) << 4)));
+        kt_load_matrix(b, keys + row * ROW_BYTES + ((piece ^ (row & 7)) << 4));
         multiply_halves<BF16>(scores[2 * n], q[k], b[0], b[1]);
         multiply_halves<BF16>(scores[2 * n + 1], q[k], b[2], b[3]);
       }

@@ -2,6 +2,7 @@
 #ifndef KT_GPU_ATTENTION_H
 #define KT_GPU_ATTENTION_H
 #include "blocks.cuh"
+#include "mma.cuh"
 
 /* Types of caches; 0: none. F8 has a scale every 128 values. */
 enum { CACHE_NONE, CACHE_F32, CACHE_F16, CACHE_BF16, CACHE_Q8_0, CACHE_F8 };
@@ -117,9 +118,7 @@ template <int PENDING> __device__ __forceinline__ void wait_copies() { asm volat
 /* Of halves, or of bf16. */
 template <bool BF16 = false> __device__ __forceinline__ void multiply_halves(float *c, const uint32_t *a, uint32_t b0, uint32_t b1) {
   if constexpr (BF16)
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    kt_mma(c, a, b0, b1);
   else
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])

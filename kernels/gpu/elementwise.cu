@@ -2,6 +2,7 @@
  * SHAPES       tensors of 1 .. 4 dimensions, outer ones strided
  * DEFINITION   see kt.h
  * REGULARITIES rows of hidden or intermediate sizes: 16 .. 32768 values */
+#include "activation.cuh"
 #include "blocks.cuh"
 
 #define THREADS 256
@@ -149,25 +150,10 @@ extern "C" kt_status_t kt_add(kt_ctx_t *handle, const kt_tensor_t *a, const kt_t
   });
 }
 
-__device__ __forceinline__ float activate(uint32_t act, float gate, float up) {
-  switch (act) {
-    case KT_ACT_SILU: return gate / (1.0f + expf(-gate)) * up;
-    /* (1 + tanh u) / 2 = 1 / (1 + e^-2u), which keeps its relative precision where tanh nears -1 */
-    case KT_ACT_GELU_TANH: return gate / (1.0f + expf(-gate * (1.5957691216057308f + 0.07135481282936667f * (gate * gate)))) * up;
-    case KT_ACT_GELU_ERF: return gate * normcdff(gate) * up;
-    case KT_ACT_SWIGLU_OAI: {
-      /* comparisons that keep NaN */
-      const float g = gate > 7.0f ? 7.0f : gate, u = up > 7.0f ? 7.0f : up < -7.0f ? -7.0f : up;
-      return g / (1.0f + expf(-1.702f * g)) * (u + 1.0f);
-    }
-    default: return (gate < 0.0f ? 0.0f : gate) * up;
-  }
-}
-
 __global__ void act_mul_kernel(kt_frows gate, kt_frows up, uint32_t act, kt_frows out) {
   const int64_t row = blockIdx.y;
   for (int64_t i = blockIdx.x * (int64_t)THREADS + threadIdx.x; i < out.n; i += (int64_t)gridDim.x * THREADS)
-    out.data[row * out.stride + i] = activate(act, gate.data[row * gate.stride + i], up.data[row * up.stride + i]);
+    out.data[row * out.stride + i] = kt_activate(act, gate.data[row * gate.stride + i], up.data[row * up.stride + i]);
 }
 
 kt_status_t kt_gpu_act_mul(kt_ctx *ctx, kt_frows gate, kt_frows up, uint32_t act, kt_frows out) {

@@ -4,7 +4,9 @@
  * REGULARITIES n is a multiple of 128. A tile is 128 rows of weights (64 each of gate and up), a warp 16 of them; weights and activations come
  *              by cp.async a few units ahead. Dense: all blocks have equal shares of all tiles' units; the last of the blocks that
  *              share a tile adds their sums, in the same order each time. Experts: tiles by turns */
+#include "activation.cuh"
 #include "async.cuh"
+#include "mma.cuh"
 #include "products.cuh"
 #include "shares.cuh"
 
@@ -42,30 +44,6 @@ struct few_args {
   float *partial;    /* [blocks][2][N][TILE_ROWS] */
   uint32_t *arrived; /* [row_tiles], zeros between launches */
 };
-
-__device__ __forceinline__ void mma(float *c, const uint32_t *a, uint32_t b0, uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-__device__ __forceinline__ void load_matrix(uint32_t *r, uint32_t shared) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared));
-}
-
-__device__ __forceinline__ float few_activate(uint32_t act, float gate, float up) {
-  switch (act) {
-    case KT_ACT_SILU: return gate / (1.0f + __expf(-gate)) * up;
-    case KT_ACT_GELU_TANH: return gate / (1.0f + __expf(-gate * (1.5957691216057308f + 0.07135481282936667f * (gate * gate)))) * up;
-    case KT_ACT_GELU_ERF: return gate * normcdff(gate) * up;
-    case KT_ACT_SWIGLU_OAI: {
-      /* comparisons that keep NaN */
-      const float g = gate > 7.0f ? 7.0f : gate, u = up > 7.0f ? 7.0f : up < -7.0f ? -7.0f : up;
-      return g / (1.0f + __expf(-1.702f * g)) * (u + 1.0f);
-    }
-    default: return (gate < 0.0f ? 0.0f : gate) * up;
-  }
-}
 
 /* A stretch of a tile's units that a block computes. */
 struct stretch {
@@ -196,9 +174,9 @@ template <uint32_t TYPE, bool DUAL, int N, int DEPTH> __global__ void __launch_b
           for (int g = 0; g < N / 8; g++) {
             uint32_t right[4];
             const int row = 8 * g + lane % 8, piece = 4 * k + lane / 8;
-            load_matrix(right, x + (uint32_t)(h * N * 128 + row * 128 + ((piece ^ (row & 7)) << 4)));
-            mma(acc[g], left + 8 * k, right[0], right[1]);
-            mma(acc[g], left + 8 * k + 4, right[2], right[3]);
+            kt_load_matrix(right, x + (uint32_t)(h * N * 128 + row * 128 + ((piece ^ (row & 7)) << 4)));
+            kt_mma(acc[g], left + 8 * k, right[0], right[1]);
+            kt_mma(acc[g], left + 8 * k + 4, right[2], right[3]);
           }
       }
     }
@@ -249,7 +227,7 @@ template <uint32_t TYPE, bool DUAL, int N, int DEPTH> __global__ void __launch_b
       const int token = i / WIDTH, own_row = i % WIDTH, row = row0 + own_row;
       if (token >= count || row >= a.rows) continue;
       float value = sums[token * TILE_ROWS + own_row] + (a.bias != NULL ? __ldg(a.bias + (int64_t)expert * a.rows + row) : 0.0f);
-      if (DUAL) value = few_activate(a.act, value, sums[token * TILE_ROWS + 64 + own_row] + (a.up_bias != NULL ? __ldg(a.up_bias + (int64_t)expert * a.rows + row) : 0.0f));
+      if (DUAL) value = kt_activate<true>(a.act, value, sums[token * TILE_ROWS + 64 + own_row] + (a.up_bias != NULL ? __ldg(a.up_bias + (int64_t)expert * a.rows + row) : 0.0f));
       const int position = first + token;
       if (a.out_panels != NULL) {
         const int column = kt_panel_column(row % 64);

@@ -3,6 +3,7 @@
  * DEFINITION   C = A . B^T (+ bias) (+ C), sums in f32
  * REGULARITIES n is a multiple of 32; m is a chunk of a prompt, 9 .. 4096; 128 x 128 of C a block, 32 columns at a time through
  *              four stages of shared memory, each warp 64 x 32 by mma.m16n8k16 */
+#include "mma.cuh"
 #include "products.cuh"
 
 #if KT_HAS_MMA
@@ -19,17 +20,6 @@ __device__ __forceinline__ uint32_t swizzled(int row, int piece) { return (uint3
 __device__ __forceinline__ void copy_async(uint32_t shared, const void *from, bool wanted) {
   const int bytes = wanted ? 16 : 0; /* the rest is zeros */
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(from), "r"(bytes));
-}
-
-__device__ __forceinline__ void load_matrix(uint32_t *r, uint32_t shared) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared));
-}
-
-__device__ __forceinline__ void multiply(float *c, const uint32_t *a, uint32_t b0, uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 __global__ void __launch_bounds__(THREADS) gemm_kernel(const kt_gemm g) {
@@ -89,13 +79,13 @@ __global__ void __launch_bounds__(THREADS) gemm_kernel(const kt_gemm g) {
     for (int k = 0; k < 2; k++) {
       uint32_t a[4][4], bb[2][4];
 #pragma unroll
-      for (int i = 0; i < 4; i++) load_matrix(a[i], a_tile + swizzled(warp_m + 16 * i + lane % 16, 2 * k + lane / 16));
+      for (int i = 0; i < 4; i++) kt_load_matrix(a[i], a_tile + swizzled(warp_m + 16 * i + lane % 16, 2 * k + lane / 16));
 #pragma unroll
-      for (int j = 0; j < 2; j++) load_matrix(bb[j], b_tile + swizzled(warp_r + 16 * j + lane % 8 + lane / 16 * 8, 2 * k + lane / 8 % 2));
+      for (int j = 0; j < 2; j++) kt_load_matrix(bb[j], b_tile + swizzled(warp_r + 16 * j + lane % 8 + lane / 16 * 8, 2 * k + lane / 8 % 2));
 #pragma unroll
       for (int i = 0; i < 4; i++)
 #pragma unroll
-        for (int j = 0; j < 4; j++) multiply(acc[i][j], a[i], bb[j / 2][j % 2 * 2], bb[j / 2][j % 2 * 2 + 1]);
+        for (int j = 0; j < 4; j++) kt_mma(acc[i][j], a[i], bb[j / 2][j % 2 * 2], bb[j / 2][j % 2 * 2 + 1]);
     }
   }
   asm volatile("cp.async.wait_all;");

@@ -2,6 +2,7 @@
  * SHAPES       x [tokens, n] as int8 codes with scales, or f32; w [rows, n]; out [tokens, rows] f32
  * DEFINITION   out[t][r] = sum of x[t][i] w[r][i] (+ bias[r]) (+ out[t][r]), or act(gate . x, up . x) of two weights
  * REGULARITIES n is 512 .. 32768; the int8 kernels take 1 .. 8 tokens at a time, so that memory's rate decides */
+#include "activation.cuh"
 #include "products.cuh"
 
 #define WARPS 8
@@ -173,20 +174,6 @@ template <> struct piece<KT_PACKED(KT_Q8_0)> {
   __device__ __forceinline__ float times(const input<KT_PACKED(KT_Q8_0)> &x) const { return d * x.scale * (float)dot16(q, x.a); }
 };
 
-__device__ __forceinline__ float activate(uint32_t act, float gate, float up) {
-  switch (act) {
-    case KT_ACT_SILU: return gate / (1.0f + expf(-gate)) * up;
-    case KT_ACT_GELU_TANH: return gate / (1.0f + expf(-gate * (1.5957691216057308f + 0.07135481282936667f * (gate * gate)))) * up;
-    case KT_ACT_GELU_ERF: return gate * normcdff(gate) * up;
-    case KT_ACT_SWIGLU_OAI: {
-      /* comparisons that keep NaN */
-      const float g = gate > 7.0f ? 7.0f : gate, u = up > 7.0f ? 7.0f : up < -7.0f ? -7.0f : up;
-      return g / (1.0f + expf(-1.702f * g)) * (u + 1.0f);
-    }
-    default: return (gate < 0.0f ? 0.0f : gate) * up;
-  }
-}
-
 /* What a block's blockIdx.y stands for: with experts a pair, else nothing. False: the pair's expert is outside the stack. */
 __device__ __forceinline__ bool place(const gemv_args &a, int64_t *matrix, int64_t *x_row, int64_t *out_row, int64_t *expert) {
   *matrix = *x_row = *out_row = *expert = 0;
@@ -242,7 +229,7 @@ __device__ __forceinline__ void finish(const gemv_args &a, float (&acc)[ROWS][TO
       if (t >= a.tokens) break;
       float *to = a.out + (out_row + t) * a.out_stride + own;
       float value = acc[r][t] + bias;
-      if (DUAL) value = activate(a.act, value, acc_up[r][t] + (a.up_bias != NULL ? a.up_bias[expert * a.bias_stride + own] : 0.0f));
+      if (DUAL) value = kt_activate(a.act, value, acc_up[r][t] + (a.up_bias != NULL ? a.up_bias[expert * a.bias_stride + own] : 0.0f));
       if (!valid) value = __int_as_float(0x7fc00000);
       *to = a.add ? *to + value : value;
     }

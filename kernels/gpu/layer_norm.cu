@@ -2,6 +2,7 @@
  * SHAPES       x, gate, out [rows, n] f32, weight and bias [n] f32
  * DEFINITION   see kt.h
  * REGULARITIES n is a hidden size or a head's; one block a row; out may be x */
+#include "activation.cuh"
 #include "gpu.h"
 
 __global__ void layer_norm_kernel(kt_frows x, const float *weight, const float *bias, float eps, kt_frows out) {
@@ -30,15 +31,7 @@ __global__ void gated_rms_norm_kernel(kt_view x, kt_view gate, const float *weig
 __global__ void act_kernel(kt_frows x, uint32_t act, kt_frows out) {
   for (int64_t i = blockIdx.y * (int64_t)blockDim.x + threadIdx.x; i < x.n; i += (int64_t)gridDim.y * blockDim.x) {
     const float v = x.data[blockIdx.x * x.stride + i];
-    float y;
-    switch (act) {
-      case KT_ACT_SILU: y = v / (1.0f + expf(-v)); break;
-      case KT_ACT_GELU_TANH: y = v / (1.0f + expf(-v * (1.5957691216057308f + 0.07135481282936667f * (v * v)))); break;
-      case KT_ACT_GELU_ERF: y = v * normcdff(v); break;
-      case KT_ACT_TANH: y = tanhf(v); break;
-      default: y = v < 0.0f ? 0.0f : v;
-    }
-    out.data[blockIdx.x * out.stride + i] = y;
+    out.data[blockIdx.x * out.stride + i] = act == KT_ACT_TANH ? tanhf(v) : kt_activate(act, v, 1.0f);
   }
 }
 

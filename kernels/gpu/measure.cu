@@ -1,5 +1,6 @@
 /* kt_measure: the rates of the device itself. */
 #include "gpu.h"
+#include "mma.cuh"
 
 #define THREADS 512
 
@@ -39,9 +40,7 @@ __global__ void bf16_kernel(float *out, int steps) {
   for (int s = 0; s < steps; s++)
 #pragma unroll
     for (int i = 0; i < 8; i++)
-      asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                   : "+f"(c[i][0]), "+f"(c[i][1]), "+f"(c[i][2]), "+f"(c[i][3])
-                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+      kt_mma(c[i], a, b[0], b[1]);
   float sum = 0;
 #pragma unroll
   for (int i = 0; i < 8; i++)

@@ -4,6 +4,7 @@
  * REGULARITIES one block a multiprocessor; each warp has its own ring of chunks in shared memory (KT_SEGMENT columns of a row), filled
  *              before the kernel waits for the one ahead of it, so that memory is read while that one ends. Shared memory leaves room
  *              for a second block, which is the next kernel's */
+#include "activation.cuh"
 #include "async.cuh"
 #include "products.cuh"
 
@@ -178,20 +179,6 @@ __device__ __forceinline__ void quantize_rows(const stream_args &a, uint8_t *cod
   }
 }
 
-__device__ __forceinline__ float activate(uint32_t act, float gate, float up) {
-  switch (act) {
-    case KT_ACT_SILU: return gate / (1.0f + expf(-gate)) * up;
-    case KT_ACT_GELU_TANH: return gate / (1.0f + expf(-gate * (1.5957691216057308f + 0.07135481282936667f * (gate * gate)))) * up;
-    case KT_ACT_GELU_ERF: return gate * normcdff(gate) * up;
-    case KT_ACT_SWIGLU_OAI: {
-      /* comparisons that keep NaN */
-      const float g = gate > 7.0f ? 7.0f : gate, u = up > 7.0f ? 7.0f : up < -7.0f ? -7.0f : up;
-      return g / (1.0f + expf(-1.702f * g)) * (u + 1.0f);
-    }
-    default: return (gate < 0.0f ? 0.0f : gate) * up;
-  }
-}
-
 /* One warp's chunks, in the order in which they are computed with. */
 struct ring {
   uint32_t barriers, data;
@@ -294,7 +281,7 @@ template <uint32_t TYPE, int STREAMS> __global__ void __launch_bounds__(THREADS,
     if (STREAMS == 2) acc[1] = kt_warp_sum(acc[1]);
     if (mine) {
       float value = (own == 0 ? acc[0] : acc[1]) + (p.bias != NULL ? __ldg(p.bias + row + own) : 0.0f);
-      if (dual) value = activate(a.act, value, acc[1]);
+      if (dual) value = kt_activate(a.act, value, acc[1]);
       p.out[row + own] = a.add ? before + value : value;
     }
   }
@@ -350,7 +337,7 @@ template <uint32_t TYPE> __global__ void __launch_bounds__(THREADS, 2) stream_pa
     acc[0] = kt_warp_sum(acc[0]), acc[1] = kt_warp_sum(acc[1]);
     if (lane == 0) {
       const float value = acc[0] + (p.bias != NULL ? __ldg(p.bias + (int64_t)expert * rows + row) : 0.0f);
-      *to = activate(a.act, value, acc[1] + (p.up_bias != NULL ? __ldg(p.up_bias + (int64_t)expert * rows + row) : 0.0f));
+      *to = kt_activate(a.act, value, acc[1] + (p.up_bias != NULL ? __ldg(p.up_bias + (int64_t)expert * rows + row) : 0.0f));
     }
   }
 #endif

@@ -5,6 +5,7 @@
  *              up to 256 tokens a tile. A panel is 64 tokens x 64 columns, 8 KiB, as shared memory wants it: columns are permuted within
  *              32 so that eight neighbouring codes of a row are one thread's. Threads copy their own weights three units of 128
  *              columns ahead; one warp copies panels. Blocks stay and take tiles by turns */
+#include "activation.cuh"
 #include "async.cuh"
 #include "products.cuh"
 #include "shares.cuh"
@@ -78,20 +79,6 @@ __device__ __forceinline__ kt_gemm_tile tile_at(const tile_args &a, int index) {
 }
 
 #ifdef KT_HAS_WGMMA
-__device__ __forceinline__ float tile_activate(uint32_t act, float gate, float up) {
-  switch (act) {
-    case KT_ACT_SILU: return gate / (1.0f + __expf(-gate)) * up;
-    case KT_ACT_GELU_TANH: return gate / (1.0f + __expf(-gate * (1.5957691216057308f + 0.07135481282936667f * (gate * gate)))) * up;
-    case KT_ACT_GELU_ERF: return gate * normcdff(gate) * up;
-    case KT_ACT_SWIGLU_OAI: {
-      /* comparisons that keep NaN */
-      const float g = gate > 7.0f ? 7.0f : gate, u = up > 7.0f ? 7.0f : up < -7.0f ? -7.0f : up;
-      return g / (1.0f + __expf(-1.702f * g)) * (u + 1.0f);
-    }
-    default: return (gate < 0.0f ? 0.0f : gate) * up;
-  }
-}
-
 __device__ __forceinline__ void consumers_sync() { asm volatile("bar.sync 1, %0;" ::"n"(CONSUMERS) : "memory"); }
 
 struct places {
@@ -214,7 +201,7 @@ template <uint32_t TYPE, bool DUAL, int N> __device__ __forceinline__ void compu
         const int r = i / 2 % 2;
         const int at_first = 32 * panel + i < ALL ? 32 * panel + i : 0, at_second = 32 * panel + half + i < ALL ? 32 * panel + half + i : 0;
         const float gate = warpgroup == 0 ? acc[at_first] : mine[i * 128], up = warpgroup == 0 ? mine[i * 128] : acc[at_second];
-        const float value = tile_activate(a.act, gate + bias[0][r], up + bias[1][r]);
+        const float value = kt_activate<true>(a.act, gate + bias[0][r], up + bias[1][r]);
         const int token = (i + warpgroup * half) / 4 * 8 + lane % 4 * 2 + i % 2; /* of the panel */
         if (a.out_panels != NULL) {
           const int column = kt_panel_column(own + 8 * r);
