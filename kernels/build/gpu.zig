@@ -18,6 +18,15 @@ fn filesOf(b: *std.Build, folder: []const u8, endings: []const []const u8) []con
     return names.items;
 }
 
+/// What kernels/gpu/*.cu include.
+fn headersOf(b: *std.Build) []const []const u8 {
+    return std.mem.concat(b.allocator, []const u8, &.{
+        filesOf(b, "kernels/gpu", &.{ ".h", ".cuh" }),
+        filesOf(b, "kernels/device", &.{ ".h", ".inc" }),
+        filesOf(b, "kernels/include", &.{".h"}),
+    }) catch @panic("out of memory");
+}
+
 fn lessThan(_: void, a: []const u8, b: []const u8) bool {
     return std.mem.lessThan(u8, a, b);
 }
@@ -60,8 +69,8 @@ pub fn addLibrary(b: *std.Build, optimize: std.builtin.OptimizeMode, archs: []co
     if (b.findProgram(&.{"g++"}, &.{})) |_| {} else |_| return &b.addFail("-Dcuda needs g++ as nvcc's host compiler").step;
     const module = cpu.coreModule(b, "kernels/gpu/root.zig", optimize);
     // one file an op family; each is compiled by itself, so that they compile side by side
-    const headers = [_][]const []const u8{ filesOf(b, "kernels/gpu", &.{ ".h", ".cuh" }), filesOf(b, "kernels/include", &.{".h"}) };
-    for (filesOf(b, "kernels/gpu", &.{".cu"})) |path| module.addObjectFile(compile(b, toolkit, path, &headers, archs));
+    const headers = headersOf(b);
+    for (filesOf(b, "kernels/gpu", &.{".cu"})) |path| module.addObjectFile(compile(b, toolkit, path, headers, archs));
     module.addObjectFile(.{ .cwd_relative = b.pathJoin(&.{ toolkit.lib, "libcudart_static.a" }) });
     const lib = b.addLibrary(.{ .name = "kt_cuda", .linkage = .dynamic, .root_module = module });
     lib.linker_allow_shlib_undefined = false;
@@ -86,7 +95,7 @@ pub fn addHipLibrary(b: *std.Build, optimize: std.builtin.OptimizeMode, archs: [
         while (each.next()) |arch| run.addArg(b.fmt("--offload-arch={s}", .{arch}));
         run.addPrefixedDirectoryArg("-I", b.path("kernels/include"));
         run.addPrefixedDirectoryArg("-I", b.path("kernels/gpu"));
-        for ([_][]const []const u8{ filesOf(b, "kernels/gpu", &.{ ".h", ".cuh" }), filesOf(b, "kernels/include", &.{".h"}) }) |folder| for (folder) |header| run.addFileInput(b.path(header));
+        for (headersOf(b)) |header| run.addFileInput(b.path(header));
         run.addFileArg(b.path(path));
         run.addArg("-o");
         module.addObjectFile(run.addOutputFileArg(b.fmt("{s}.o", .{name})));
@@ -101,7 +110,7 @@ pub fn addHipLibrary(b: *std.Build, optimize: std.builtin.OptimizeMode, archs: [
     return &b.addInstallArtifact(lib, .{}).step;
 }
 
-fn compile(b: *std.Build, toolkit: Toolkit, path: []const u8, headers: []const []const []const u8, archs: []const u8) std.Build.LazyPath {
+fn compile(b: *std.Build, toolkit: Toolkit, path: []const u8, headers: []const []const u8, archs: []const u8) std.Build.LazyPath {
     const name = std.fs.path.stem(path);
     const run = b.addSystemCommand(&.{
         toolkit.nvcc,      "-c",
@@ -118,7 +127,7 @@ fn compile(b: *std.Build, toolkit: Toolkit, path: []const u8, headers: []const [
     while (each.next()) |arch| run.addArg(b.fmt("-gencode=arch=compute_{s},code=sm_{s}", .{ arch, arch }));
     run.addPrefixedDirectoryArg("-I", b.path("kernels/include"));
     run.addPrefixedDirectoryArg("-I", b.path("kernels/gpu"));
-    for (headers) |folder| for (folder) |header| run.addFileInput(b.path(header));
+    for (headers) |header| run.addFileInput(b.path(header));
     run.addFileArg(b.path(path));
     run.addArg("-o");
     return run.addOutputFileArg(b.fmt("{s}.o", .{name}));

@@ -1,16 +1,13 @@
 /* Devices, contexts, memory, events and graphs. */
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include "gpu.h"
+#include "../device/descriptors.inc"
 
 #define CTX_MAGIC 0x6b745f6374780002ull
 #define EVENT_MAGIC 0x6b745f6576740002ull
 #define GRAPH_MAGIC 0x6b745f6772610002ull
-
-/* Of the core: keeps the text for kt_last_error(). */
-extern "C" kt_status_t kt_core_fail(kt_status_t code, const char *text);
 
 struct kt_event {
   uint64_t magic;
@@ -24,15 +21,6 @@ struct kt_graph {
   const kt_ctx *ctx;
   uint32_t scratch_moves;
 };
-
-kt_status_t kt_gpu_fail(kt_status_t code, const char *format, ...) {
-  char text[512];
-  va_list args;
-  va_start(args, format);
-  vsnprintf(text, sizeof text, format, args);
-  va_end(args);
-  return kt_core_fail(code, text);
-}
 
 kt_status_t kt_gpu_status(cudaError_t error, const char *what) {
   if (error == cudaSuccess) return KT_OK;
@@ -399,102 +387,4 @@ extern "C" void kt_graph_destroy(kt_graph_t *graph) {
   cudaGraphExecDestroy(graph->exec);
   graph->magic = 0;
   free(graph);
-}
-
-/* ---- descriptors ---- */
-kt_block_size kt_gpu_block(uint32_t dtype) {
-  switch (dtype) {
-    case KT_F32: case KT_I32: return {1, 4};
-    case KT_F16: case KT_BF16: return {1, 2};
-    case KT_Q4_0: return {32, sizeof(kt_block_q4_0)};
-    case KT_Q4_1: return {32, sizeof(kt_block_q4_1)};
-    case KT_Q5_0: return {32, sizeof(kt_block_q5_0)};
-    case KT_Q5_1: return {32, sizeof(kt_block_q5_1)};
-    case KT_Q8_0: return {32, sizeof(kt_block_q8_0)};
-    case KT_Q2_K: return {256, sizeof(kt_block_q2_k)};
-    case KT_Q3_K: return {256, sizeof(kt_block_q3_k)};
-    case KT_Q4_K: return {256, sizeof(kt_block_q4_k)};
-    case KT_Q5_K: return {256, sizeof(kt_block_q5_k)};
-    case KT_Q6_K: return {256, sizeof(kt_block_q6_k)};
-    case KT_IQ4_NL: return {32, sizeof(kt_block_iq4_nl)};
-    case KT_IQ4_XS: return {256, sizeof(kt_block_iq4_xs)};
-    case KT_MXFP4: return {32, sizeof(kt_block_mxfp4)};
-    case KT_F8_E4M3: return {128, sizeof(kt_block_f8_e4m3)};
-    case KT_I4_BF16: return {32, sizeof(kt_block_i4_bf16)};
-    case KT_I4_ZERO: return {32, sizeof(kt_block_i4_zero)};
-    case KT_Q8_K: return {256, sizeof(kt_block_q8_k)};
-    case KT_NVFP4: return {64, sizeof(kt_block_nvfp4)};
-    case KT_Q1_0: return {128, sizeof(kt_block_q1_0)};
-    case KT_Q2_0: return {64, sizeof(kt_block_q2_0)};
-    case KT_TQ1_0: return {256, sizeof(kt_block_tq1_0)};
-    case KT_TQ2_0: return {256, sizeof(kt_block_tq2_0)};
-    case KT_IQ2_XXS: return {256, sizeof(kt_block_iq2_xxs)};
-    case KT_IQ2_XS: return {256, sizeof(kt_block_iq2_xs)};
-    case KT_IQ2_S: return {256, sizeof(kt_block_iq2_s)};
-    case KT_IQ3_XXS: return {256, sizeof(kt_block_iq3_xxs)};
-    case KT_IQ3_S: return {256, sizeof(kt_block_iq3_s)};
-    case KT_IQ1_S: return {256, sizeof(kt_block_iq1_s)};
-    case KT_IQ1_M: return {256, sizeof(kt_block_iq1_m)};
-    default: return {0, 0};
-  }
-}
-
-kt_status_t kt_gpu_tensor(kt_ctx *ctx, const char *name, const kt_tensor_t *t, uint32_t ndim) {
-  if (t == NULL) return KT_INVALID("%s is NULL", name);
-  if (t->data == NULL) return KT_INVALID("%s has no data", name);
-  if (t->device != ctx->device + 1) return KT_INVALID("%s is on device %d, not on " KT_BACKEND_NAME ":%d", name, t->device, ctx->device);
-  if (t->ndim != ndim) return KT_INVALID("%s has %u dimensions, expected %u", name, t->ndim, ndim);
-  const kt_block_size block = kt_gpu_block(t->dtype);
-  if (block.values == 0) return kt_gpu_fail(KT_ERR_UNSUPPORTED, "%s has type %u, which this library does not read", name, t->dtype);
-  for (uint32_t i = 0; i < ndim; i++)
-    if (t->shape[i] <= 0) return KT_INVALID("%s has a dimension of %lld", name, (long long)t->shape[i]);
-  if (t->shape[ndim - 1] % block.values != 0)
-    return KT_INVALID("%s has rows of %lld values, its type has blocks of %d", name, (long long)t->shape[ndim - 1], block.values);
-  if (!(t->flags & KT_TENSOR_PACKED) && t->stride[ndim - 1] != block.bytes)
-    return KT_INVALID("%s has an inner stride of %lld bytes, expected %d", name, (long long)t->stride[ndim - 1], block.bytes);
-  return KT_OK;
-}
-
-kt_status_t kt_gpu_typed(kt_ctx *ctx, const char *name, const kt_tensor_t *t, uint32_t ndim, uint32_t dtype) {
-  KT_TRY(kt_gpu_tensor(ctx, name, t, ndim));
-  return t->dtype == dtype ? KT_OK : KT_INVALID("%s has type %u, expected %u", name, t->dtype, dtype);
-}
-
-kt_status_t kt_gpu_size(const char *name, const kt_tensor_t *t, int dim, int64_t expected) {
-  if (t->shape[dim] == expected) return KT_OK;
-  return KT_INVALID("%s dimension %d is %lld, expected %lld", name, dim, (long long)t->shape[dim], (long long)expected);
-}
-
-kt_status_t kt_gpu_vector(kt_ctx *ctx, const char *name, const kt_tensor_t *t, int64_t n, const float **out) {
-  *out = NULL;
-  if (t == NULL) return KT_OK;
-  KT_TRY(kt_gpu_typed(ctx, name, t, 1, KT_F32));
-  KT_TRY(kt_gpu_size(name, t, 0, n));
-  *out = (const float *)t->data;
-  return KT_OK;
-}
-
-kt_status_t kt_gpu_rows(const char *name, const kt_tensor_t *t, kt_rows *out) {
-  const uint32_t ndim = t->ndim;
-  int64_t count = 1;
-  for (uint32_t i = 0; i + 1 < ndim; i++) count *= t->shape[i];
-  for (uint32_t i = 0; i + 2 < ndim; i++)
-    if (t->stride[i] != t->stride[i + 1] * t->shape[i + 1] && t->shape[i] != 1)
-      return KT_INVALID("%s has dimension %u strided by %lld bytes: only rows may be apart", name, i, (long long)t->stride[i]);
-  const int64_t stride = ndim == 1 ? 0 : t->stride[ndim - 2];
-  if (stride < 0) return KT_INVALID("%s has a negative stride", name);
-  out->data = (char *)t->data;
-  out->count = count;
-  out->stride = count == 1 ? 0 : stride;
-  out->n = t->shape[ndim - 1];
-  return KT_OK;
-}
-
-kt_status_t kt_gpu_frows(kt_ctx *ctx, const char *name, const kt_tensor_t *t, uint32_t ndim, kt_frows *out) {
-  KT_TRY(kt_gpu_typed(ctx, name, t, ndim == 0 && t != NULL ? t->ndim : ndim, KT_F32));
-  kt_rows rows;
-  KT_TRY(kt_gpu_rows(name, t, &rows));
-  if (rows.stride % 4 != 0) return KT_INVALID("%s has rows %lld bytes apart", name, (long long)rows.stride);
-  *out = {(float *)rows.data, rows.count, rows.stride / 4, rows.n};
-  return KT_OK;
 }

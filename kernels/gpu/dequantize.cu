@@ -1,6 +1,6 @@
 /* Weights as plain values, and into the packed layout.
  * SHAPES       w [rows, n] of any weight type, or packed; out [rows, n] bf16 or f32
- * DEFINITION   see blocks.cuh
+ * DEFINITION   see device/blocks.h
  * REGULARITIES n is a multiple of 8, or the type is plain */
 #include "blocks.cuh"
 

@@ -1,7 +1,7 @@
 /* What the files of a GPU library share: contexts, descriptor checks, launches, reductions. */
 #ifndef KT_GPU_H
 #define KT_GPU_H
-#include "kt.h"
+#include "../device/descriptors.h"
 #include "kt_quant.h"
 #include "vendor.h"
 
@@ -23,16 +23,8 @@ struct kt_ctx {
 };
 
 /* ---- failure ---- */
-/* Records the text for kt_last_error() and returns code. */
-kt_status_t kt_gpu_fail(kt_status_t code, const char *format, ...) __attribute__((format(printf, 2, 3)));
-#define KT_INVALID(...) kt_gpu_fail(KT_ERR_INVALID_ARG, __VA_ARGS__)
 /* The status of a runtime call. */
 kt_status_t kt_gpu_status(cudaError_t error, const char *what);
-#define KT_TRY(call)                          \
-  do {                                        \
-    const kt_status_t kt_status_ = (call);    \
-    if (kt_status_ != KT_OK) return kt_status_; \
-  } while (0)
 #define KT_CUDA(call) KT_TRY(kt_gpu_status((call), #call))
 /* After a launch. */
 #define KT_LAUNCHED(what) KT_TRY(kt_gpu_status(cudaPeekAtLastError(), what))
@@ -44,67 +36,13 @@ kt_ctx *kt_gpu_ctx(kt_ctx_t *handle);
  * of the needed size must be there from an earlier call. */
 kt_status_t kt_gpu_scratch(kt_ctx *ctx, int slot, int64_t bytes, void **out);
 
-/* ---- descriptors ---- */
-struct kt_block_size {
-  int values, bytes;
-};
-/* {0, 0} for a type the library does not know. */
-kt_block_size kt_gpu_block(uint32_t dtype);
-/* Present, on the context's device, of `ndim` dimensions, positive sizes, contiguous rows of whole blocks. */
-kt_status_t kt_gpu_tensor(kt_ctx *ctx, const char *name, const kt_tensor_t *t, uint32_t ndim);
-kt_status_t kt_gpu_typed(kt_ctx *ctx, const char *name, const kt_tensor_t *t, uint32_t ndim, uint32_t dtype);
-kt_status_t kt_gpu_size(const char *name, const kt_tensor_t *t, int dim, int64_t expected);
-/* An f32 vector of n values, or NULL. */
-kt_status_t kt_gpu_vector(kt_ctx *ctx, const char *name, const kt_tensor_t *t, int64_t n, const float **out);
-/* All of a tensor as rows of its innermost dimension, `stride` bytes apart. */
-struct kt_rows {
-  char *data;
-  int64_t count, stride, n;
-};
-kt_status_t kt_gpu_rows(const char *name, const kt_tensor_t *t, kt_rows *out);
-/* The same of f32 values, its stride counted in values. */
-struct kt_frows {
-  float *data;
-  int64_t count, stride, n;
-};
-kt_status_t kt_gpu_frows(kt_ctx *ctx, const char *name, const kt_tensor_t *t, uint32_t ndim, kt_frows *out);
-
-/* Outer dimensions and byte strides of a tensor of up to 4 dimensions, its innermost one apart. */
-struct kt_view {
-  char *data;
-  int64_t shape[3], stride[3];
-};
-static inline kt_view kt_view_of(const kt_tensor_t *t) {
-  kt_view v = {(char *)t->data, {1, 1, 1}, {0, 0, 0}};
-  const int outer = (int)t->ndim - 1;
-  for (int i = 0; i < outer; i++) v.shape[3 - outer + i] = t->shape[i], v.stride[3 - outer + i] = t->stride[i];
-  return v;
-}
-static inline int64_t kt_outer(const kt_tensor_t *t) {
-  int64_t rows = 1;
-  for (uint32_t i = 0; i + 1 < t->ndim; i++) rows *= t->shape[i];
-  return rows;
-}
-
-static inline int64_t kt_div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 /* ---- ops that others are made of; all in the context's stream, on checked operands ---- */
-/* A norm over rows: weight NULL is ones. */
-struct kt_norm {
-  const float *weight;
-  float eps, offset;
-};
 kt_status_t kt_gpu_rms_norm(kt_ctx *ctx, kt_frows x, kt_norm norm, kt_frows out);
 /* out = x . w^T + bias (+ out, with `add`). */
 kt_status_t kt_gpu_matmul(kt_ctx *ctx, kt_frows x, const kt_tensor_t *w, const float *bias, bool add, kt_frows out);
 /* A weight operand of kt_gpu_matmul: [rows, columns] of a type that it takes. */
 kt_status_t kt_gpu_weight(kt_ctx *ctx, const char *name, const kt_tensor_t *w, uint32_t ndim, int64_t columns);
 kt_status_t kt_gpu_act_mul(kt_ctx *ctx, kt_frows gate, kt_frows up, uint32_t act, kt_frows out);
-/* x [tokens, heads, dim] with strides in values. */
-struct kt_heads {
-  float *data;
-  int64_t tokens, heads, dim, token_stride, head_stride;
-};
 kt_status_t kt_gpu_rope(kt_ctx *ctx, kt_heads x, const float *table, int64_t table_stride, int columns, uint32_t interleaved);
 kt_status_t kt_gpu_store_kv(kt_ctx *ctx, kt_heads k, kt_heads v, const int32_t *slots, const kt_tensor_t *k_cache, const kt_tensor_t *v_cache);
 /* Values of `count` rows of any weight type, or packed, as f32 or bf16 [count, n] contiguous. */
