@@ -75,7 +75,7 @@ export interface EngineConfig {
 export interface ConfigOption {
   readonly key: keyof EngineConfig
   readonly flag: string
-  /** KTransformers' own flags for the same thing. */
+  /** Other programs' flags for the same thing; those of one dash have it. */
   readonly aliases: readonly string[]
   readonly type: "string" | "integer" | "boolean" | "list" | "enum"
   readonly values?: readonly string[]
@@ -91,7 +91,7 @@ export interface ConfigOption {
 /** Order is the order in `--help`. */
 // prettier-ignore
 export const CONFIG_OPTIONS: readonly ConfigOption[] = [
-  { key: "model", flag: "model", aliases: ["gguf_path"], type: "string", default: "default", env: "KT_MODEL", hint: "model",
+  { key: "model", flag: "model", aliases: ["-m", "gguf_path"], type: "string", default: "default", env: "KT_MODEL", hint: "model",
     help: "GGUF file, Hugging Face folder, or a name from `kt list`" },
   { key: "modelPath", flag: "model-path", aliases: ["model_path", "model_dir"], type: "string", default: undefined, hint: "folder",
     help: "folder with config.json and tokenizer when the model holds weights only" },
@@ -101,33 +101,33 @@ export const CONFIG_OPTIONS: readonly ConfigOption[] = [
     help: "TypeScript file that registers operators of your own (repeatable)" },
   { key: "device", flag: "device", aliases: [], type: "string", default: undefined, env: "KT_DEVICE", hint: "name",
     help: "cpu, cuda or cuda:N: computes the whole model; by default what the rules say" },
-  { key: "threads", flag: "threads", aliases: ["cpu_infer"], type: "integer", min: 0, max: 1024, default: 0, env: "KT_THREADS",
+  { key: "threads", flag: "threads", aliases: ["-t", "cpu_infer"], type: "integer", min: 0, max: 1024, default: 0, env: "KT_THREADS",
     help: "compute threads; 0 = physical cores" },
   { key: "numa", flag: "numa", aliases: [], type: "enum", values: ["auto", "off", "1", "2", "3", "4", "5", "6", "7", "8"], default: "auto",
     help: "divide work and weights among NUMA nodes: auto = the machine's, off, or how many" },
   { key: "precision", flag: "precision", aliases: [], type: "enum", values: ["fast", "f32"], default: "fast", env: "KT_PRECISION",
     help: "fast: int8 activations, f16 KV; f32: float activations and KV, for verification" },
-  { key: "contextLength", flag: "ctx", aliases: [], type: "integer", min: 0, max: 16_777_216, default: 0,
+  { key: "contextLength", flag: "ctx", aliases: ["-c", "ctx-size", "max-model-len"], type: "integer", min: 0, max: 16_777_216, default: 0,
     help: "longest sequence in tokens; 0 = the model's own, cut to what memory holds" },
   { key: "kvCacheTokens", flag: "cache-tokens", aliases: ["cache_lens"], type: "integer", min: 0, max: 1_073_741_824, default: 0,
     help: "tokens the KV cache holds over all sequences; 0 = automatic" },
-  { key: "kvDtype", flag: "kv-dtype", aliases: [], type: "enum", values: ["auto", "f16", "f32", "q8_0", "bf16", "f8"], default: "auto",
+  { key: "kvDtype", flag: "kv-dtype", aliases: ["-ctk", "-ctv", "cache-type-k", "cache-type-v", "kv-cache-dtype"], type: "enum", values: ["auto", "f16", "f32", "q8_0", "bf16", "f8"], default: "auto",
     help: "KV cache type; auto = f16, or f32 with --precision f32; q8_0 takes about half of f16; bf16 and f8 (E4M3 with a scale every 128 values): GPUs alone" },
   { key: "memoryBytes", flag: "model-memory", aliases: [], type: "integer", min: 0, default: 0,
     help: "bytes that weights, KV caches and workspace of all loaded models may take; 0 = what is free" },
   { key: "vramBytes", flag: "gpu-memory", aliases: [], type: "integer", min: 0, default: 0,
     help: "bytes of each GPU's memory that a model without --rules is placed on; 0 = what is free" },
-  { key: "pageSize", flag: "page-size", aliases: ["page_size"], type: "integer", min: 8, max: 1024, default: 64,
+  { key: "pageSize", flag: "page-size", aliases: ["page_size", "block-size"], type: "integer", min: 8, max: 1024, default: 64,
     help: "tokens per KV page (multiple of 8)" },
-  { key: "maxBatchSize", flag: "max-batch-size", aliases: ["max_batch_size"], type: "integer", min: 1, max: 1024, default: 8,
+  { key: "maxBatchSize", flag: "max-batch-size", aliases: ["-np", "parallel", "max_batch_size", "max-num-seqs"], type: "integer", min: 1, max: 1024, default: 8,
     help: "sequences that run at once" },
-  { key: "maxBatchTokens", flag: "chunk-size", aliases: ["chunk_size"], type: "integer", min: 1, max: 65_536, default: 512,
+  { key: "maxBatchTokens", flag: "chunk-size", aliases: ["-b", "batch-size", "chunk_size", "max-num-batched-tokens"], type: "integer", min: 1, max: 65_536, default: 512,
     help: "new tokens per step, prefill chunks and decodes together" },
   { key: "maxQueue", flag: "max-queue", aliases: [], type: "integer", min: 0, max: 65_536, default: 256,
     help: "requests that may wait before new ones get 429" },
-  { key: "prefixCache", flag: "prefix-cache", aliases: [], type: "boolean", default: true,
+  { key: "prefixCache", flag: "prefix-cache", aliases: ["cache-prompt", "enable-prefix-caching"], type: "boolean", default: true,
     help: "reuse KV pages of common prompt prefixes" },
-  { key: "cacheRamMib", flag: "cache-ram", aliases: ["cram"], type: "integer", min: -1, max: 1_073_741_824, default: -1, env: "KT_CACHE_RAM",
+  { key: "cacheRamMib", flag: "cache-ram", aliases: ["-cram"], type: "integer", min: -1, max: 1_073_741_824, default: -1, env: "KT_CACHE_RAM",
     help: "MiB of host memory for KV pages that leave the pool; -1 = a quarter of what is free, 8192 at most; 0 = none" },
   { key: "cacheDiskMib", flag: "cache-disk", aliases: [], type: "integer", min: 0, max: 1_073_741_824, default: 16_384, env: "KT_CACHE_DISK",
     help: "MiB of --cache-dir for KV pages" },
@@ -139,11 +139,11 @@ export const CONFIG_OPTIONS: readonly ConfigOption[] = [
     help: "ms; tokens that come faster go to the client together, first and last at once; 0 = each by itself" },
   { key: "spec", flag: "spec", aliases: [], type: "enum", values: ["off", "ngram"], default: "off",
     help: "speculative decoding; ngram: guess what followed the last tokens before, and check it in one step" },
-  { key: "draft", flag: "draft", aliases: ["model-draft"], type: "string", default: undefined, hint: "file",
+  { key: "draft", flag: "draft", aliases: ["-md", "model-draft", "spec-draft-model"], type: "string", default: undefined, hint: "file",
     help: "a smaller model of the same vocabulary, whose guesses the model checks several at once" },
   { key: "specLookup", flag: "spec-lookup", aliases: [], type: "integer", min: 2, max: 16, default: 3,
     help: "tokens that an n-gram guess looks up" },
-  { key: "specDraft", flag: "spec-draft", aliases: ["draft-max"], type: "integer", min: 1, max: 7, default: 7,
+  { key: "specDraft", flag: "spec-draft", aliases: ["draft-max", "spec-draft-n-max"], type: "integer", min: 1, max: 7, default: 7,
     help: "tokens of one guess at most" },
   { key: "fuse", flag: "fuse", aliases: [], type: "boolean", default: true,
     help: "fused operators; --no-fuse runs the plain modules" },

@@ -15,7 +15,7 @@ import {
   SINGLE_KEYS,
 } from "./engine-options.ts"
 import { readJson } from "./files.ts"
-import { IGNORED_FLAGS } from "./ignored-flags.ts"
+import { FOREIGN_FLAGS, PORT_FLAGS } from "./foreign-flags.ts"
 import { write } from "./output.ts"
 import { samplingFrom } from "./sampling.ts"
 import { openSession } from "./session.ts"
@@ -29,13 +29,19 @@ and leaves when there is none. Piped input is answered line by line.`,
   engine: [...SINGLE_KEYS, "maxBatchSize"],
   flags: {
     ...CONFIG_FLAG,
-    system: { type: "string", short: "s", hint: "text", help: "system prompt" },
+    system: {
+      type: "string",
+      short: "s",
+      aliases: ["-sys", "system-prompt"],
+      hint: "text",
+      help: "system prompt",
+    },
     load: { type: "string", hint: "file.json", help: "continue a conversation that /save wrote" },
     "max-tokens": {
       type: "integer",
       short: "n",
       min: 1,
-      aliases: ["max_new_tokens"],
+      aliases: ["max_new_tokens", "predict", "n-predict"],
       help: "longest answer in tokens",
     },
     "force-think": {
@@ -46,12 +52,7 @@ and leaves when there is none. Piped input is answered line by line.`,
     seed: { type: "integer", min: 0, help: "same seed, same answers" },
     ...SAMPLING_FLAGS,
   },
-  ignored: {
-    ...IGNORED_FLAGS,
-    port: "chat opens no port",
-    host: "chat opens no port",
-    api_key: "chat opens no port",
-  },
+  foreign: { ...FOREIGN_FLAGS, ...PORT_FLAGS },
   examples: [
     { command: "kt chat", says: "with the default model" },
     {

@@ -5,6 +5,7 @@ import { defineCommand } from "./args/spec.ts"
 import { createdModel, ownMessages, stopsOf, withSettings } from "./created-model.ts"
 import { engineOptions, givenModel, MODEL_POSITIONAL, SINGLE_KEYS } from "./engine-options.ts"
 import { readText } from "./files.ts"
+import { FOREIGN_FLAGS, PORT_FLAGS } from "./foreign-flags.ts"
 import { logger } from "./log.ts"
 import { write, writeJson } from "./output.ts"
 import { samplingFrom } from "./sampling.ts"
@@ -13,26 +14,39 @@ import { openSession } from "./session.ts"
 export const run = defineCommand({
   name: "run",
   summary: "Answer one prompt on stdout",
-  details: `The prompt is -p, a file, or stdin. It goes through the model's chat template unless --raw is given.`,
-  positionals: [MODEL_POSITIONAL],
+  details: `The prompt is behind the model, -p, a file, or stdin. It goes through the model's chat template unless --raw is given.`,
+  positionals: [MODEL_POSITIONAL, { name: "PROMPT", help: "the prompt, as ollama run takes it" }],
   engine: SINGLE_KEYS,
   flags: {
     prompt: { type: "string", short: "p", hint: "text", help: "the prompt" },
     file: { type: "string", short: "f", hint: "file", help: "file with the prompt; - for stdin" },
-    system: { type: "string", short: "s", hint: "text", help: "system prompt" },
+    system: {
+      type: "string",
+      short: "s",
+      aliases: ["-sys", "system-prompt"],
+      hint: "text",
+      help: "system prompt",
+    },
     raw: { type: "boolean", help: "continue the prompt as it is, without a chat template" },
     "max-tokens": {
       type: "integer",
       short: "n",
       min: 1,
-      aliases: ["max_new_tokens"],
+      aliases: ["max_new_tokens", "predict", "n-predict"],
       help: "longest answer in tokens (default: up to the end of the context)",
     },
-    stop: { type: "list", hint: "text", help: "end the answer before this text" },
+    stop: {
+      type: "list",
+      short: "r",
+      aliases: ["reverse-prompt"],
+      hint: "text",
+      help: "end the answer before this text",
+    },
     seed: { type: "integer", min: 0, help: "same seed, same answer" },
     ...SAMPLING_FLAGS,
     ...JSON_FLAG,
   },
+  foreign: { ...FOREIGN_FLAGS, ...PORT_FLAGS },
   examples: [
     { command: 'kt run -p "Why is the sky blue?"', says: "with the default model" },
     {
@@ -46,7 +60,7 @@ export const run = defineCommand({
   ],
   async run(invocation) {
     const { flags } = invocation
-    const text = promptText(flags.prompt, flags.file)
+    const text = promptText([invocation.args[1], flags.prompt], flags.file)
     const own = createdModel(givenModel(invocation))
     const options = engineOptions(invocation, undefined, { maxBatchSize: 1 })
     const session = withSettings(await openSession(options, own?.name), own)
@@ -84,10 +98,11 @@ export const run = defineCommand({
   },
 })
 
-function promptText(prompt: string | undefined, file: string | undefined): string {
-  if (prompt !== undefined && file !== undefined)
-    throw new UsageError("the prompt is given twice, with --prompt and with --file")
-  if (prompt !== undefined) return prompt
+function promptText(given: readonly (string | undefined)[], file: string | undefined): string {
+  const prompts = given.filter((one) => one !== undefined)
+  if (prompts.length + (file === undefined ? 0 : 1) > 1)
+    throw new UsageError("the prompt is given twice: behind the model, with --prompt or --file")
+  if (prompts[0] !== undefined) return prompts[0]
   if (file === undefined && process.stdin.isTTY)
     throw new UsageError("the prompt is missing", {
       hint: 'give one with -p "…", --file or on stdin',

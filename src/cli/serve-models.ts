@@ -18,11 +18,13 @@ import { openSession, type Session } from "./session.ts"
 export const MODELS_FLAGS = {
   models: {
     type: "string",
+    aliases: ["models-dir"],
     hint: "folder",
     help: "models that are loaded when a request names them; without MODEL none is at the start (default: the models folder)",
   },
   "max-models": {
     type: "integer",
+    aliases: ["models-max"],
     min: 1,
     max: 64,
     default: 3,
@@ -43,8 +45,9 @@ export const MODELS_FLAGS = {
   },
   alias: {
     type: "list",
+    short: "a",
     hint: "name=model",
-    help: "another name for a model; * in it is any letters, as in claude*=MODEL",
+    help: "another name for a model; * in it is any letters, as in claude*=MODEL; a name alone is MODEL's, as --model-name gives it",
   },
 } as const satisfies Flags
 
@@ -115,7 +118,9 @@ export async function servedModels(
           .join(", ")}`,
       })
   if (first === undefined) return { models: { ...options, library }, session: undefined }
-  const session = await openSession(config, first.name, { turns })
+  const { name, template } = first
+  const own = template === undefined ? {} : { template }
+  const session = await openSession(config, name, { turns, ...own })
   const model = library.first()
   const loaded = loadedModel(session, config, defaultsOf)
   return { models: { ...options, library, first: { model, loaded } }, session }

@@ -22,8 +22,9 @@ import {
   MODEL_POSITIONAL,
   namesModel,
 } from "./engine-options.ts"
+import { readText } from "./files.ts"
+import { FOREIGN_FLAGS } from "./foreign-flags.ts"
 import { ktHome } from "./home.ts"
-import { IGNORED_FLAGS } from "./ignored-flags.ts"
 import { reasonOf } from "./kt-config.ts"
 import { logger } from "./log.ts"
 import { formatBytes, formatCount, write } from "./output.ts"
@@ -62,15 +63,16 @@ SIGTERM and Ctrl-C let running answers finish for --grace seconds, a second one 
     ...MODELS_FLAGS,
     "model-name": {
       type: "string",
-      aliases: ["model_name"],
+      aliases: ["model_name", "served-model-name"],
       hint: "name",
       help: "id that clients see",
     },
     "max-new-tokens": {
       type: "integer",
-      min: 1,
-      aliases: ["max_new_tokens"],
-      help: "longest answer where a request says nothing",
+      short: "n",
+      min: -1,
+      aliases: ["max_new_tokens", "predict", "n-predict"],
+      help: "longest answer where a request says nothing; -1 = up to the end of the context",
     },
     "force-think": {
       type: "boolean",
@@ -79,9 +81,10 @@ SIGTERM and Ctrl-C let running answers finish for --grace seconds, a second one 
     },
     "reasoning-format": {
       type: "enum",
-      values: ["auto", "none"],
+      values: ["auto", "none", "deepseek"],
       default: "auto",
-      help: "auto: reasoning goes into a field of its own; none: it stays in the answer's text",
+      aliases: ["reasoning_format"],
+      help: "auto, deepseek: reasoning goes into a field of its own; none: it stays in the answer's text",
     },
     "reasoning-budget": {
       type: "integer",
@@ -108,8 +111,37 @@ SIGTERM and Ctrl-C let running answers finish for --grace seconds, a second one 
       default: 16_384,
       help: "MiB that saved slots may take in all",
     },
-    "tls-cert": { type: "string", hint: "file", help: "certificate chain (PEM); serves https" },
-    "tls-key": { type: "string", hint: "file", help: "the certificate's private key (PEM)" },
+    "chat-template": {
+      type: "string",
+      hint: "file",
+      aliases: ["chat-template-file"],
+      help: "Jinja file, or its text, in place of MODEL's own template",
+    },
+    "chat-template-kwargs": {
+      type: "string",
+      hint: "json",
+      aliases: ["default-chat-template-kwargs"],
+      help: 'variables for chat templates where a request says nothing, as in {"enable_thinking":false}',
+    },
+    reasoning: {
+      type: "enum",
+      short: "rea",
+      values: ["auto", "on", "off"],
+      default: "auto",
+      help: "whether models think whose template leaves it to the request (enable_thinking)",
+    },
+    "tls-cert": {
+      type: "string",
+      aliases: ["ssl-cert-file", "ssl-certfile"],
+      hint: "file",
+      help: "certificate chain (PEM); serves https",
+    },
+    "tls-key": {
+      type: "string",
+      aliases: ["ssl-key-file", "ssl-keyfile"],
+      hint: "file",
+      help: "the certificate's private key (PEM)",
+    },
     "request-timeout": {
       type: "number",
       min: 0,
@@ -127,9 +159,10 @@ SIGTERM and Ctrl-C let running answers finish for --grace seconds, a second one 
     "cors-origin": {
       type: "list",
       hint: "origin",
-      help: "web page origin that may call; * for all",
+      aliases: ["cors-origins"],
+      help: "web page origin that may call; localhost for this machine's at any port, * for all",
     },
-    ui: { type: "boolean", default: true, help: "serve the web page" },
+    ui: { type: "boolean", aliases: ["webui"], default: true, help: "serve the web page" },
     "log-format": {
       type: "enum",
       values: ["text", "json"],
@@ -145,7 +178,7 @@ SIGTERM and Ctrl-C let running answers finish for --grace seconds, a second one 
     },
     ...SAMPLING_FLAGS,
   },
-  ignored: IGNORED_FLAGS,
+  foreign: FOREIGN_FLAGS,
   logLevel: "info",
   examples: [
     { command: "kt serve", says: `the default model on http://127.0.0.1:${DEFAULT_PORT}` },
@@ -173,21 +206,29 @@ SIGTERM and Ctrl-C let running answers finish for --grace seconds, a second one 
       hasFirst ? resolveNamed(model, folder) : model,
     )
     const own = createdModel(givenModel(invocation, file), folder)
-    modelsOptions(flags, config)
     const host = flags.host ?? (fromFile["host"] as string | undefined) ?? "127.0.0.1"
     const port = flags.port ?? portFromFile(fromFile["port"]) ?? DEFAULT_PORT
     const apiKeys = readKeys(flags["api-key"], flags["api-key-file"], fromFile["api-key"])
-    const name = flags["model-name"] ?? (fromFile["model-name"] as string | undefined)
-    const maxTokens = flags["max-new-tokens"] ?? (fromFile["max-new-tokens"] as number | undefined)
+    const { names, aliases } = namesAndAliases(flags.alias)
+    const [name, ...others] = [
+      flags["model-name"] ?? (fromFile["model-name"] as string | undefined),
+      ...names,
+    ].filter((one) => one !== undefined)
+    const ofModels = { ...flags, alias: [...aliases, ...others.map((one) => `${one}=${name}`)] }
+    modelsOptions(ofModels, config)
+    const asked = flags["max-new-tokens"] ?? (fromFile["max-new-tokens"] as number | undefined)
+    const maxTokens = asked !== undefined && asked > 0 ? asked : undefined
+    const template = templateOf(flags["chat-template"])
+    const templateVars = templateVarsOf(flags["chat-template-kwargs"], flags.reasoning)
     const forceThink = flags["force-think"] || fromFile["force-think"] === true
 
     const tls = readTls(flags["tls-cert"], flags["tls-key"])
     // whoever cannot have the port, or whose certificate is none, should learn it before minutes of loading
     await probePort(host, port, tls)
     const { models, session } = await servedModels(
-      flags,
+      ofModels,
       config,
-      hasFirst ? { path: config.model, name, own } : undefined,
+      hasFirst ? { path: config.model, name, own, template } : undefined,
       (path) => samplingFrom(flags, maxTokens, path),
     )
     let app: ServerApp | undefined
@@ -200,7 +241,7 @@ SIGTERM and Ctrl-C let running answers finish for --grace seconds, a second one 
           maxQueue: config.maxQueue,
           bodyLimit: flags["max-body"],
           requestTimeoutMs: flags["request-timeout"] * 1000,
-          corsOrigins: flags["cors-origin"],
+          corsOrigins: flags["cors-origin"].flatMap((origins) => origins.split(",")),
           defaults: samplingFrom(flags, maxTokens),
           forceThink,
           slotFolder:
@@ -208,6 +249,7 @@ SIGTERM and Ctrl-C let running answers finish for --grace seconds, a second one 
           slotLimitBytes: flags["slot-save-limit"] * 2 ** 20,
           thinkingBudget:
             flags["reasoning-budget"] < 0 ? Number.POSITIVE_INFINITY : flags["reasoning-budget"],
+          templateVars,
           reasoningFormat: flags["reasoning-format"] === "none" ? "none" : "auto",
         },
         kept,
@@ -228,6 +270,42 @@ SIGTERM and Ctrl-C let running answers finish for --grace seconds, a second one 
     }
   },
 })
+
+/** llama.cpp's --alias is a name for MODEL, or several with commas between. */
+function namesAndAliases(given: readonly string[]): { names: string[]; aliases: string[] } {
+  const isAlias = (text: string): boolean => text.includes("=")
+  return {
+    names: given
+      .filter((text) => !isAlias(text))
+      .flatMap((text) => text.split(","))
+      .filter((name) => name !== ""),
+    aliases: given.filter(isAlias),
+  }
+}
+
+/** A file's text, or the text itself. @throws FormatError where it is neither */
+function templateOf(given: string | undefined): string | undefined {
+  if (given === undefined || /\{[{%]/.test(given)) return given
+  return readText(given)
+}
+
+/** @throws UsageError where they are no JSON object */
+function templateVarsOf(
+  json: string | undefined,
+  reasoning: string | undefined,
+): Readonly<Record<string, unknown>> {
+  const thinks = reasoning === "auto" ? {} : { enable_thinking: reasoning === "on" }
+  if (json === undefined) return thinks
+  let value: unknown
+  try {
+    value = JSON.parse(json)
+  } catch {
+    value = undefined
+  }
+  if (typeof value !== "object" || value === null || Array.isArray(value))
+    throw new UsageError(`--chat-template-kwargs ${json}: expected a JSON object`)
+  return { ...value, ...thinks }
+}
 
 function banner(url: string, count: number, session: Session | undefined, hasKey: boolean): string {
   const key = hasKey ? "; API key required" : ""

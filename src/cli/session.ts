@@ -25,6 +25,8 @@ export interface SessionOptions {
   readonly onProgress?: (done: number, total: number) => void
   /** Of engines that share the cores. */
   readonly turns?: SharedArrayBuffer
+  /** Jinja source in place of the model's own. */
+  readonly template?: string
 }
 
 /** Loads the model in the engine Worker and its tokenizer beside it, with progress on stderr. */
@@ -45,12 +47,13 @@ export async function openSession(
   )
   const warn = (line: string): void => logger("template").warn(line)
   const templates = new Map<string, ServerTokenizer>()
+  const { template: own } = options
   return {
     client,
-    tokenizer: serverTokenizer(tokenizer, { warn }),
+    tokenizer: serverTokenizer(tokenizer, own === undefined ? { warn } : { template: own, warn }),
     withTemplate: (template) =>
       templates.getOrInsertComputed(template, () => serverTokenizer(tokenizer, { template, warn })),
-    metadata: modelMetadata(config.model, client, tokenizer, name),
+    metadata: modelMetadata(config.model, client, own ?? tokenizer.chatTemplate, name),
   }
 }
 
@@ -88,11 +91,10 @@ async function bothOrNeither(
 function modelMetadata(
   path: string,
   client: EngineClient,
-  tokenizer: Tokenizer,
+  chatTemplate: string | undefined,
   name: string | undefined,
 ): ModelMetadata {
   const { contextLength: _, ...known } = readMetadata(path)
-  const { chatTemplate } = tokenizer
   return {
     ...known,
     name: name ?? modelName(path),

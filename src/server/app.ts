@@ -8,7 +8,7 @@ import { RequestError } from "../errors.ts"
 import { Workload } from "./admission.ts"
 import { addMessages } from "./anthropic/messages.ts"
 import { errorResponse } from "./api-error.ts"
-import { requireKey, requireOrigin } from "./auth.ts"
+import { isAllowed, requireKey, requireOrigin } from "./auth.ts"
 import { addCache } from "./cache.ts"
 import type { ServerEnv, ServerRoot } from "./context.ts"
 import { asRequestError } from "./generate.ts"
@@ -69,7 +69,9 @@ export function createApp(deps: ServerDeps): ServerApp {
   if (config.corsOrigins.length > 0) {
     app.use(
       cors({
-        origin: config.corsOrigins.includes("*") ? "*" : [...config.corsOrigins],
+        origin: config.corsOrigins.includes("*")
+          ? "*"
+          : (origin) => (isAllowed(origin, config.corsOrigins) ? origin : undefined),
         exposeHeaders: ["x-request-id", "retry-after"],
       }),
     )

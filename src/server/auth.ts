@@ -45,10 +45,9 @@ const LOCAL_SUFFIXES = ["", ".local", ".lan", ".internal", ".home.arpa"]
  * can be made to point here (DNS rebinding).
  */
 export function requireOrigin(allowed: readonly string[]): MiddlewareHandler {
-  const all = allowed.includes("*")
   return async (c, next) => {
     const origin = c.req.header("origin")
-    if (origin !== undefined && !all && !allowed.includes(origin)) {
+    if (origin !== undefined && !isAllowed(origin, allowed)) {
       if (!isOwnPage(origin, c.req.header("host"))) {
         throw new RequestError(403, `the origin ${origin} may not use this server`, {
           code: "origin_not_allowed",
@@ -58,6 +57,15 @@ export function requireOrigin(allowed: readonly string[]): MiddlewareHandler {
     }
     await next()
   }
+}
+
+/** Whether the list has an origin; "*" is all, "localhost" this machine's at any port. */
+export function isAllowed(origin: string, allowed: readonly string[]): boolean {
+  if (allowed.includes("*") || allowed.includes(origin)) return true
+  return (
+    allowed.includes("localhost") &&
+    /^https?:\/\/(localhost|127\.0\.0\.1|\[::1\])(:\d+)?$/.test(origin)
+  )
 }
 
 function isOwnPage(origin: string, host: string | undefined): boolean {

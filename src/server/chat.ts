@@ -134,7 +134,7 @@ export function chatPrompt(
   const isGeneric = tools.length > 0 && known.toolCalls === undefined
   const told = isGeneric ? withoutToolRoles(describeTools(messages, tools)) : messages
   let text = renderOr400(tokenizer, told, {
-    ...(options.vars === undefined ? {} : { vars: options.vars }),
+    vars: { ...config.templateVars, ...options.vars },
     ...(tools.length > 0 && !isGeneric ? { tools } : {}),
     ...(options.addGenerationPrompt === false ? { addGenerationPrompt: false } : {}),
   })

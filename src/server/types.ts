@@ -119,7 +119,7 @@ export interface ServerConfig {
   readonly apiKeys: readonly string[]
   /** Sequences that may wait beyond those that run. */
   readonly maxQueue: number
-  /** Origins of web pages that may call the server besides its own; "*" for all. */
+  /** Origins of web pages that may call the server besides its own; "*" for all, "localhost" for those of this machine. */
   readonly corsOrigins: readonly string[]
   /** Largest request body in bytes. */
   readonly bodyLimit: number
@@ -128,6 +128,8 @@ export interface ServerConfig {
   readonly forceThink: boolean
   /** "auto": reasoning goes into a field of its own; "none": it stays in the content, as the model marks it. */
   readonly reasoningFormat: "auto" | "none"
+  /** Variables of chat templates where a request says nothing. */
+  readonly templateVars: Readonly<Record<string, unknown>>
   /** Reasoning ends after so many tokens where a request says nothing; Infinity for when the model ends it. */
   readonly thinkingBudget: number
   /** Where clients may save slots; undefined for nowhere. */
@@ -153,6 +155,7 @@ export const DEFAULT_SERVER_CONFIG: ServerConfig = {
   defaults: DEFAULT_SAMPLING,
   forceThink: false,
   reasoningFormat: "auto",
+  templateVars: {},
   thinkingBudget: Number.POSITIVE_INFINITY,
   slotFolder: undefined,
   slotLimitBytes: 16 * 2 ** 30,

@@ -2,7 +2,7 @@ import { describe, expect, test } from "bun:test"
 
 import { version } from "../../package.json" with { type: "json" }
 import { helpText } from "../../src/cli/args/help.ts"
-import { flagOf, parseArguments } from "../../src/cli/args/parse.ts"
+import { dashed, flagOf, parseArguments } from "../../src/cli/args/parse.ts"
 import { similar } from "../../src/cli/args/suggest.ts"
 import { COMMANDS } from "../../src/cli/commands.ts"
 import { CONFIG_OPTIONS } from "../../src/config.ts"
@@ -95,7 +95,7 @@ describe("arguments", () => {
       }
       const [text, value] = texts[option.type]!
       for (const name of [option.flag, ...option.aliases]) {
-        const { invocation } = parseArguments(serve, [`--${name}=${text}`])
+        const { invocation } = parseArguments(serve, [`${dashed(name)}=${text}`])
         expect(invocation.engine[option.key]).toEqual(value)
       }
     }
@@ -125,6 +125,83 @@ describe("arguments", () => {
     })
     expect(warnings.length).toBe(1)
     expect(warnings[0]).toContain("--backend_type has no effect")
+  })
+
+  test("llama.cpp's command line", () => {
+    const argv =
+      "-m g.gguf -c 4096 -np 4 -t 2 -b 256 -ub 128 -ctk q8_0 -ctv q8_0 -ngl 99 -fa on --mlock --no-mmap --jinja -n -1 -a small --temp 0.5 --repeat_penalty 1.1 --no-webui --host 0.0.0.0 --port 8080 -cb --ssl-key-file k --ssl-cert-file c -rea off -v"
+    const { invocation, warnings } = parseArguments(serve, argv.split(" "))
+    expect(invocation.args).toEqual([])
+    expect(invocation.engine).toEqual({
+      model: "g.gguf",
+      contextLength: 4096,
+      maxBatchSize: 4,
+      threads: 2,
+      maxBatchTokens: 256,
+      kvDtype: "q8_0",
+    })
+    expect(invocation.flags).toMatchObject({
+      "max-new-tokens": -1,
+      alias: ["small"],
+      temperature: 0.5,
+      "repetition-penalty": 1.1,
+      ui: false,
+      "tls-key": "k",
+      "tls-cert": "c",
+      reasoning: "off",
+      verbose: true,
+    })
+    expect(warnings.map((line) => line.split(" ")[0])).toEqual([
+      "-ub",
+      "-ngl",
+      "-fa",
+      "--mlock",
+      "--no-mmap",
+      "--jinja",
+      "-cb",
+    ])
+    // a switch takes no word that stands behind it
+    expect(parseArguments(serve, ["--mlock", "m.gguf"]).invocation.args).toEqual(["m.gguf"])
+  })
+
+  test("vLLM's command line", () => {
+    const argv =
+      "Qwen3-8B --served-model-name qwen --max-model-len 8192 --max-num-seqs 16 --max-num-batched-tokens 1024 --dtype auto --gpu-memory-utilization 0.9 --enable-auto-tool-choice --tool-call-parser hermes --no-enable-prefix-caching --trust-remote-code"
+    const { invocation, warnings } = parseArguments(serve, argv.split(" "))
+    expect(invocation.args).toEqual(["Qwen3-8B"])
+    expect(invocation.engine).toEqual({
+      contextLength: 8192,
+      maxBatchSize: 16,
+      maxBatchTokens: 1024,
+      prefixCache: false,
+    })
+    expect(invocation.flags).toMatchObject({ "model-name": "qwen" })
+    expect(warnings.length).toBe(5)
+  })
+
+  test("what others have and this has not is refused with what does it", () => {
+    for (const [argv, says] of [
+      [["-hf", "org/repo:Q4_K_M"], "kt pull"],
+      [["--lora", "a.gguf"], "adapters"],
+      [["--override-tensor", "x=CPU"], "rules"],
+      [["--allowed-origins", "*"], "--cors-origin"],
+    ] as const)
+      try {
+        parseArguments(serve, argv)
+        expect.unreachable()
+      } catch (error) {
+        expect(error).toBeInstanceOf(UsageError)
+        expect((error as UsageError).message).toContain(`${argv[0]} is not a flag here`)
+        expect((error as UsageError).hint).toContain(says)
+      }
+  })
+
+  test("threads and context by one letter wherever a model runs", () => {
+    for (const name of ["serve", "run", "chat", "perplexity"]) {
+      const { command } = ALL.find((each) => each.name === name)!
+      const { invocation } = parseArguments(command, ["-t", "3", "-m", "x.gguf"])
+      expect(invocation.engine).toMatchObject({ threads: 3, model: "x.gguf" })
+    }
   })
 
   test("repeats, negations, short flags and --", () => {

@@ -28,6 +28,49 @@ async function serving(args: readonly string[]): Promise<{
 }
 
 describe("kt serve", () => {
+  test("a template of one's own with variables, names and origins as llama-server has them", async () => {
+    const template = join(folder.path, "own.jinja")
+    writeFileSync(
+      template,
+      "{% if enable_thinking is defined and not enable_thinking %}quick {% endif %}{{ mood }}: {{ messages[0].content }}",
+    )
+    const { url, child } = await serving(
+      `-c 128 -t 1 -np 2 -a small,little --chat-template-file ${template} --reasoning off --cors-origins localhost --chat-template-kwargs {"mood":"kind"}`.split(
+        " ",
+      ),
+    )
+    try {
+      const ask = (path: string, body: object, more: object = {}): Promise<Response> =>
+        fetch(url + path, {
+          method: "POST",
+          headers: { "content-type": "application/json", ...more },
+          body: JSON.stringify(body),
+        })
+      const messages = [{ role: "user", content: "hi" }]
+      const prompt = async (body: object): Promise<unknown> =>
+        ((await (await ask("/apply-template", { messages, ...body })).json()) as { prompt: string })
+          .prompt
+      expect(await prompt({})).toBe("quick kind: hi")
+      expect(await prompt({ chat_template_kwargs: { mood: "calm", enable_thinking: true } })).toBe(
+        "calm: hi",
+      )
+      for (const model of ["small", "little"])
+        expect((await ask("/v1/chat/completions", { messages, model, max_tokens: 1 })).status).toBe(
+          200,
+        )
+      const props = (await (await fetch(`${url}/props`)).json()) as object
+      expect(props).toMatchObject({ model_alias: "small", total_slots: 2 })
+      const from = async (origin: string): Promise<Response> =>
+        ask("/tokenize", { content: "a" }, { origin })
+      const local = await from("http://127.0.0.1:3000")
+      expect(local.headers.get("access-control-allow-origin")).toBe("http://127.0.0.1:3000")
+      expect((await from("http://localhost.example.org")).status).toBe(403)
+    } finally {
+      child.kill("SIGTERM")
+    }
+    expect(await child.exited).toBe(0)
+  })
+
   test("says where it is and what it serves, answers with a key, and ends on SIGTERM", async () => {
     const keys = join(folder.path, "keys")
     writeFileSync(keys, "# of the tests\nsecret-1\n")

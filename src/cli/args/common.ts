@@ -1,6 +1,6 @@
 /** Flags that every command has. */
 export const COMMON_FLAGS = {
-  verbose: { type: "boolean", help: "log more, and failures with their stack" },
+  verbose: { type: "boolean", short: "v", help: "log more, and failures with their stack" },
   quiet: { type: "boolean", help: "log errors only" },
   help: { type: "boolean", short: "h", help: "show this help" },
 } as const
@@ -14,6 +14,7 @@ export const JSON_FLAG = {
 export const SAMPLING_FLAGS = {
   temperature: {
     type: "number",
+    aliases: ["temp"],
     min: 0,
     max: 100,
     help: "how freely tokens are drawn; 0 always takes the likeliest",
@@ -42,7 +43,7 @@ export const SAMPLING_FLAGS = {
     type: "number",
     min: 0.01,
     max: 100,
-    aliases: ["repetition_penalty"],
+    aliases: ["repetition_penalty", "repeat-penalty"],
     help: "above 1 makes tokens that have come less likely",
   },
   "presence-penalty": {
@@ -73,6 +74,7 @@ export const SAMPLING_FLAGS = {
   },
   "top-n-sigma": {
     type: "number",
+    aliases: ["top-nsigma"],
     min: -1,
     help: "only tokens within N standard deviations of the likeliest; 0 = all",
   },
@@ -145,7 +147,7 @@ export const SAMPLING_FLAGS = {
   samplers: {
     type: "string",
     hint: "order",
-    aliases: ["sampling-seq"],
+    aliases: ["sampler-seq", "sampling-seq"],
     help: "samplers that act, in order: names with ; between, or llama.cpp's letters",
   },
 } as const

@@ -1,6 +1,6 @@
 import type { EngineConfig } from "../../config.ts"
 import { COMMON_FLAGS, SAMPLING_FLAGS } from "./common.ts"
-import { engineOptions, flagOf } from "./parse.ts"
+import { dashed, engineOptions, flagOf } from "./parse.ts"
 import type { Command, Flag } from "./spec.ts"
 
 /** Lines of descriptions where the terminal does not say its width. */
@@ -108,7 +108,7 @@ function aliasRows(command: Command): Row[] {
   ]
   return named
     .filter(([, aliases]) => aliases.length > 0)
-    .map(([name, aliases]): Row => [`--${name}`, aliases.map((each) => `--${each}`).join(" ")])
+    .map(([name, aliases]): Row => [`--${name}`, aliases.map(dashed).join(" ")])
 }
 
 /** A title and rows in two columns, descriptions wrapped within theirs. */

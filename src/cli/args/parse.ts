@@ -1,7 +1,7 @@
 import { CONFIG_OPTIONS, type ConfigOption, parseOption } from "../../config.ts"
 import { ConfigError, UsageError } from "../../errors.ts"
 import { COMMON_FLAGS } from "./common.ts"
-import type { Command, Flag, Flags, Invocation } from "./spec.ts"
+import type { Command, Flag, Flags, ForeignFlag, Invocation } from "./spec.ts"
 import { similar } from "./suggest.ts"
 
 /** A flag by every name it has: the command's own, the common ones, the engine's. */
@@ -48,10 +48,13 @@ export function parseArguments(command: Command, argv: readonly string[]): Parse
     const equals = word.indexOf("=")
     const shown = equals < 0 ? word : word.slice(0, equals)
     const inline = equals < 0 ? undefined : word.slice(equals + 1)
-    const ignored = ignoredReason(command, shown)
-    if (ignored !== undefined) {
-      warnings.push(`${shown} has no effect: ${ignored}`)
-      if (inline === undefined && takesWord(argv[i + 1])) i++
+    const foreign = names.has(shown) ? undefined : foreignFlag(command, shown)
+    if (foreign?.kind === "refused")
+      throw new UsageError(`${shown} is not a flag here`, { hint: foreign.says })
+    if (foreign !== undefined) {
+      warnings.push(`${shown} has no effect: ${foreign.says}`)
+      const { kind } = foreign
+      if (kind === "value" && inline === undefined && takesWord(argv[i + 1])) i++
       continue
     }
     const { known, negated } = find(names, shown, command)
@@ -96,7 +99,7 @@ function knownNames(command: Command): Map<string, Known> {
   const names = new Map<string, Known>()
   const add = (name: string, known: Known): void => {
     names.set(`--${name}`, known)
-    for (const alias of known.flag.aliases ?? []) names.set(`--${alias}`, known)
+    for (const alias of known.flag.aliases ?? []) names.set(dashed(alias), known)
     if (known.flag.short !== undefined) names.set(`-${known.flag.short}`, known)
   }
   for (const option of engineOptions(command))
@@ -106,15 +109,22 @@ function knownNames(command: Command): Map<string, Known> {
   return names
 }
 
+/** An alias as it is written. */
+export function dashed(alias: string): string {
+  return alias.startsWith("-") ? alias : `--${alias}`
+}
+
 function find(
   names: ReadonlyMap<string, Known>,
   shown: string,
   command: Command,
 ): { known: Known; negated: boolean } {
-  const known = names.get(shown)
-  if (known !== undefined) return { known, negated: false }
-  if (shown.startsWith("--no-")) {
-    const positive = names.get(`--${shown.slice(5)}`)
+  // llama.cpp reads either of _ and -
+  for (const spelled of [shown, shown.replaceAll("_", "-")]) {
+    const known = names.get(spelled)
+    if (known !== undefined) return { known, negated: false }
+    if (!spelled.startsWith("--no-")) continue
+    const positive = names.get(`--${spelled.slice(5)}`)
     if (positive?.flag.type === "boolean") return { known: positive, negated: true }
   }
   const [best] = similar(shown, [...names.keys(), ...negations(names)].filter(isLong(shown)))
@@ -133,13 +143,12 @@ function negations(names: ReadonlyMap<string, Known>): string[] {
     .map(([name]) => `--no-${name.slice(2)}`)
 }
 
-function ignoredReason(command: Command, shown: string): string | undefined {
-  const { ignored } = command
-  if (ignored === undefined || !shown.startsWith("--")) return undefined
-  const name = shown.slice(2)
-  if (Object.hasOwn(ignored, name)) return ignored[name]
-  const positive = name.replace(/^no-/, "")
-  return Object.hasOwn(ignored, positive) ? ignored[positive] : undefined
+function foreignFlag({ foreign = {} }: Command, shown: string): ForeignFlag | undefined {
+  const name = shown.startsWith("--") ? shown.slice(2) : shown
+  const spelled = [name, name.replaceAll("_", "-")]
+  for (const one of [...spelled, ...spelled.map((word) => word.replace(/^-?no-/, ""))])
+    if (Object.hasOwn(foreign, one)) return foreign[one]
+  return undefined
 }
 
 function takesWord(next: string | undefined): boolean {

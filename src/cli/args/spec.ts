@@ -4,7 +4,7 @@ interface FlagBase {
   readonly help: string
   /** One letter, used with one dash. */
   readonly short?: string
-  /** Other names, used with two dashes: KTransformers' own. */
+  /** Other programs' names for it, used with two dashes unless they begin with one. */
   readonly aliases?: readonly string[]
   /** Shown in place of the value. */
   readonly hint?: string
@@ -68,6 +68,14 @@ export interface Invocation<F extends Flags> {
   readonly engine: Partial<Record<keyof EngineConfig, unknown>>
 }
 
+/** A flag of another program, and what it comes to. */
+export interface ForeignFlag {
+  /** Without effect, which a warning says: "value" has a word behind it, "switch" has none; or refused. */
+  readonly kind: "value" | "switch" | "refused"
+  /** Why, or what does that work here. */
+  readonly says: string
+}
+
 /** A command: everything its help, its parsing and its run need. */
 export interface Command<F extends Flags = Flags> {
   readonly name: string
@@ -79,8 +87,8 @@ export interface Command<F extends Flags = Flags> {
   /** Options of the engine that this command takes as flags. */
   readonly engine?: readonly EngineKey[]
   readonly examples: readonly Example[]
-  /** Flags of KTransformers that do nothing here, with the reason; a warning says it. */
-  readonly ignored?: Readonly<Record<string, string>>
+  /** Flags of other programs that are none here: by name, those of one dash with it. */
+  readonly foreign?: Readonly<Record<string, ForeignFlag>>
   readonly subCommands?: Readonly<Record<string, () => Promise<Command>>>
   /** How much is logged without --verbose or --quiet. */
   readonly logLevel?: "info" | "warning"

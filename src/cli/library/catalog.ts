@@ -33,6 +33,8 @@ export interface CatalogOptions {
     readonly name: string | undefined
     /** It was created here. */
     readonly own?: CreatedModel | undefined
+    /** Jinja source in place of its files' own. */
+    readonly template?: string | undefined
   }
   /** Sampling where a request says nothing, for the model at a path. */
   readonly defaultsOf?: (path: string) => SamplingDefaults
@@ -181,7 +183,12 @@ export class Catalog implements ModelLibrary {
       draft: isFirst ? config.draft : undefined,
       memoryBytes: Number.isFinite(memoryBytes) ? Math.max(1, Math.floor(memoryBytes)) : 0,
     })
-    const options = { onProgress: hooks.onProgress, ...(turns === undefined ? {} : { turns }) }
+    const template = isFirst ? first.template : undefined
+    const options = {
+      onProgress: hooks.onProgress,
+      ...(turns === undefined ? {} : { turns }),
+      ...(template === undefined ? {} : { template }),
+    }
     return loadedModel(await openSession(own, undefined, options), own, this.#options.defaultsOf)
   }
 }
