@@ -9,7 +9,7 @@ import { createApp, type ServerApp } from "../server/app.ts"
 import type { ServerEnv } from "../server/context.ts"
 import { KeptDatabase } from "../server/openai/kept-database.ts"
 import { type ServeOptions, startServer } from "../server/serve.ts"
-import { DEFAULT_BODY_LIMIT } from "../server/types.ts"
+import { DEFAULT_BODY_LIMIT, type SamplingDefaults } from "../server/types.ts"
 import { SAMPLING_FLAGS } from "./args/common.ts"
 import { defineCommand } from "./args/spec.ts"
 import { createdModel, resolveNamed } from "./created-model.ts"
@@ -73,6 +73,13 @@ SIGTERM and Ctrl-C let running answers finish for --grace seconds, a second one 
       min: -1,
       aliases: ["max_new_tokens", "predict", "n-predict"],
       help: "longest answer where a request says nothing; -1 = up to the end of the context",
+    },
+    seed: {
+      type: "integer",
+      short: "s",
+      min: -1,
+      max: 4_294_967_295,
+      help: "of requests that give none: the same seed and request draw the same; -1 = each draws anew",
     },
     "force-think": {
       type: "boolean",
@@ -218,6 +225,10 @@ SIGTERM and Ctrl-C let running answers finish for --grace seconds, a second one 
     modelsOptions(ofModels, config)
     const asked = flags["max-new-tokens"] ?? (fromFile["max-new-tokens"] as number | undefined)
     const maxTokens = asked !== undefined && asked > 0 ? asked : undefined
+    const sampling = (path?: string): SamplingDefaults => ({
+      ...samplingFrom(flags, maxTokens, path),
+      ...(flags.seed === undefined ? {} : { seed: flags.seed }),
+    })
     const template = templateOf(flags["chat-template"])
     const templateVars = templateVarsOf(flags["chat-template-kwargs"], flags.reasoning)
     const forceThink = flags["force-think"] || fromFile["force-think"] === true
@@ -229,7 +240,7 @@ SIGTERM and Ctrl-C let running answers finish for --grace seconds, a second one 
       ofModels,
       config,
       hasFirst ? { path: config.model, name, own, template } : undefined,
-      (path) => samplingFrom(flags, maxTokens, path),
+      sampling,
     )
     let app: ServerApp | undefined
     try {
@@ -242,7 +253,7 @@ SIGTERM and Ctrl-C let running answers finish for --grace seconds, a second one 
           bodyLimit: flags["max-body"],
           requestTimeoutMs: flags["request-timeout"] * 1000,
           corsOrigins: flags["cors-origin"].flatMap((origins) => origins.split(",")),
-          defaults: samplingFrom(flags, maxTokens),
+          defaults: sampling(),
           forceThink,
           slotFolder:
             flags["slot-save-path"] === undefined ? undefined : resolve(flags["slot-save-path"]),

@@ -187,7 +187,11 @@ export class EngineCore {
         throw new KtError("the scheduler found nothing to compute although sequences wait")
       return events
     }
-    for (const seq of batch.seqs) seq.startedAt ??= start
+    for (const seq of batch.seqs) {
+      if (seq.startedAt !== undefined) continue
+      seq.startedAt = start
+      if (seq.params.tellsProgress === true) events.push(progressOf(seq, start))
+    }
     const isDecode = batch.seqs.every(({ numGenerated }) => numGenerated > 0)
     const phase = isDecode ? this.#decode : this.#prefill
     phase.add(batch.seqs)
@@ -259,8 +263,10 @@ export class EngineCore {
     }
     this.#scheduler.commit(batch)
     for (let i = 0; i < seqs.length; i++) {
-      if (!wanted[i]) continue
       const seq = seqs[i] as Sequence
+      if (seq.params.tellsProgress === true && seq.numGenerated === 0)
+        events.push(progressOf(seq, ended))
+      if (!wanted[i]) continue
       if (seq.pooler !== undefined) {
         events.push(this.#finishPooled(seq, seq.pooler, ended))
         continue
@@ -327,4 +333,10 @@ export class EngineCore {
     if (seq.numGenerated >= params.maxTokens) return "length"
     return seq.length >= this.#scheduler.maxLength ? "length" : undefined
   }
+}
+
+function progressOf(seq: Sequence, now: number): TokenEvent {
+  const { id, promptLength: total, numCached: cached, numComputed, startedAt = now } = seq
+  const processed = Math.max(cached, Math.min(total, numComputed))
+  return { id, token: -1, progress: { total, cached, processed, ms: now - startedAt } }
 }

@@ -1,7 +1,12 @@
 import { RequestError } from "../errors.ts"
 import { reasoningAtEnd, THINK_TAGS } from "../tokenizer/chat-formats.ts"
 import type { ChatFormat, ReasoningFormat, ToolCallFormat } from "../tokenizer/chat-formats.ts"
-import type { EngineClient, GenerateParams, ThinkingParams } from "../worker/protocol.ts"
+import type {
+  EngineClient,
+  GenerateParams,
+  PromptProgress,
+  ThinkingParams,
+} from "../worker/protocol.ts"
 import {
   type GenerationOptions,
   type RequestContext,
@@ -14,6 +19,7 @@ import {
   type ChoiceUsage,
   fitTokens,
   type Generation,
+  type SoFar,
   type TokenLogprob,
 } from "./generate.ts"
 import { randomId } from "./ids.ts"
@@ -309,7 +315,7 @@ export async function startAnswer(
   const free = generateParams(sampling, maxTokens, config.defaults, tokenizer)
   const params = constrain(free, prompt)
   // the prompt is the same for all
-  const { promptLogprobs: _, ...others } = params
+  const { promptLogprobs: _, tellsProgress: __, ...others } = params
   const sequences = Array.from({ length: count }, (_, i) => ({
     ids,
     params: forChoice(i === 0 ? params : others, i),
@@ -355,8 +361,11 @@ export type ChatEvent =
       readonly logprobs: readonly TokenLogprob[]
       /** Where asked for, with the first choice's first event: of the prompt's tokens from the second on. */
       readonly prompt?: readonly TokenLogprob[] | undefined
+      /** Where asked for, how far the prompt is computed. */
+      readonly progress?: PromptProgress | undefined
       /** Tokens of the choice so far; undefined where the text ends. */
       readonly completionTokens: number | undefined
+      readonly sofar?: SoFar | undefined
     }
   | {
       readonly type: "end"
@@ -366,6 +375,14 @@ export type ChatEvent =
       readonly usage: ChoiceUsage
       readonly timings: ChoiceTimings
     }
+
+/** What an event without a text has of one. */
+const NONE = {
+  prompt: undefined,
+  progress: undefined,
+  sofar: undefined,
+  completionTokens: undefined,
+}
 
 /** A generation's text as parts of answers. */
 async function* chatEvents(
@@ -384,18 +401,26 @@ async function* chatEvents(
     const held = pending[choice]
     if (parser === undefined || held === undefined) throw new RangeError(`choice ${choice}`)
     if (event.type === "text") held.push(...event.logprobs)
-    const given = event.type === "text" ? event.prompt : undefined
+    const {
+      prompt: given,
+      progress,
+      sofar,
+      completionTokens,
+    } = event.type === "text" ? event : NONE
     let parts = event.type === "text" ? parser.push(event.text) : parser.flush()
     if (oneCall) parts = parts.filter((part) => !("index" in part) || part.index === 0)
     if (parts.some(({ type }) => type === "call")) hasCalls[choice] = true
-    if (parts.length > 0 || given !== undefined || (event.type === "end" && held.length > 0))
+    const isTold = parts.length > 0 || given !== undefined || progress !== undefined
+    if (isTold || (event.type === "end" && held.length > 0))
       yield {
         type: "parts",
         choice,
         parts,
         logprobs: held.splice(0),
         prompt: given,
-        completionTokens: event.type === "text" ? event.completionTokens : undefined,
+        progress,
+        completionTokens,
+        sofar,
       }
     if (event.type === "text") continue
     const calls = hasCalls[choice] === true && event.finishReason === "stop"

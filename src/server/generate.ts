@@ -1,5 +1,10 @@
 import { ConfigError, EngineError, KtError, RequestError } from "../errors.ts"
-import type { EngineClient, GenerateParams, TokenEvent } from "../worker/protocol.ts"
+import type {
+  EngineClient,
+  GenerateParams,
+  PromptProgress,
+  TokenEvent,
+} from "../worker/protocol.ts"
 import type { Admission, Ticket } from "./admission.ts"
 import { merge } from "./merge.ts"
 import type { ModelMetrics } from "./metrics.ts"
@@ -54,6 +59,12 @@ export interface ChoiceTimings {
   readonly draft?: { readonly drafted: number; readonly accepted: number } | undefined
 }
 
+/** A choice that goes on. */
+export interface SoFar {
+  readonly usage: ChoiceUsage
+  readonly timings: ChoiceTimings
+}
+
 export type GenerationEvent =
   | {
       readonly type: "text"
@@ -66,6 +77,9 @@ export type GenerationEvent =
       readonly completionTokens: number
       /** Where asked for, with the first event, whose text may be empty: of the prompt's tokens from the second on. */
       readonly prompt?: readonly TokenLogprob[]
+      /** Where asked for, with events before the first that has a text. */
+      readonly progress?: PromptProgress
+      readonly sofar: SoFar
     }
   | {
       readonly type: "end"
@@ -219,8 +233,40 @@ async function* runChoice(
   let completionTokens = 0
   let finishReason: "stop" | "length" | undefined
   let draft: ChoiceTimings["draft"]
+  let progress: PromptProgress | undefined
 
-  for await (const events of deps.client.generate(ids, params, signal)) {
+  const sofar = (): SoFar => ({
+    usage: {
+      promptTokens: progress?.processed ?? ids.length,
+      cachedTokens: first?.cachedTokens ?? progress?.cached ?? 0,
+      completionTokens,
+    },
+    timings: {
+      queueMs: first?.queueMs ?? 0,
+      prefillMs: first?.prefillMs ?? progress?.ms ?? firstMs - request.arrivedMs,
+      ttftMs: completionTokens === 0 ? 0 : firstMs - request.arrivedMs,
+      decodeMs: completionTokens === 0 ? 0 : lastMs - firstMs,
+      draft,
+    },
+  })
+
+  for await (const all of deps.client.generate(ids, params, signal)) {
+    const events = params.tellsProgress === true ? all.filter(isToken) : all
+    for (const event of all) {
+      if (event.progress === undefined) continue
+      progress = event.progress
+      yield {
+        type: "text",
+        choice,
+        text: "",
+        logprobs: [],
+        progress,
+        completionTokens,
+        sofar: sofar(),
+      }
+    }
+    if (events.length === 0) continue
+    progress = undefined
     const beforeMs = lastMs
     lastMs = performance.now()
     if (beforeMs > 0) deps.metrics.tokens(events.length, (lastMs - beforeMs) / 1000)
@@ -231,7 +277,15 @@ async function* runChoice(
       ...one,
     }))
     if (prompt !== undefined)
-      yield { type: "text", choice, text: "", logprobs: [], prompt, completionTokens }
+      yield {
+        type: "text",
+        choice,
+        text: "",
+        logprobs: [],
+        prompt,
+        completionTokens,
+        sofar: sofar(),
+      }
     for (const event of events) {
       if (event.finish === "error") throw engineError(event)
       if (event.finish === "abort") throw signal.reason ?? engineStopped()
@@ -251,7 +305,8 @@ async function* runChoice(
       if (delta.logprobs.length > 0) logprobs = [...logprobs, ...delta.logprobs]
       if (text.stopString !== undefined) break
     }
-    if (piece !== "") yield { type: "text", choice, text: piece, logprobs, completionTokens }
+    if (piece !== "")
+      yield { type: "text", choice, text: piece, logprobs, completionTokens, sofar: sofar() }
     if (text.stopString !== undefined) {
       finishReason = "stop"
       break
@@ -265,37 +320,31 @@ async function* runChoice(
   }
   const rest = text.flush()
   if (rest.text !== "" || rest.logprobs.length > 0)
-    yield { type: "text", choice, ...rest, completionTokens }
-  const decodeMs = lastMs - firstMs
+    yield { type: "text", choice, ...rest, completionTokens, sofar: sofar() }
   // A stop string may come to light only with the last characters.
   const reason = text.stopString === undefined ? finishReason : "stop"
-  const timings: ChoiceTimings = {
-    queueMs: first?.queueMs ?? 0,
-    prefillMs: first?.prefillMs ?? firstMs - request.arrivedMs,
-    ttftMs: firstMs - request.arrivedMs,
-    decodeMs,
-    draft,
-  }
+  const { usage, timings } = sofar()
   deps.metrics.finished({
     reason,
+    promptTokens: ids.length,
     generatedTokens: completionTokens,
     seconds: (lastMs - request.arrivedMs) / 1000,
     queueSeconds: timings.queueMs / 1000,
     prefillSeconds: timings.prefillMs / 1000,
-    decodeSeconds: decodeMs / 1000,
+    decodeSeconds: timings.decodeMs / 1000,
   })
   yield {
     type: "end",
     choice,
     finishReason: reason,
     stopString: text.stopString,
-    usage: {
-      promptTokens: ids.length,
-      cachedTokens: first?.cachedTokens ?? 0,
-      completionTokens,
-    },
+    usage,
     timings,
   }
+}
+
+function isToken({ progress }: TokenEvent): boolean {
+  return progress === undefined
 }
 
 function engineError({ error = "the engine failed", isRefused }: TokenEvent): RequestError {

@@ -2,6 +2,7 @@ import { Counter, Gauge, Histogram, Registry } from "prom-client"
 
 import type { EngineStats, TokenEvent } from "../worker/protocol.ts"
 import type { Workload } from "./admission.ts"
+import { LlamaMetrics } from "./llamacpp/metrics.ts"
 
 /** Seconds; from a small model on an idle machine to a long prompt on a slow one. */
 const TTFT_BUCKETS = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120]
@@ -102,6 +103,7 @@ export interface ModelMetrics {
 
 export interface FinishedSequence {
   readonly reason: "stop" | "length"
+  readonly promptTokens: number
   readonly generatedTokens: number
   /** From its arrival to its last token. */
   readonly seconds: number
@@ -124,6 +126,7 @@ export class ServerMetrics {
   readonly #success: Counter<"model_name" | "finished_reason">
   readonly #lengths: Readonly<Record<"prompt" | "generation", Histogram<"model_name">>>
   readonly #loads: Counter<"model_name" | "outcome">
+  readonly #llama: LlamaMetrics
   readonly #engineUp: Gauge<"model_name">
   readonly #engine: readonly (readonly [Levels[2], Counter<"model_name"> | Gauge<"model_name">])[]
 
@@ -221,6 +224,7 @@ export class ServerMetrics {
       ),
       ...ENGINE_COUNTERS.map(([name, help, value]) => [value, counter(name, help)] as const),
     ]
+    this.#llama = new LlamaMetrics(registry)
     this.#loads = new Counter({
       name: "kt_model_loads_total",
       help: "models loaded, and loads that failed",
@@ -247,6 +251,7 @@ export class ServerMetrics {
       },
       finished: (done) => {
         const { generatedTokens, decodeSeconds } = done
+        this.#llama.finished(done.promptTokens + generatedTokens)
         this.#success.inc({ ...labels, finished_reason: done.reason })
         this.#lengths.generation.observe(labels, generatedTokens)
         this.#seconds.e2e.observe(labels, done.seconds)
@@ -267,6 +272,8 @@ export class ServerMetrics {
     this.#engineUp.reset()
     if (![...all.values()].includes(undefined))
       for (const [, metric] of this.#engine) metric.reset()
+    const known = [...all.values()].filter((stats) => stats !== "failed")
+    if (!known.includes(undefined)) this.#llama.set(known.filter((stats) => stats !== undefined))
     for (const [name, stats] of all) {
       const labels = { model_name: name }
       this.#engineUp.set(labels, stats === "failed" ? 0 : 1)

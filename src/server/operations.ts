@@ -72,7 +72,11 @@ export function addOperations(app: App, root: ServerRoot): void {
     )
     root.metrics.engines(new Map(stats))
     const { registry } = root.metrics
-    return c.body(await registry.metrics(), 200, { "content-type": registry.contentType })
+    return c.body(await registry.metrics(), 200, {
+      "content-type": registry.contentType,
+      // llama.cpp's
+      "process-start-time-unix": String(Math.round(performance.timeOrigin / 1000)),
+    })
   })
 
   app.openAPIRegistry.registerComponent("securitySchemes", "key", {

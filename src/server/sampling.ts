@@ -25,6 +25,7 @@ export interface SamplingRequest {
   readonly ignoreEos?: boolean | null | undefined
   readonly logprobs?: number | undefined
   readonly promptLogprobs?: number | undefined
+  readonly tellsProgress?: boolean | undefined
 }
 
 type ExtraRequest = Partial<
@@ -108,6 +109,7 @@ export function generateParams(
     maxTokens,
     stopTokens: [...new Set([...tokenizer.eogIds, ...stopTokens])],
   }
+  const seed = request.seed ?? defaults.seed ?? -1
   const bias = Object.entries(request.logitBias ?? {})
   return {
     ...params,
@@ -120,9 +122,8 @@ export function generateParams(
     ...(request.ignoreEos === true ? { ignoreEos: true } : {}),
     ...(request.logprobs === undefined ? {} : { logprobs: request.logprobs }),
     ...(request.promptLogprobs === undefined ? {} : { promptLogprobs: request.promptLogprobs }),
-    ...(typeof request.seed === "number" && request.seed !== -1
-      ? { seed: uint32(request.seed) }
-      : {}),
+    ...(request.tellsProgress === true ? { tellsProgress: true } : {}),
+    ...(seed === -1 ? {} : { seed: uint32(seed) }),
   }
 }
 

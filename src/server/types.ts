@@ -102,6 +102,8 @@ export interface SamplingDefaults extends Omit<ExtraSampling, "dryBreakers"> {
   readonly frequencyPenalty: number
   /** Undefined: up to the end of the context. */
   readonly maxTokens?: number
+  /** Undefined and -1: each answer is drawn anew. */
+  readonly seed?: number
 }
 
 export const DEFAULT_SAMPLING: SamplingDefaults = {

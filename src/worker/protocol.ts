@@ -85,6 +85,8 @@ export interface GenerateParams extends SamplingParams {
   readonly logprobs?: number
   /** The same of the prompt's tokens, which come with the first event; such prompts are computed whole. */
   readonly promptLogprobs?: number
+  /** Steps that compute a part of the prompt are told of too. */
+  readonly tellsProgress?: boolean
   /** What the output must match: xgrammar's structural tag as JSON text. */
   readonly grammar?: string
   /** The beginning of what must match, where the prompt ends with it. */
@@ -172,6 +174,8 @@ export interface TokenEvent {
   /** On the last event of a sequence that had any: tokens guessed by speculative decoding, and those that were right. */
   readonly drafted?: number
   readonly accepted?: number
+  /** Where asked for, in place of a token (-1): before a prompt's first step and after each. */
+  readonly progress?: PromptProgress
   /** On the first event of a sequence. */
   readonly first?: {
     readonly promptTokens: number
@@ -180,6 +184,17 @@ export interface TokenEvent {
     readonly queueMs: number
     readonly prefillMs: number
   }
+}
+
+/** How far a prompt is computed. */
+export interface PromptProgress {
+  readonly total: number
+  /** Taken from the prefix cache. */
+  readonly cached: number
+  /** Known now, what the cache had included. */
+  readonly processed: number
+  /** Since its first step began. */
+  readonly ms: number
 }
 
 /** What the engine loaded. */

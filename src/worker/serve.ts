@@ -235,9 +235,9 @@ export function serveEngine(port: MessagePort, create: EngineFactory): void {
   port.on("message", receive)
 }
 
-/** What a client waits for: the first token and the end. */
-function isUrgent(event: TokenEvent): boolean {
-  return event.first !== undefined || event.finish !== undefined
+/** What a client waits for: the first token, what comes before it, and the end. */
+function isUrgent({ first, finish, progress }: TokenEvent): boolean {
+  return first !== undefined || finish !== undefined || progress !== undefined
 }
 
 function failure(error: unknown): Omit<TokenEvent, "id" | "token"> {

@@ -1,6 +1,6 @@
 import { describe, expect, test } from "bun:test"
 
-import { at, json, list, sseItems, testServer } from "../server/fakes.ts"
+import { at, type Json, json, list, sseItems, testServer } from "../server/fakes.ts"
 
 /** Requests as the page that llama.cpp serves sends them. */
 describe("llama.cpp's web page", () => {
@@ -47,6 +47,46 @@ describe("llama.cpp's web page", () => {
     expect(at(items.at(-1), "timings", "predicted_n")).toBe(6)
     expect(client.calls[0]?.params.typicalP).toBe(0.9)
     expect(client.prompt()).toContain("hi")
+    const total = client.prompt().length + 1
+    const progress = items.flatMap((item) => at(item, "prompt_progress") ?? [])
+    expect(progress).toEqual(
+      [0, total - 1, total].map((processed) => ({
+        total,
+        cache: 0,
+        processed,
+        time_ms: processed,
+      })),
+    )
+    const counts = items.flatMap((item) => at(item, "timings", "predicted_n") ?? [])
+    expect(counts.slice(0, 3)).toEqual([0, 0, 0])
+    expect(counts).toEqual(counts.toSorted((a, b) => Number(a) - Number(b)))
+  })
+
+  test("progress and timings of texts, and what the model was given", async () => {
+    const { post, client } = testServer({ answer: "Hello", delayMs: 1 })
+    for (const [path, body, textOf] of [
+      ["/completion", { n_predict: 20 }, (item: Json) => at(item, "content")],
+      ["/v1/completions", { max_tokens: 20 }, (item: Json) => at(item, "choices", 0, "text")],
+    ] as const) {
+      const asked = { prompt: "hi", stream: true, return_progress: true, timings_per_token: true }
+      const { items } = sseItems(await (await post(path, { ...asked, ...body })).text())
+      expect(items.map((item) => textOf(item) ?? "").join("")).toBe("Hello")
+      const parts = items.map((item) => at(item, "prompt_progress", "processed"))
+      expect(parts.slice(0, 3)).toEqual([0, 2, 3])
+      expect(at(items[0], "timings", "prompt_n")).toBe(0)
+      expect(at(items[4], "timings", "predicted_n")).toBeGreaterThan(0)
+      expect(parts.slice(3).filter((one) => one !== undefined)).toEqual([])
+      // a whole answer has no place for it
+      await post(path, { ...asked, ...body, stream: false })
+      expect(client.calls.at(-1)?.params.tellsProgress).toBeUndefined()
+      const refusal = await post(path, { prompt: "hi", post_sampling_probs: true })
+      expect(refusal.status).toBe(400)
+    }
+    const messages = [{ role: "user", content: "hi" }]
+    const told = await json(post("/v1/chat/completions", { messages, verbose: true }))
+    expect(at(told, "__verbose", "prompt")).toContain("hi")
+    const untold = await json(post("/v1/chat/completions", { messages, verbose: false }))
+    expect(at(untold, "__verbose")).toBeUndefined()
   })
 
   test("what it reads of the server", async () => {

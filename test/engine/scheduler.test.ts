@@ -324,6 +324,34 @@ describe("reuse where layers keep states", () => {
 })
 
 describe("order and fairness", () => {
+  test("a prompt's progress is told where it is asked for, before it and after each of its steps", () => {
+    const { core } = fakeEngine({
+      pages: 16,
+      pageSize: 4,
+      maxBatchSize: 2,
+      maxBatchTokens: 8,
+      contextLength: 64,
+      prefixCache: true,
+    })
+    const prompt = Int32Array.from({ length: 20 }, (_, i) => i % 7)
+    const progress = (tellsProgress: boolean, id: number): unknown[] => {
+      core.add(id, prompt, { ...GREEDY, maxTokens: 2, tellsProgress })
+      const told: unknown[] = []
+      while (core.hasWork)
+        for (const event of core.step())
+          if (event.progress !== undefined) {
+            const { ms, ...rest } = event.progress
+            expect(ms).toBeGreaterThanOrEqual(0)
+            told.push(rest)
+          }
+      return told
+    }
+    const at = (cached: number, processed: number): object => ({ total: 20, cached, processed })
+    expect(progress(true, 1)).toEqual([at(0, 0), at(0, 8), at(0, 16), at(0, 20)])
+    expect(progress(true, 2)).toEqual([at(16, 16), at(16, 20)])
+    expect(progress(false, 3)).toEqual([])
+  })
+
   test("prompts do not keep running sequences from their token", () => {
     const { core } = fakeEngine({ ...ROOMY, maxBatchTokens: 4 })
     core.add(1, ids(3), { ...GREEDY, maxTokens: 40 })

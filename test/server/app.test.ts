@@ -323,6 +323,16 @@ describe("operations", () => {
     expect(lines).toContain('vllm:prefix_cache_hits_total{model_name="fake"} 4')
     expect(lines).toContain('vllm:generation_tokens_total{model_name="fake"} 7')
     expect(lines).toContain('vllm:kv_cache_usage_perc{model_name="fake"} 0.0625')
+    // under llama.cpp's names, which have no models
+    for (const line of [
+      "llamacpp:prompt_tokens_total 7",
+      "llamacpp:prompt_tokens_cached_total 4",
+      "llamacpp:tokens_predicted_total 7",
+      "llamacpp:predicted_tokens_seconds 14",
+      "llamacpp:n_tokens_max 33",
+      "llamacpp:requests_processing 0",
+    ])
+      expect(lines).toContain(line)
     // as the server sees them
     const stopped = 'vllm:request_success_total{model_name="fake",finished_reason="stop"} 1'
     expect(lines).toContain(stopped)

@@ -183,6 +183,11 @@ export class FakeClient implements EngineClient {
     const batch: TokenEvent[] = []
     const tokens = this.#tokens(number)
     try {
+      if (params.tellsProgress === true)
+        for (const processed of [cachedTokens, ids.length - 1, ids.length]) {
+          const progress = { total: ids.length, cached: cachedTokens, processed, ms: processed }
+          yield [{ id: number, token: -1, progress }]
+        }
       for (let i = 0; ; i++) {
         if (delayMs > 0) await Bun.sleep(delayMs)
         else if (i % 16 === 15) await Bun.sleep(0)

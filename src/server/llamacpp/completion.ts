@@ -15,7 +15,7 @@ import {
 } from "../context.ts"
 import { fitTokens, type Generation, type GenerationEvent, type TokenLogprob } from "../generate.ts"
 import { infillPrompt } from "../infill.ts"
-import { chatLogprobs, timingsOf } from "../openai/format.ts"
+import { chatLogprobs, promptProgress, timingsOf } from "../openai/format.ts"
 import { errorSchema } from "../openai/schema.ts"
 import { readBody } from "../request.ts"
 import { extraSampling, generateParams, samplingFields } from "../sampling.ts"
@@ -124,6 +124,7 @@ async function complete(
     seed: body.seed,
     ignoreEos: body.ignore_eos,
     logitBias: biasOf(body.logit_bias, tokenizer),
+    tellsProgress: body.stream === true && body.return_progress === true,
     logprobs: (body.n_probs ?? 0) > 0 ? (body.n_probs ?? 0) : undefined,
     extra: extraSampling(body),
   }
@@ -252,11 +253,23 @@ async function* pieces(answer: Answer): AsyncGenerator<{ data: unknown }> {
       }
       yield { data: chosen(body, last) }
     } else {
-      const { text, logprobs, completionTokens } = event
+      const { text, logprobs, completionTokens, progress, sofar } = event
       hasNewLine[choice] ||= text.includes("\n")
       const tokens = generated.slice(sent[choice], completionTokens)
       sent[choice] = completionTokens
-      const piece = { index: choice, content: text, tokens, stop: false, id_slot: slot.id }
+      const piece = {
+        index: choice,
+        content: text,
+        tokens,
+        stop: false,
+        id_slot: slot.id,
+        tokens_predicted: completionTokens,
+        tokens_evaluated: sofar.usage.promptTokens,
+        ...(body.timings_per_token === true
+          ? { timings: timingsOf([{ prompt: 0, ...sofar }]) }
+          : {}),
+        ...(progress === undefined ? {} : { prompt_progress: promptProgress(progress) }),
+      }
       yield { data: { ...piece, ...probabilities(answer, logprobs) } }
     }
   }
@@ -330,9 +343,6 @@ function ending(answer: Answer, event: Ended, hasNewLine: boolean): Record<strin
   const part = partOf(answer, event.choice)
   const { usage, timings, finishReason, stopString } = event
   const type = finishReason === "length" ? "limit" : stopString === undefined ? "eos" : "word"
-  const { predicted_per_second, prompt_per_second, ...times } = timingsOf([
-    { prompt: 0, usage, timings },
-  ])
   return {
     index: event.choice,
     stop: true,
@@ -347,6 +357,6 @@ function ending(answer: Answer, event: Ended, hasNewLine: boolean): Record<strin
     generation_settings: settingsOf(answer, part),
     has_new_line: hasNewLine,
     truncated: false,
-    timings: { ...times, prompt_per_second, predicted_per_second },
+    timings: timingsOf([{ prompt: 0, usage, timings }]),
   }
 }

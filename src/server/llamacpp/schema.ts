@@ -102,6 +102,18 @@ export const completionRequestSchema = z
       .max(64)
       .nullish()
       .openapi({ description: "Only these fields of the answer; a/b is a part of one" }),
+    timings_per_token: z
+      .boolean()
+      .nullish()
+      .openapi({ description: "Pieces of a stream tell the timings so far" }),
+    return_progress: z
+      .boolean()
+      .nullish()
+      .openapi({ description: "A stream tells how far its prompt is computed" }),
+    post_sampling_probs: refused(
+      "probabilities are the model's own, before samplers",
+      (v) => v === false,
+    ),
     cache_prompt: accepted("prefix reuse is the server's setting"),
     id_slot: z
       .int()

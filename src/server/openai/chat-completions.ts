@@ -25,7 +25,14 @@ import { stopStrings } from "../schema.ts"
 import { sseResponse } from "../stream.ts"
 import type { AnswerPart } from "../tools/answer.ts"
 import { completionId, contentFormat, envelope, samplingOf } from "./common.ts"
-import { chatLogprobs, type FinishedChoice, promptLogprobs, timingsOf, usageOf } from "./format.ts"
+import {
+  chatLogprobs,
+  type FinishedChoice,
+  promptLogprobs,
+  promptProgress,
+  timingsOf,
+  usageOf,
+} from "./format.ts"
 import { templateMessage } from "./messages.ts"
 import {
   type ChatRequest,
@@ -85,6 +92,11 @@ export function addChatCompletions(app: App, root: ServerRoot): void {
       wantLogprobs: logprobs !== undefined,
       includeUsage: body.stream_options?.include_usage === true,
       tellsUsage: body.stream_options?.continuous_usage_stats === true,
+      tellsTimings: body.timings_per_token === true,
+      verbose:
+        body.verbose === true
+          ? { prompt: prompt.text, tokens_evaluated: prompt.ids.length }
+          : undefined,
     }
     if (body.stream !== true) return c.json(await whole(answer))
     return sseResponse(
@@ -126,6 +138,10 @@ interface Answer {
   readonly includeUsage: boolean
   /** Chunks tell the tokens so far. */
   readonly tellsUsage: boolean
+  /** Chunks tell the timings so far. */
+  readonly tellsTimings: boolean
+  /** What the model was given, as llama.cpp tells it. */
+  readonly verbose: object | undefined
 }
 
 /** RequestError 400 where an answer is to be continued and begun anew. */
@@ -200,7 +216,12 @@ async function whole(answer: Answer): Promise<unknown> {
     ...(prompt === undefined ? {} : { prompt_logprobs: promptLogprobs(context.tokenizer, prompt) }),
     usage: usageOf(finished),
     timings: timingsOf(finished),
+    ...verboseOf(answer),
   }
+}
+
+function verboseOf({ verbose }: Answer): object {
+  return verbose === undefined ? {} : { __verbose: verbose }
 }
 
 function messageOf({ content, reasoning, calls }: ChatMessage, prompt: ChatPrompt): unknown {
@@ -277,7 +298,15 @@ async function* chunks(answer: Answer): AsyncGenerator<unknown> {
   for await (const event of answer.events) {
     if (event.type === "parts") {
       written[event.choice] = event.completionTokens ?? written[event.choice] ?? 0
-      const sofar = answer.tellsUsage ? { usage: usageSoFar(answer.prompt, written) } : {}
+      const sofar = {
+        ...(answer.tellsUsage ? { usage: usageSoFar(answer.prompt, written) } : {}),
+        ...(answer.tellsTimings && event.sofar !== undefined
+          ? { timings: timingsOf([{ prompt: 0, ...event.sofar }]) }
+          : {}),
+        ...(event.progress === undefined
+          ? {}
+          : { prompt_progress: promptProgress(event.progress) }),
+      }
       const logprobs = wantLogprobs ? chatLogprobs(context.tokenizer, event.logprobs) : null
       const deltas =
         event.parts.length > 0 ? event.parts.map((part) => deltaOf(part, answer.prompt)) : [{}]
@@ -286,7 +315,11 @@ async function* chunks(answer: Answer): AsyncGenerator<unknown> {
     } else {
       const choice = { prompt: 0, usage: event.usage, timings: event.timings }
       finished.push(choice)
-      yield { ...chunk(event.choice, {}, event.finishReason, null), timings: timingsOf([choice]) }
+      yield {
+        ...chunk(event.choice, {}, event.finishReason, null),
+        timings: timingsOf([choice]),
+        ...verboseOf(answer),
+      }
     }
   }
   if (answer.includeUsage) {

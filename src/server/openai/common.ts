@@ -46,6 +46,7 @@ export function samplingOf(
     seed: body.seed,
     stopTokens: body.stop_token_ids,
     ignoreEos: body.ignore_eos,
+    tellsProgress: body.stream === true && body.return_progress === true,
     logprobs,
     extra: extraSampling(body),
   }

@@ -34,6 +34,7 @@ import { completionId, contentFormat, envelope, samplingOf } from "./common.ts"
 import {
   type FinishedChoice,
   promptLogprobs,
+  promptProgress,
   promptTextLogprobs,
   type TextLogprobs,
   textLogprobs,
@@ -94,6 +95,8 @@ interface Answer {
   readonly echo: boolean
   readonly topCount: number | undefined
   readonly includeUsage: boolean
+  /** Chunks tell the timings so far. */
+  readonly tellsTimings: boolean
 }
 
 async function start(
@@ -166,6 +169,7 @@ async function start(
     echo,
     topCount,
     includeUsage,
+    tellsTimings: body.timings_per_token === true,
   }
 }
 
@@ -343,6 +347,15 @@ async function* chunks(answer: Answer): AsyncGenerator<unknown> {
   const finished: FinishedChoice[] = []
   for await (const event of answer.generation) {
     if (event.type === "text") {
+      const prompt = promptOf(answer, event.choice)
+      const timings = answer.tellsTimings
+        ? { timings: timingsOf([{ prompt, ...event.sofar }]) }
+        : {}
+      if (event.progress !== undefined) {
+        const prompt_progress = promptProgress(event.progress)
+        yield { ...chunk(event.choice, "", null, null), ...timings, prompt_progress }
+        continue
+      }
       if (event.prompt !== undefined) {
         const echo = echoLogprobs(answer, event.choice, event.prompt) ?? null
         const text = echoed(answer, event.choice)
@@ -357,7 +370,7 @@ async function* chunks(answer: Answer): AsyncGenerator<unknown> {
         topCount === undefined
           ? null
           : textLogprobs(context.tokenizer, event.logprobs, topCount, offset)
-      yield chunk(event.choice, event.text, null, logprobs)
+      yield { ...chunk(event.choice, event.text, null, logprobs), ...timings }
     } else {
       const { timings } = event
       const reason = answer.promptOnly ? "length" : event.finishReason

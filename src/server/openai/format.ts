@@ -1,3 +1,4 @@
+import type { PromptProgress } from "../../worker/protocol.ts"
 import type { ChoiceTimings, ChoiceUsage, TokenLogprob } from "../generate.ts"
 import type { ServerTokenizer } from "../types.ts"
 
@@ -15,11 +16,13 @@ export interface Timings {
   /** Prompt tokens computed. */
   readonly prompt_n: number
   readonly prompt_ms: number
+  readonly prompt_per_token_ms: number
   readonly prompt_per_second: number
   readonly predicted_n: number
   /** From the first token to the last. */
   readonly predicted_ms: number
-  /** Tokens after the first, per second. */
+  /** Of the tokens after the first. */
+  readonly predicted_per_token_ms: number
   readonly predicted_per_second: number
   readonly queue_ms: number
   readonly ttft_ms: number
@@ -58,6 +61,11 @@ export function usageOf(choices: readonly FinishedChoice[]): Usage {
   }
 }
 
+/** llama.cpp's form. */
+export function promptProgress({ total, cached, processed, ms }: PromptProgress): object {
+  return { total, cache: cached, processed, time_ms: ms }
+}
+
 /** Over all choices: they run side by side, so times are the longest, tokens the sum. */
 export function timingsOf(choices: readonly FinishedChoice[]): Timings {
   const { prompt_tokens, completion_tokens, prompt_tokens_details } = usageOf(choices)
@@ -77,9 +85,11 @@ export function timingsOf(choices: readonly FinishedChoice[]): Timings {
     cache_n: prompt_tokens_details.cached_tokens,
     prompt_n: computed,
     prompt_ms: promptMs,
+    prompt_per_token_ms: computed > 0 ? promptMs / computed : 0,
     prompt_per_second: perSecond(computed, promptMs),
     predicted_n: completion_tokens,
     predicted_ms: predictedMs,
+    predicted_per_token_ms: afterFirst > 0 ? predictedMs / afterFirst : 0,
     predicted_per_second: perSecond(afterFirst, predictedMs),
     queue_ms: longest((t) => t.queueMs),
     ttft_ms: longest((t) => t.ttftMs),

@@ -146,8 +146,15 @@ const common = {
   prompt_cache_retention: accepted("prefixes are kept while memory lasts"),
   cache_prompt: accepted("prefix reuse is the server's setting"),
   service_tier: refused("there is one tier", (v) => v === "auto" || v === "default"),
-  timings_per_token: accepted("timings come with the last chunk"),
-  return_progress: accepted("a prompt's progress is not told"),
+  timings_per_token: z
+    .boolean()
+    .nullish()
+    .openapi({ description: "Extension; chunks of a stream tell the timings so far" }),
+  return_progress: z
+    .boolean()
+    .nullish()
+    .openapi({ description: "Extension; a stream tells how far its prompt is computed" }),
+  post_sampling_probs: refused("probabilities are the model's own, before samplers", isFalse),
   sse_ping_interval: accepted("comments keep streams open as the server is set"),
   backend_sampling: accepted("samplers always run on the native side"),
   typ_p: z.number().min(0).max(1).nullish().openapi({ description: "Another name of typical_p" }),
@@ -208,7 +215,10 @@ export const chatRequestSchema = z
       .min(-1)
       .nullish()
       .openapi({ description: "Extension; llama.cpp's slot, which can be saved then" }),
-    verbose: accepted("what the prompt became, /apply-template shows"),
+    verbose: z
+      .boolean()
+      .nullish()
+      .openapi({ description: "Extension; the answer has what the model was given, in __verbose" }),
     continue_final_message: z
       .boolean()
       .nullish()
@@ -279,9 +289,11 @@ const timings = z
     cache_n: z.int(),
     prompt_n: z.int(),
     prompt_ms: z.number(),
+    prompt_per_token_ms: z.number(),
     prompt_per_second: z.number(),
     predicted_n: z.int(),
     predicted_ms: z.number(),
+    predicted_per_token_ms: z.number(),
     predicted_per_second: z.number(),
     queue_ms: z.number(),
     ttft_ms: z.number(),
