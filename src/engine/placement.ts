@@ -1,6 +1,6 @@
 import { ConfigError } from "../errors.ts"
 import type { InjectionPlan } from "../inject/inject.ts"
-import type { KwargValue } from "../inject/rules.ts"
+import { type KwargValue, ruleLabel } from "../inject/rules.ts"
 import type { AnyModel } from "../models/registry.ts"
 import type { Backend } from "../native/backend.ts"
 import { Deferral } from "../nn/deferral.ts"
@@ -66,9 +66,46 @@ export function placeModules(
     throw new ConfigError(
       `${root.config.model_type} models compute on one device, not on ${[...devices].join(" and ")}`,
     )
+  checkOutDevices(root, plan, byPath, resolve)
   const { threshold, streamed } = streamedExperts(root, plan, byPath, resolve)
   const residents = residentExperts(root, plan, byPath)
   return { devices: [...devices], byPath, streamed, residents, streamThreshold: threshold }
+}
+
+/**
+ * A module's result goes where it is used, so that `out_device` can only say the same.
+ *
+ * @throws ConfigError naming rule, module and both devices where it says another
+ */
+function checkOutDevices(
+  root: AnyModel,
+  { entries }: InjectionPlan,
+  byPath: ReadonlyMap<string, string>,
+  resolve: (device: string) => string,
+): void {
+  for (const [path, module] of namedModules(root)) {
+    const entry = entries.get(path)
+    const asked = entry?.kwargs["out_device"]
+    // rotations are made on every device that asks for them
+    if (entry === undefined || typeof asked !== "string" || module instanceof RotaryEmbedding)
+      continue
+    const user = userOf(path, byPath)
+    const device = byPath.get(user) ?? "cpu"
+    if (resolve(asked) === device) continue
+    throw new ConfigError(
+      `${ruleLabel(entry.rule)}: out_device ${asked}: the result of ${path} is used by ${user || "the sampler"} on ${device}`,
+      { hint: "without out_device results go where they are used" },
+    )
+  }
+}
+
+/** The module that takes a module's result. */
+function userOf(path: string, byPath: ReadonlyMap<string, string>): string {
+  if (path === "model.embed_tokens") return "model.layers.0"
+  const layer = LAYER.exec(path)
+  const next = `model.layers.${Number(layer?.[1]) + 1}`
+  if (layer !== null) return byPath.has(next) ? next : "model.norm"
+  return path.slice(0, Math.max(0, path.lastIndexOf(".")))
 }
 
 /** What `gpu_experts` asks for, of the host's experts in blocks on another device. */

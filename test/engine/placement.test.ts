@@ -183,3 +183,30 @@ test("experts that are put off: recorded steps compute what called ones do", asy
     expect(called.flat().length).toBe(24 * model.prompts.length)
   }
 })
+
+describe("out_device", () => {
+  const model = goldenModels().find(({ name }) => name === "hf/qwen3_moe") as GoldenModel
+  const rulesFor = (ofExperts: string, ofLayer: string): Case => ({
+    name: "",
+    fuse: false,
+    rules: () =>
+      `- { match: { name: "\\\\.experts$" }, replace: { class: KTransformersExperts, kwargs: { generate_device: cpu, out_device: "${ofExperts}" } } }\n` +
+      on("^model\\.layers\\.0$", "cpu:1", `, out_device: "${ofLayer}"`) +
+      on("^(model|lm_head)$", "cpu:1"),
+  })
+
+  test("is where results are used", async () => {
+    using engine = await engineOn(model, rulesFor("cpu:1", "cpu:1"), "", {})
+    const ids = generateAll(engine, model.prompts)
+    expect(ids).toEqual(model.greedy.map((greedy) => [...greedy]))
+  })
+
+  test("anywhere else is an error that names both", () => {
+    expect(engineOn(model, rulesFor("cpu:2", "cpu:1"), "", {})).rejects.toThrow(
+      "rule 1: out_device cpu:2: the result of model.layers.0.mlp.experts is used by model.layers.0.mlp on cpu:1",
+    )
+    expect(engineOn(model, rulesFor("cpu:1", "cpu"), "", {})).rejects.toThrow(
+      "rule 2: out_device cpu: the result of model.layers.0 is used by model.layers.1 on cpu:1",
+    )
+  })
+})
