@@ -7,20 +7,17 @@ import { parseArgs } from "node:util"
 
 import { progressBar } from "../src/cli/progress.ts"
 import { describeGguf } from "../src/convert/convert-folder.ts"
+import { ggufTensors } from "../src/convert/described-model.ts"
 import { type FileType, fileType } from "../src/convert/file-types.ts"
 import { planQuantization } from "../src/convert/quantize-plan.ts"
 import { configFromJson } from "../src/models/config-hf.ts"
 import { ggufConfigFields, ggufConfigTensors, ggufFamily } from "../src/models/config-to-gguf.ts"
 import type { ModelConfig } from "../src/models/config.ts"
-import { createModel } from "../src/models/registry.ts"
 import { Backend } from "../src/native/backend.ts"
-import { namedModules } from "../src/nn/module.ts"
 import { quantize } from "../src/ops/index.ts"
 import type { DTypeInfo } from "../src/tensor/dtype.ts"
 import { byteLength, Tensor } from "../src/tensor/tensor.ts"
 import { type GgufField, type GgufTensorPlan, GgufWriter } from "../src/weights/gguf-writer.ts"
-import { parameterPath } from "../src/weights/load.ts"
-import { ggufName } from "../src/weights/names.ts"
 import { SHAPES, sizedShape } from "./shapes.ts"
 
 /** Values of one pool of random blocks: far more than a vector unit sees at once, quick to quantise. */
@@ -38,33 +35,6 @@ const { values: flags, positionals } = parseArgs({
     out: { type: "string" },
   },
 })
-
-interface Named {
-  readonly name: string
-  readonly shape: readonly number[]
-}
-
-/** The tensors that a GGUF of this model has. */
-async function tensorsOf(config: ModelConfig, architecture: string): Promise<Named[]> {
-  const found = new Map<string, Named>()
-  const add = (path: string, shape: readonly number[]): void => {
-    const name = ggufName(architecture, path)
-    if (name === undefined) throw new Error(`${architecture} has no name for ${path}`)
-    if (!found.has(name)) found.set(name, { name, shape })
-  }
-  const { mla, num_attention_heads: heads } = config
-  for (const [modulePath, module] of namedModules(await createModel(config))) {
-    for (const { name, shape, fallback } of module.parameters()) {
-      const path = parameterPath(modulePath, name)
-      if (fallback !== undefined && config.tie_word_embeddings) continue
-      if (mla !== undefined && path.endsWith(".kv_b_proj.weight")) {
-        add(path.replace("kv_b_proj", "k_b_proj"), [heads, mla.kv_lora_rank, mla.qk_nope_head_dim])
-        add(path.replace("kv_b_proj", "v_b_proj"), [heads, mla.v_head_dim, mla.kv_lora_rank])
-      } else add(path, shape)
-    }
-  }
-  return [...found.values()]
-}
 
 /** A vocabulary of bytes and made-up words, its ids those of the embedding's rows. */
 function vocabulary(size: number): Map<string, GgufField> {
@@ -198,7 +168,7 @@ async function main(): Promise<void> {
   const type = fileType(flags.type)
   const fields = metadata(name, config, type)
   const small = ggufConfigTensors(config)
-  const tensors = await tensorsOf(config, architecture)
+  const tensors = await ggufTensors(config, architecture)
   const described = describeGguf(flags.out, fields, tensors, small)
   const plans: GgufTensorPlan[] = planQuantization(described, {
     fileType: type,

@@ -1,16 +1,20 @@
 import { writeFileSync } from "node:fs"
 
 import type { EngineConfig } from "../config.ts"
+import { describedModel } from "../convert/described-model.ts"
+import { fileType } from "../convert/file-types.ts"
 import { type DeviceBudget, gpus } from "../engine/auto-place.ts"
 import { buildModel, type BuiltModel } from "../engine/build.ts"
 import { kvLayers, kvType } from "../engine/kv-layers.ts"
 import type { DraftRequest } from "../engine/memory-plan.ts"
 import {
   crossingLayers,
+  estimateLine,
+  estimateStep,
   memoryRate,
   type PlanRow,
   planRows,
-  predictedRate,
+  type StepEstimate,
 } from "../engine/plan-report.ts"
 import { type ModelPlan, planDevices } from "../engine/plan.ts"
 import { draftFor, draftRequest } from "../engine/speculation-setup.ts"
@@ -33,7 +37,9 @@ export const plan = defineCommand({
   details: `Nothing is loaded but the model's headers. Without --rules the model is placed automatically, as \`kt serve\` does it:
 attention and what else every token needs on the GPU, then the experts of as many layers as there is room for, with the
 caches of --ctx tokens; the rest on the CPU. --vram plans for GPUs that need not be here, one size each. The predicted rate
-is that of one sequence: the bytes of weights that a token reads by the memories' rates. Sizes such as 24G are powers of 1000.
+is that of one sequence: the bytes of weights that a token reads by 0.7 of the memories' rates, a fixed time for each op's launch and
+for each layer's way to experts elsewhere; a long context takes more. Sizes such as 24G are powers of 1000.
+With --type a folder's config.json is enough, whose model is planned as a GGUF of that type.
 A model that does not fit is an error that says what is needed and what there is.`,
   positionals: [MODEL_POSITIONAL],
   engine: [
@@ -75,6 +81,11 @@ A model that does not fit is an error that says what is needed and what there is
       min: 1,
       help: "rate of main memory; default: measured here",
     },
+    type: {
+      type: "string",
+      hint: "type",
+      help: "plan MODEL, a folder with config.json, as a GGUF of this type (Q4_K_M …)",
+    },
     yaml: { type: "string", hint: "file", help: "write the automatic placement as a rule file" },
     ...JSON_FLAG,
   },
@@ -89,13 +100,25 @@ A model that does not fit is an error that says what is needed and what there is
       says: "rules for two, to be edited",
     },
     {
+      command: "kt plan folder --type Q4_K_M --vram 24G --ram 512G --ctx 139000",
+      says: "before the weights are downloaded",
+    },
+    {
       command: "kt plan model.gguf --rules qwen3-moe-gpu --vram 16G",
       says: "what given rules need",
     },
   ],
   async run(invocation) {
     const { flags } = invocation
-    const options = engineOptions(invocation)
+    const { type } = flags
+    const options = engineOptions(
+      invocation,
+      undefined,
+      {},
+      type === undefined ? undefined : (folder) => folder,
+    )
+    const weights =
+      type === undefined ? undefined : await describedModel(options.model, fileType(type))
     const here = gpus()
     const budgets =
       flags.vram === undefined
@@ -103,7 +126,11 @@ A model that does not fit is an error that says what is needed and what there is
         : sizes(flags.vram)
     const ram = flags.ram === undefined ? queryCpu().memoryFreeBytes : parseSize("--ram", flags.ram)
     const areAssumed = flags.vram !== undefined
-    const built = await buildModel(options, undefined, { budgets, areAssumed })
+    const built = await buildModel(options, undefined, {
+      budgets,
+      areAssumed,
+      ...(weights === undefined ? {} : { weights }),
+    })
     using resources = new DisposableStack()
     try {
       const { yaml } = flags
@@ -123,7 +150,11 @@ A model that does not fit is an error that says what is needed and what there is
       const rates = new Map(
         rows.map(({ device }) => [device, device === "cpu" ? ramRate : gpuRate(device)]),
       )
-      const rate = predictedRate(rows, crossingLayers(built), (device) => rates.get(device)) ?? 0
+      const step = estimateStep(
+        rows,
+        crossingLayers(built),
+        (device) => rates.get(device) ?? USUAL_RATE,
+      ) as StepEstimate
       const { contextLength, kvCacheTokens, draftBytes } = made.memory
       if (flags.json) {
         const devices = rows.map((row) => ({ ...row, bandwidth: rates.get(row.device) }))
@@ -133,12 +164,13 @@ A model that does not fit is an error that says what is needed and what there is
           kvCacheTokens,
           devices,
           draftBytes,
-          tokensPerSecond: rate,
+          tokensPerSecond: step.tokensPerSecond,
+          step,
           warnings: built.plan.warnings,
         })
       }
       for (const warning of built.plan.warnings) logger("plan").warn(warning)
-      await write(report(rows, contextLength, rate))
+      await write(report(rows, contextLength, step))
       if (draftBytes > 0)
         await write(
           `beside it on ${rows[0]?.device}: ${formatBytes(draftBytes)} for the draft model\n`,
@@ -183,7 +215,7 @@ function measuredRate(rows: readonly PlanRow[]): number {
   return measure(backend, "read", { seconds: 0.2 })
 }
 
-function report(rows: readonly PlanRow[], contextLength: number, rate: number): string {
+function report(rows: readonly PlanRow[], contextLength: number, step: StepEstimate): string {
   const cells = rows.map((row) => [
     row.device,
     formatBytes(row.weightBytes),
@@ -194,5 +226,5 @@ function report(rows: readonly PlanRow[], contextLength: number, rate: number): 
     row.what,
   ])
   const head = ["DEVICE", "WEIGHTS", "CACHE", "WORKSPACE", "TOTAL", "OF", "WHAT"]
-  return `${table(head, cells)}context ${contextLength} tokens; about ${rate.toFixed(rate < 10 ? 1 : 0)} tokens/s for one sequence\n`
+  return `${table(head, cells)}context ${contextLength} tokens; ${estimateLine(step)}\n`
 }

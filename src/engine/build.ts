@@ -38,6 +38,8 @@ export interface BuildTargets {
   readonly budgets?: readonly DeviceBudget[]
   /** They need not be here: nothing is going to be loaded. */
   readonly areAssumed?: boolean
+  /** What the model's file would hold, where there is none. */
+  readonly weights?: GgufFile
 }
 
 /**
@@ -51,7 +53,7 @@ export async function buildModel(
   targets: BuildTargets = {},
 ): Promise<BuiltModel> {
   await loadUserOperators(options.operators)
-  const weights = openWeights(options.model)
+  const weights = targets.weights ?? openWeights(options.model)
   try {
     const { expertsPerToken } = options
     const own = modelConfig(options, weights, given)

@@ -44,7 +44,7 @@ import {
 import type { MemoryPlan } from "./memory-plan.ts"
 import { ModelRunner } from "./model-runner.ts"
 import { applyPlacement, cacheDevices, deferExperts, placeResidents } from "./placement.ts"
-import { crossingLayers, memoryRate, planLines, planRows, predictedRate } from "./plan-report.ts"
+import { crossingLayers, estimateStep, memoryRate, planLines, planRows } from "./plan-report.ts"
 import { type ModelPlan, planDevices } from "./plan.ts"
 import { Pooler } from "./pooling.ts"
 import { Repacking } from "./repack.ts"
@@ -365,12 +365,12 @@ const MEASURE_SECONDS = 0.1
 function planText(built: BuiltModel, plan: ModelPlan, host: Backend): string[] {
   const rows = planRows(built, plan)
   const names = new Map(gpus().map(({ name, model }) => [name, model]))
-  const rate = predictedRate(rows, crossingLayers(built), (device) =>
+  const step = estimateStep(rows, crossingLayers(built), (device) =>
     device === "cpu"
       ? measure(host, "read", { seconds: MEASURE_SECONDS })
       : memoryRate(names.get(device) ?? ""),
   )
-  return planLines(rows, rate)
+  return planLines(rows, step)
 }
 
 /** Undefined, with a line in the log that says why, where weights are read as the file has them. */

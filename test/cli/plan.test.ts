@@ -1,7 +1,8 @@
 import { afterAll, describe, expect, test } from "bun:test"
-import { readFileSync } from "node:fs"
+import { readFileSync, writeFileSync } from "node:fs"
 import { join } from "node:path"
 
+import { type Shape, SHAPES, sizedShape } from "../../bench/shapes.ts"
 import { golden } from "../setup.ts"
 import { kt, temporaryFolder } from "./kt.ts"
 
@@ -18,7 +19,9 @@ describe("kt plan", () => {
     const shown = await kt(["plan", MODEL, ...sizes])
     expect(shown).toMatchObject({ status: 0, err: "" })
     expect(shown.out).toMatch(/^DEVICE .*WHAT\ncuda:0 .*layers 0-8, experts of layers 0-8/)
-    expect(shown.out).toMatch(/context 512 tokens; about \d+ tokens\/s for one sequence\n$/)
+    expect(shown.out).toMatch(
+      /context 512 tokens; about \d+ tokens\/s for one sequence \(reading weights \d.* ms, 102 launches 0\.51 ms\)\n$/,
+    )
     const yaml = at("made.yaml")
     const made = await kt(["plan", MODEL, ...sizes, "--yaml", yaml, "--json"])
     expect(readFileSync(yaml, "utf8")).toContain('generate_device: "cuda:0"')
@@ -41,6 +44,49 @@ describe("kt plan", () => {
       "cuda:0",
       "cuda:1",
     ])
+  })
+
+  test("from config.json alone: DeepSeek-V3's shape with 139000 tokens in 24 GB", async () => {
+    const sized = sizedShape(SHAPES["deepseek-v3"] as Shape, undefined, 129_280)
+    writeFileSync(at("config.json"), JSON.stringify(sized))
+    const plan = (...more: string[]): ReturnType<typeof kt> =>
+      kt(
+        [
+          "plan",
+          folder.path,
+          "--type",
+          "Q4_K_M",
+          "--vram",
+          "24G",
+          "--ram",
+          "512G",
+          "--ctx",
+          "139000",
+        ].concat(RATES, "--json", more),
+      )
+    const shown = await plan("--max-batch-size", "1")
+    expect(shown).toMatchObject({ status: 0, err: "" })
+    const { devices, contextLength, step } = JSON.parse(shown.out)
+    expect(contextLength).toBe(139_000)
+    const [gpu, cpu] = devices
+    expect(gpu.what).toMatch(/^layers 0-60, \d+ experts of others, head$/)
+    expect(cpu).toMatchObject({ what: "experts of layers 3-60, embeddings", kvBytes: 0 })
+    // pages of 64 latents of 576 halves in 61 layers
+    expect(gpu.kvBytes).toBe(Math.ceil(139_000 / 64) * 64 * 576 * 2 * 61)
+    expect(gpu.totalBytes).toBeLessThan(24e9)
+    // a larger chunk takes more, a longer context does not
+    const long = await plan("--max-batch-size", "1", "--ctx", "60000")
+    expect(JSON.parse(long.out).contextLength).toBe(60_000)
+    expect(JSON.parse(long.out).devices[0].workspaceBytes).toBe(gpu.workspaceBytes)
+    const wide = await plan("--max-batch-size", "1", "--chunk-size", "1024")
+    expect(JSON.parse(wide.out).devices[0].workspaceBytes).toBeGreaterThan(gpu.workspaceBytes)
+    expect(step.handovers).toBe(58)
+    expect(1 / (step.readSeconds + step.launchSeconds + step.handoverSeconds)).toBeCloseTo(
+      step.tokensPerSecond,
+    )
+    const missing = await kt(["plan", at("nothing"), "--type", "Q4_K_M"])
+    expect(missing.status).toBe(1)
+    expect(missing.err).toContain("config.json")
   })
 
   test("what does not fit is an error with the sizes", async () => {
