@@ -365,7 +365,7 @@ export type ChatEvent =
       readonly progress?: PromptProgress | undefined
       /** Tokens of the choice so far; undefined where the text ends. */
       readonly completionTokens: number | undefined
-      readonly sofar?: SoFar | undefined
+      readonly sofar?: (() => SoFar) | undefined
     }
   | {
       readonly type: "end"

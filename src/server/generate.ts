@@ -79,7 +79,7 @@ export type GenerationEvent =
       readonly prompt?: readonly TokenLogprob[]
       /** Where asked for, with events before the first that has a text. */
       readonly progress?: PromptProgress
-      readonly sofar: SoFar
+      readonly sofar: () => SoFar
     }
   | {
       readonly type: "end"
@@ -262,7 +262,7 @@ async function* runChoice(
         logprobs: [],
         progress,
         completionTokens,
-        sofar: sofar(),
+        sofar,
       }
     }
     if (events.length === 0) continue
@@ -284,7 +284,7 @@ async function* runChoice(
         logprobs: [],
         prompt,
         completionTokens,
-        sofar: sofar(),
+        sofar,
       }
     for (const event of events) {
       if (event.finish === "error") throw engineError(event)
@@ -305,8 +305,7 @@ async function* runChoice(
       if (delta.logprobs.length > 0) logprobs = [...logprobs, ...delta.logprobs]
       if (text.stopString !== undefined) break
     }
-    if (piece !== "")
-      yield { type: "text", choice, text: piece, logprobs, completionTokens, sofar: sofar() }
+    if (piece !== "") yield { type: "text", choice, text: piece, logprobs, completionTokens, sofar }
     if (text.stopString !== undefined) {
       finishReason = "stop"
       break
@@ -320,7 +319,7 @@ async function* runChoice(
   }
   const rest = text.flush()
   if (rest.text !== "" || rest.logprobs.length > 0)
-    yield { type: "text", choice, ...rest, completionTokens, sofar: sofar() }
+    yield { type: "text", choice, ...rest, completionTokens, sofar }
   // A stop string may come to light only with the last characters.
   const reason = text.stopString === undefined ? finishReason : "stop"
   const { usage, timings } = sofar()

@@ -8,11 +8,12 @@ const MAX_AHEAD = 16
  * Items of all sources as they come. Sources run at once; leaving the loop returns all of them; the
  * first error ends the merge.
  */
-export async function* merge<T>(sources: readonly AsyncGenerator<T>[]): AsyncGenerator<T> {
-  if (sources.length === 1 && sources[0] !== undefined) {
-    yield* sources[0]
-    return
-  }
+export function merge<T>(sources: readonly AsyncGenerator<T>[]): AsyncGenerator<T> {
+  const [only] = sources
+  return sources.length === 1 && only !== undefined ? only : mergeSeveral(sources)
+}
+
+async function* mergeSeveral<T>(sources: readonly AsyncGenerator<T>[]): AsyncGenerator<T> {
   const items: T[] = []
   let running = sources.length
   let failure: { readonly error: unknown } | undefined

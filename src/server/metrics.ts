@@ -3,6 +3,7 @@ import { Counter, Gauge, Histogram, Registry } from "prom-client"
 import type { EngineStats, TokenEvent } from "../worker/protocol.ts"
 import type { Workload } from "./admission.ts"
 import { LlamaMetrics } from "./llamacpp/metrics.ts"
+import { TokenTimes } from "./token-times.ts"
 
 /** Seconds; from a small model on an idle machine to a long prompt on a slow one. */
 const TTFT_BUCKETS = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120]
@@ -118,7 +119,7 @@ export class ServerMetrics {
   readonly #requests: Counter<"route" | "method" | "status">
   readonly #duration: Histogram<"route">
   readonly #ttft: Histogram<"model_name">
-  readonly #itl: Histogram<"model_name">
+  readonly #itl: TokenTimes
   readonly #tpot: Histogram<"model_name">
   readonly #seconds: Readonly<
     Record<"e2e" | "queue" | "prefill" | "decode", Histogram<"model_name">>
@@ -154,11 +155,12 @@ export class ServerMetrics {
       "from a request's arrival to its first token",
       TTFT_BUCKETS,
     )
-    this.#itl = histogram(
-      "vllm:inter_token_latency_seconds",
-      "time between the tokens of one sequence",
-      TPOT_BUCKETS,
-    )
+    this.#itl = new TokenTimes({
+      name: "vllm:inter_token_latency_seconds",
+      help: "time between the tokens of one sequence",
+      buckets: TPOT_BUCKETS,
+      registers,
+    })
     this.#tpot = histogram(
       "vllm:request_time_per_output_token_seconds",
       "mean time between the tokens of one sequence",
@@ -241,14 +243,13 @@ export class ServerMetrics {
   /** The part that one model's sequences write to. */
   forModel(name: string): ModelMetrics {
     const labels = { model_name: name }
+    const betweenTokens = this.#itl.of(name)
     return {
       firstToken: (first, ttftSeconds) => {
         this.#ttft.observe(labels, ttftSeconds)
         if (first !== undefined) this.#lengths.prompt.observe(labels, first.promptTokens)
       },
-      tokens: (count, seconds) => {
-        for (let i = 0; i < count; i++) this.#itl.observe(labels, seconds / count)
-      },
+      tokens: (count, seconds) => this.#itl.add(betweenTokens, count, seconds / count),
       finished: (done) => {
         const { generatedTokens, decodeSeconds } = done
         this.#llama.finished(done.promptTokens + generatedTokens)

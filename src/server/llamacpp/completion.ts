@@ -253,7 +253,8 @@ async function* pieces(answer: Answer): AsyncGenerator<{ data: unknown }> {
       }
       yield { data: chosen(body, last) }
     } else {
-      const { text, logprobs, completionTokens, progress, sofar } = event
+      const { text, logprobs, completionTokens, progress } = event
+      const { usage, timings } = event.sofar()
       hasNewLine[choice] ||= text.includes("\n")
       const tokens = generated.slice(sent[choice], completionTokens)
       sent[choice] = completionTokens
@@ -264,9 +265,9 @@ async function* pieces(answer: Answer): AsyncGenerator<{ data: unknown }> {
         stop: false,
         id_slot: slot.id,
         tokens_predicted: completionTokens,
-        tokens_evaluated: sofar.usage.promptTokens,
+        tokens_evaluated: usage.promptTokens,
         ...(body.timings_per_token === true
-          ? { timings: timingsOf([{ prompt: 0, ...sofar }]) }
+          ? { timings: timingsOf([{ prompt: 0, usage, timings }]) }
           : {}),
         ...(progress === undefined ? {} : { prompt_progress: promptProgress(progress) }),
       }

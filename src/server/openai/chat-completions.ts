@@ -301,7 +301,7 @@ async function* chunks(answer: Answer): AsyncGenerator<unknown> {
       const sofar = {
         ...(answer.tellsUsage ? { usage: usageSoFar(answer.prompt, written) } : {}),
         ...(answer.tellsTimings && event.sofar !== undefined
-          ? { timings: timingsOf([{ prompt: 0, ...event.sofar }]) }
+          ? { timings: timingsOf([{ prompt: 0, ...event.sofar() }]) }
           : {}),
         ...(event.progress === undefined
           ? {}

@@ -349,7 +349,7 @@ async function* chunks(answer: Answer): AsyncGenerator<unknown> {
     if (event.type === "text") {
       const prompt = promptOf(answer, event.choice)
       const timings = answer.tellsTimings
-        ? { timings: timingsOf([{ prompt, ...event.sofar }]) }
+        ? { timings: timingsOf([{ prompt, ...event.sofar() }]) }
         : {}
       if (event.progress !== undefined) {
         const prompt_progress = promptProgress(event.progress)
