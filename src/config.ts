@@ -135,7 +135,7 @@ export const CONFIG_OPTIONS: readonly ConfigOption[] = [
     help: "folder for KV pages that outlive the server, shared by servers and models; without it none are written" },
   { key: "expertsPerToken", flag: "experts-per-token", aliases: [], type: "integer", min: 0, max: 65_536, default: 0,
     help: "experts each token goes to, fewer than the model's own number (faster, less exact); 0 = the model's" },
-  { key: "streamIntervalMs", flag: "stream-interval", aliases: [], type: "integer", min: 0, max: 1000, default: 15,
+  { key: "streamIntervalMs", flag: "stream-interval", aliases: [], type: "integer", min: 0, max: 1000, default: 25,
     help: "ms; tokens that come faster go to the client together, first and last at once; 0 = each by itself" },
   { key: "spec", flag: "spec", aliases: [], type: "enum", values: ["off", "ngram"], default: "off",
     help: "speculative decoding; ngram: guess what followed the last tokens before, and check it in one step" },

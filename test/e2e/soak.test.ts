@@ -1,4 +1,5 @@
 import { expect, test } from "bun:test"
+import { readdirSync } from "node:fs"
 
 import { startKt } from "../cli/kt.ts"
 import { goldenModels } from "../engine/golden-models.ts"
@@ -76,6 +77,12 @@ async function settled(url: string): Promise<number> {
   return least
 }
 
+/** Open files, sockets and threads of a process; undefined where no system tells. */
+function handles(pid: number): number | undefined {
+  if (process.platform !== "linux") return undefined
+  return readdirSync(`/proc/${pid}/fd`).length + readdirSync(`/proc/${pid}/task`).length
+}
+
 test(
   `${STREAMS} streams for ${SECONDS} s, many cut off: all answers are those given alone, nothing is left behind`,
   async () => {
@@ -122,9 +129,11 @@ test(
       }
       await half()
       const early = await settled(url)
+      const earlyHandles = handles(child.pid)
       await half()
       const late = await settled(url)
       const after = await gauges(url)
+      const lateHandles = handles(child.pid)
       expect(counts.whole).toBeGreaterThan(STREAMS)
       expect(counts.cut).toBeGreaterThan(STREAMS / 4)
       for (const name of [
@@ -136,8 +145,10 @@ test(
         expect(after(name), name).toBe(0)
       expect(after("kt_kv_pages_free")).toBe(idle("kt_kv_pages_free"))
       expect(late - early).toBeLessThan(GROWTH_BYTES)
+      // helpers of the runtime come and go
+      expect((lateHandles ?? 0) - (earlyHandles ?? 0)).toBeLessThan(8)
       process.stderr.write(
-        `soak: ${counts.whole} whole, ${counts.cut} cut off, ${after("vllm:num_preemptions_total")} preempted, resident ${(early / 1e6).toFixed(0)} MB to ${(late / 1e6).toFixed(0)} MB\n`,
+        `soak: ${counts.whole} whole, ${counts.cut} cut off, ${after("vllm:num_preemptions_total")} preempted, resident ${(early / 1e6).toFixed(0)} MB to ${(late / 1e6).toFixed(0)} MB, handles ${earlyHandles} to ${lateHandles}\n`,
       )
     } finally {
       child.kill("SIGTERM")

@@ -73,6 +73,14 @@ async function text(response: Response | Promise<Response>): Promise<string> {
   return (await response).text()
 }
 
+test("the model of the start is listed first, which clients take that are told of none", async () => {
+  const client = new FakeClient({})
+  const loaded = { client, tokenizer: byteTokenizer, withTemplate: () => byteTokenizer }
+  const { app } = fake({ limits: { first: { model: known("c"), loaded } } })
+  const { data } = (await (await app.request("/v1/models")).json()) as { data: { id: string }[] }
+  expect(data.map(({ id }) => id)).toEqual(["c", "a", "b", "d"])
+})
+
 describe("an engine that ends by itself", () => {
   const body = (more: object): RequestInit => ({
     method: "POST",

@@ -233,7 +233,7 @@ describeInBrowser("the views in a browser", (browser) => {
     expect(rows).toHaveLength(7)
     expect(rows[1]).toMatch(/^model\.layers\.\*\.self_attn\.q_proj24CudaLinearcuda:0q4_k216 MiB$/)
     expect(rows[5]).toContain("CpuExpertsqwen3_moe.yaml:12cpu")
-    expect(rows[5]).toContain("q4_k, q6_kpacked")
+    expect(rows[5]).toContain("q4_k, q6_k packed")
     expect(
       await s.page.$$eval(".bars meter", (all) => all.map((e) => e.getAttribute("aria-label"))),
     ).toEqual(["cpu: 8.02 GiB, 88 % of the weights", "cuda:0: 1.08 GiB, 12 % of the weights"])

@@ -19,10 +19,12 @@ export function addModels(app: App, root: ServerRoot): void {
     },
   })
   app.get("/v1/models", async (c) => {
-    const { library } = root.models
-    await library.prepare?.()
-    const data = library.list().map((model) => modelObject(root, model))
-    return c.json({ object: "list", data })
+    const { models } = root
+    await models.library.prepare?.()
+    // clients that are told of no model take the first
+    const rank = (model: KnownModel): number => (models.isDefault(model) ? 0 : 1)
+    const listed = models.library.list().toSorted((a, b) => rank(a) - rank(b))
+    return c.json({ object: "list", data: listed.map((model) => modelObject(root, model)) })
   })
 
   document(app, {

@@ -50,6 +50,7 @@ export function Placement({ modules }: { modules: readonly ModuleEntry[] }): JSX
                 </td>
                 <td>
                   <code>{group.types.join(", ")}</code>
+                  {group.packed && " "}
                   {group.packed && <span class="tag">{t("packed")}</span>}
                 </td>
                 <td class="number">{formatBytes(group.bytes)}</td>
