@@ -44,7 +44,7 @@ export fn kt_abi_hash() u64 {
     return table.hash;
 }
 
-export fn kt_last_error() [*:0]const u8 {
+pub export fn kt_last_error() [*:0]const u8 {
     return @ptrCast(&message);
 }
 

@@ -6,7 +6,8 @@ const cpuid = @import("cpuid.zig");
 const Pool = @import("pool.zig").Pool;
 const topology = @import("topology.zig");
 const amx = @import("amx.zig");
-const Graph = @import("graph.zig").Graph;
+const graphs = @import("graph.zig");
+const Graph = graphs.Graph;
 const c = core.c;
 const status = core.status;
 
@@ -28,6 +29,10 @@ pub const Ctx = struct {
     scratch_moves: u32 = 0,
     /// What ops are kept in and not computed.
     recording: ?*Graph = null,
+    /// What is computed by a thread of its own.
+    started: ?*graphs.Started = null,
+    /// What its graphs took turns by last.
+    turns: ?*c.kt_turns_t = null,
 
     pub fn isAlive(self: *const Ctx) bool {
         return self.magic == magic;
@@ -67,6 +72,7 @@ pub fn from(handle: ?*c.kt_ctx_t) ?*Ctx {
         _ = status.invalid("not a context, or one that was destroyed", .{});
         return null;
     }
+    if (ctx.started) |started| started.join();
     return ctx;
 }
 
@@ -143,6 +149,7 @@ pub export fn kt_ctx_create(options: ?*const c.kt_ctx_options_t, out: ?*?*c.kt_c
 pub export fn kt_ctx_destroy(handle: ?*c.kt_ctx_t) void {
     const ctx = from(handle) orelse return;
     if (ctx.recording) |graph| graph.destroy();
+    if (ctx.started) |started| started.destroy();
     ctx.pool.destroy(gpa);
     gpa.free(ctx.scratch);
     ctx.magic = 0;

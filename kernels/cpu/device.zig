@@ -57,8 +57,11 @@ pub fn kt_buffer_copy(handle: ?*c.kt_ctx_t, to: ?*anyopaque, from: ?*const anyop
 }
 
 export fn kt_ctx_synchronize(handle: ?*c.kt_ctx_t) status.Status {
-    _ = ctx_of(handle) orelse return c.KT_ERR_INVALID_ARG;
-    return c.KT_OK;
+    const ctx = ctx_of(handle) orelse return c.KT_ERR_INVALID_ARG;
+    const started = ctx.started orelse return c.KT_OK;
+    ctx.started = null;
+    defer started.destroy();
+    return started.report();
 }
 
 fn eventOf(handle: ?*c.kt_event_t) ?*Event {

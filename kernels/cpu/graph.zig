@@ -6,6 +6,7 @@ const ctxs = @import("ctx.zig");
 const c = core.c;
 const status = core.status;
 const pool = @import("pool.zig");
+const turns = @import("turns.zig");
 const Ctx = ctxs.Ctx;
 const Status = status.Status;
 
@@ -78,6 +79,12 @@ pub const Graph = struct {
     }
 
     fn launch(self: *Graph) Status {
+        const computed = self.compute();
+        if (computed != c.KT_OK) if (self.ctx.turns) |head| turns.giveUp(head);
+        return computed;
+    }
+
+    fn compute(self: *Graph) Status {
         const calls = self.calls.items;
         if (self.scratch_moves != self.ctx.scratch_moves or self.precision != self.ctx.precision) for (calls) |*call| self.forget(call);
         // scratch memory that moves within this launch makes the next one keep regions again
@@ -119,6 +126,44 @@ pub const Graph = struct {
     fn exhausted(self: *Graph) Status {
         self.failure = c.KT_ERR_OUT_OF_MEMORY;
         return status.outOfMemory(@sizeOf(Call));
+    }
+};
+
+/// A launch by a thread of its own. The context's next op waits for it and leaves its failure to kt_ctx_synchronize.
+pub const Started = struct {
+    thread: ?std.Thread = null,
+    graph: *Graph,
+    status: Status = c.KT_OK,
+    text: [256]u8 = undefined,
+    length: usize = 0,
+
+    threadlocal var is_here = false;
+
+    fn run(self: *Started) void {
+        is_here = true;
+        self.status = self.graph.launch();
+        if (self.status == c.KT_OK) return;
+        const text = std.mem.span(status.kt_last_error());
+        self.length = @min(text.len, self.text.len);
+        @memcpy(self.text[0..self.length], text[0..self.length]);
+    }
+
+    /// Waits for the thread, unless it is the caller's own.
+    pub fn join(self: *Started) void {
+        if (is_here) return;
+        const thread = self.thread orelse return;
+        thread.join();
+        self.thread = null;
+    }
+
+    pub fn report(self: *const Started) Status {
+        if (self.status == c.KT_OK) return c.KT_OK;
+        return status.fail(self.status, "{s}", .{self.text[0..self.length]});
+    }
+
+    pub fn destroy(self: *Started) void {
+        self.join();
+        ctxs.gpa.destroy(self);
     }
 };
 
@@ -308,12 +353,31 @@ export fn kt_graph_end(handle: ?*c.kt_ctx_t, out: ?*?*c.kt_graph_t) Status {
     return c.KT_OK;
 }
 
+/// The graph, if it can be launched in the context.
+fn launchable(handle: ?*c.kt_ctx_t, given: ?*c.kt_graph_t) ?*Graph {
+    const ctx = ctxs.from(handle) orelse return null;
+    const graph = graphOf(given) orelse return null;
+    if (graph.ctx == ctx and ctx.recording == null) return graph;
+    if (graph.ctx != ctx) _ = status.invalid("the graph is of another context", .{}) else _ = status.invalid("a graph cannot be part of another", .{});
+    return null;
+}
+
 export fn kt_graph_launch(handle: ?*c.kt_ctx_t, given: ?*c.kt_graph_t) Status {
-    const ctx = ctxs.from(handle) orelse return c.KT_ERR_INVALID_ARG;
-    const graph = graphOf(given) orelse return c.KT_ERR_INVALID_ARG;
-    if (graph.ctx != ctx) return status.invalid("the graph is of another context", .{});
-    if (ctx.recording != null) return status.invalid("a graph cannot be part of another", .{});
+    const graph = launchable(handle, given) orelse return c.KT_ERR_INVALID_ARG;
     return graph.launch();
+}
+
+export fn kt_graph_start(handle: ?*c.kt_ctx_t, given: ?*c.kt_graph_t) Status {
+    const graph = launchable(handle, given) orelse return c.KT_ERR_INVALID_ARG;
+    if (graph.ctx.started != null) return status.invalid("a graph was started and not waited for", .{});
+    const started = ctxs.gpa.create(Started) catch return status.outOfMemory(@sizeOf(Started));
+    started.* = .{ .graph = graph };
+    started.thread = std.Thread.spawn(.{}, Started.run, .{started}) catch |err| {
+        ctxs.gpa.destroy(started);
+        return status.fail(c.KT_ERR_INTERNAL, "cannot start a thread: {s}", .{@errorName(err)});
+    };
+    graph.ctx.started = started;
+    return c.KT_OK;
 }
 
 export fn kt_graph_destroy(given: ?*c.kt_graph_t) void {

@@ -21,6 +21,7 @@ const ops = .{
     @import("delta_rule.zig"),
     @import("gates.zig"),
     @import("device.zig"),
+    @import("turns.zig"),
 };
 
 comptime {
@@ -45,4 +46,5 @@ test {
     _ = @import("moe_groups.zig");
     _ = @import("device.zig");
     _ = @import("graph.zig");
+    _ = @import("turns.zig");
 }

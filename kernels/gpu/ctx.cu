@@ -382,6 +382,8 @@ extern "C" kt_status_t kt_graph_launch(kt_ctx_t *handle, kt_graph_t *graph) {
   return kt_gpu_status(cudaGraphLaunch(graph->exec, ctx->stream), "cudaGraphLaunch");
 }
 
+extern "C" kt_status_t kt_graph_start(kt_ctx_t *handle, kt_graph_t *graph) { return kt_graph_launch(handle, graph); }
+
 extern "C" void kt_graph_destroy(kt_graph_t *graph) {
   if (!is_graph(graph)) return;
   cudaGraphExecDestroy(graph->exec);

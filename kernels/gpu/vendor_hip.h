@@ -80,6 +80,9 @@ static inline hipError_t cudaPointerGetAttributes(cudaPointerAttributes *out, co
   return hipSuccess;
 }
 
+/* A clock that goes on at one rate, whatever the cores' is: 100 MHz. */
+__device__ __forceinline__ unsigned long long kt_device_ns() { return 10 * __builtin_amdgcn_s_memrealtime(); }
+
 /* ---- warps ---- */
 template <typename T> __device__ __forceinline__ T kt_shuffle_xor(T v, int lane) { return __shfl_xor(v, lane, 32); }
 template <typename T> __device__ __forceinline__ T kt_shuffle(T v, int lane) { return __shfl(v, lane, 32); }

@@ -205,6 +205,30 @@ KT_API kt_status_t kt_graph_begin(kt_ctx_t *ctx);
 KT_API kt_status_t kt_graph_end(kt_ctx_t *ctx, kt_graph_t **out);
 KT_API kt_status_t kt_graph_launch(kt_ctx_t *ctx, kt_graph_t *graph);
 KT_API void kt_graph_destroy(kt_graph_t *graph);
+/* As launch, but returns while ops are computed, also where others are done on return; until kt_ctx_synchronize, which reports their
+ * failure, or the context's next op, which waits for them. */
+KT_API kt_status_t kt_graph_start(kt_ctx_t *ctx, kt_graph_t *graph);
+/* Graphs of two contexts, of one library or two, take turns while both are computed: one signals a point, the other waits for it. The
+ * points lie in zeroed memory that both reach (KT_SLAB_PINNED): a kt_turns_t, and a kt_turn_t for each. `launch` is another number
+ * before each launch, which nothing has to take back after. */
+#define KT_TURN_SECONDS 60 /* that a point is waited for at most: the launch is given up then */
+typedef struct kt_turns {
+  uint32_t launch;   /* the launch's number, not 0: written by the caller before it */
+  uint32_t given_up; /* the number of a launch in which nobody is to wait any more, written by whoever fails */
+  uint32_t reserved[30];
+} kt_turns_t;
+typedef struct kt_turn {
+  uint32_t launch; /* the last one that has signalled the point */
+  uint32_t reserved[15];
+  uint64_t waited_ns; /* how long it was waited for in the last launch */
+  uint64_t reserved2[7];
+} kt_turn_t;
+KT_STATIC_ASSERT(sizeof(kt_turns_t) == 128 && sizeof(kt_turn_t) == 128, "turns lie on cache lines of their own");
+/* The point is reached once the context's earlier ops are done, and what they wrote is seen by who waits for it. */
+KT_API kt_status_t kt_turn_signal(kt_ctx_t *ctx, void *turns, uint32_t point);
+/* The context's later ops come after the point. In a launch that is given up they are computed all the same where ops are done
+ * after the call returns, on what is there; elsewhere KT_ERR_CANCELLED. */
+KT_API kt_status_t kt_turn_wait(kt_ctx_t *ctx, void *turns, uint32_t point);
 
 /* ---- weights ---- */
 /* Bytes kt_pack_weight needs for w [out, in] or [experts, out, in]; KT_ERR_UNSUPPORTED where the type has no packed layout. */

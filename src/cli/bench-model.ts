@@ -95,7 +95,7 @@ export async function benchModel(options: EngineConfig, bench: BenchOptions): Pr
     const run = {
       warm: () => void runOnce(engine, warm),
       rate: () => runOnce(engine, one),
-      ...limitRun(engine, config, work, one, kvBytes),
+      ...limitRun(engine, work, one, kvBytes),
     }
     run.rate()
     const chosen = await choices(peers, options.model, one, threads)
@@ -281,11 +281,11 @@ export async function workOf(options: EngineConfig): Promise<ModelWork> {
 /** How a case's limit is measured: on the device that all of the engine's weights are on. */
 export function limitRun(
   engine: Engine,
-  config: EngineConfig,
   work: ModelWork,
   one: BenchCase,
   kvBytes: number,
 ): Pick<Run, "limits" | "limit"> {
+  const { config } = engine
   const limit = (limits: Limits): number => limitOf(config, work, limits, one, kvBytes)
   const devices = [...new Set(engine.details().modules.map(({ device }) => device))]
   if (devices.length > 1) return { limit }

@@ -117,7 +117,7 @@ async function sweepModel(options: EngineConfig, bench: BenchOptions): Promise<B
     const run = {
       warm: () => void runAt(engine, context, warm),
       rate: () => runAt(engine, context, one),
-      ...limitRun(engine, config, work, one, kvCacheBytes / kvCacheTokens),
+      ...limitRun(engine, work, one, kvCacheBytes / kvCacheTokens),
     }
     for (let r = 0; r < repetitions; r++) {
       measured.ours.push(repeat(run))

@@ -1,6 +1,7 @@
 import type { EngineConfig } from "../config.ts"
-import { openBackends, packForDevice } from "../engine/backends.ts"
+import { computeThreads, openBackends, packForDevice } from "../engine/backends.ts"
 import { buildModel, type BuiltModel } from "../engine/build.ts"
+import { withChunk } from "../engine/chunk.ts"
 import { checkHostCache, kvLayers, kvType, stateLayers } from "../engine/kv-layers.ts"
 import { applyPlacement, cacheDevices } from "../engine/placement.ts"
 import { planDevices } from "../engine/plan.ts"
@@ -51,19 +52,20 @@ export class Evaluator implements Disposable {
    * @throws ConfigError, FormatError or MemoryError, before weights are loaded wherever that can be told
    */
   static async open(
-    options: EngineConfig,
+    asked: EngineConfig,
     length: number,
     onWarning: (line: string) => void,
   ): Promise<Evaluator> {
     using resources = new DisposableStack()
-    const built = await buildModel(options)
+    const built = await buildModel(asked)
+    const options = withChunk(asked, built)
     resources.defer(() => built.weights.close())
     for (const warning of built.plan.warnings) onWarning(warning)
     const { config } = built
     const longest = maxContextLength(config)
     if (length > longest)
       throw new ConfigError(`a sequence of ${length} tokens: the model's context is ${longest}`)
-    const { threads, precision, pageSize } = options
+    const { precision, pageSize } = options
     const layers = kvLayers(config)
     const dtype = kvType(options, layers)
     const linear = stateLayers(config)
@@ -72,6 +74,7 @@ export class Evaluator implements Disposable {
     const sizes = { contextLength: length, kvCacheTokens, maxBatchSize: 1, prefixCache: false }
     planDevices({ ...options, ...sizes }, built, dtype)
     const { placement, model } = built
+    const { threads } = computeThreads(options.threads, placement.devices)
     const backends = openBackends(placement.devices, { threads, precision }, resources)
     const { host, main: backend, computing } = backends
     applyPlacement(model, placement, backends.byDevice)

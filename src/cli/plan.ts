@@ -5,8 +5,8 @@ import { describedModel } from "../convert/described-model.ts"
 import { fileType } from "../convert/file-types.ts"
 import { type DeviceBudget, gpus } from "../engine/auto-place.ts"
 import { buildModel, type BuiltModel } from "../engine/build.ts"
+import { withChunk } from "../engine/chunk.ts"
 import { kvLayers, kvType } from "../engine/kv-layers.ts"
-import type { DraftRequest } from "../engine/memory-plan.ts"
 import {
   crossingLayers,
   estimateLine,
@@ -16,7 +16,7 @@ import {
   planRows,
   type StepEstimate,
 } from "../engine/plan-report.ts"
-import { type ModelPlan, planDevices } from "../engine/plan.ts"
+import { planDevices } from "../engine/plan.ts"
 import { draftFor, draftRequest } from "../engine/speculation-setup.ts"
 import { UsageError } from "../errors.ts"
 import { Backend, queryCpu } from "../native/backend.ts"
@@ -136,8 +136,12 @@ A model that does not fit is an error that says what is needed and what there is
       const { yaml } = flags
       if (yaml !== undefined) writeRules(yaml, built)
       const draft = await draftFor(options, built, resources, {})
-      const request = draft === undefined ? undefined : draftRequest(options, draft)
-      const made = planFor(options, built, budgets, ram, request)
+      const free = (device: string): number =>
+        budgets.find((budget) => budget.device === device)?.freeBytes ?? ram
+      const settled = withChunk(options, built, free)
+      const request = draft === undefined ? undefined : draftRequest(settled, draft)
+      const dtype = kvType(options, kvLayers(built.config))
+      const made = planDevices(settled, built, dtype, free, request)
       const rows = planRows(built, made)
       const gpuRate = (device: string): number =>
         flags["gpu-bandwidth"] !== undefined
@@ -185,19 +189,6 @@ function sizes(text: string): DeviceBudget[] {
   return text
     .split(",")
     .map((size, i) => ({ device: `cuda:${i}`, freeBytes: parseSize("--vram", size.trim()) }))
-}
-
-function planFor(
-  options: EngineConfig,
-  built: BuiltModel,
-  budgets: readonly DeviceBudget[],
-  ram: number,
-  draft: DraftRequest | undefined,
-): ModelPlan {
-  const dtype = kvType(options, kvLayers(built.config))
-  const free = (device: string): number =>
-    budgets.find((budget) => budget.device === device)?.freeBytes ?? ram
-  return planDevices(options, built, dtype, free, draft)
 }
 
 function writeRules(file: string, { madeRules }: BuiltModel): void {

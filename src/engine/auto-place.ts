@@ -13,6 +13,7 @@ import type { GgufFile } from "../weights/gguf.ts"
 import { resolveWeights } from "../weights/load.ts"
 import type { SafetensorsFile } from "../weights/safetensors.ts"
 import type { LayerLayout, Layout } from "./auto-rules.ts"
+import { chunkTokens } from "./chunk.ts"
 import { type ExpertStats, readExpertStats } from "./expert-stats.ts"
 import { kvLayers, kvType, stateLayers, stateSlots } from "./kv-layers.ts"
 import { workspaceBytes } from "./plan.ts"
@@ -80,11 +81,12 @@ export function partSizes(model: AnyModel, weights: GgufFile | SafetensorsFile):
  * first ones are the CPU's.
  */
 export function chooseLayout(
-  config: EngineConfig,
+  asked: EngineConfig,
   model: ModelConfig,
   sizes: PartSizes,
   budgets: readonly DeviceBudget[],
 ): Layout {
+  const config = { ...asked, maxBatchTokens: chunkTokens(asked, model, false, 0) }
   const cache = cacheOfLayers(config, model)
   const fixed = DEVICE_RESERVE_BYTES + workspaceBytes(config, model)
   const room = budgets.map(({ freeBytes }) => Math.max(0, freeBytes - fixed))
@@ -100,7 +102,13 @@ export function chooseLayout(
     const hasExperts = (sizes.layers[i]?.experts ?? 0) > 0
     return { device, experts: hasExperts ? "cpu" : undefined, streams: false, onDevice: [] }
   })
-  if (config.streamExperts) keepStreamRoom(layers, devices, room, sizes)
+  const workspace = (tokens: number): number =>
+    workspaceBytes({ ...config, maxBatchTokens: tokens }, model)
+  const longer = budgets.map(
+    ({ freeBytes }) =>
+      workspace(chunkTokens(asked, model, true, freeBytes)) - workspace(config.maxBatchTokens),
+  )
+  if (config.streamExperts) keepStreamRoom(layers, devices, room, sizes, longer)
   const stats = config.expertStats === undefined ? undefined : readExpertStats(config.expertStats)
   for (const [i, expert] of expertsInOrder(layers, model.num_experts, stats)) {
     const layer = layers[i] as LayerChoice
@@ -153,16 +161,20 @@ function expertsInOrder(
   return all.toSorted((a, b) => usesOf(b) - usesOf(a))
 }
 
-/** Where a device has no room for all experts of its layers, it keeps some for those that long prompts bring. */
+/**
+ * Where a device has no room for all experts of its layers, it keeps some for those that long prompts bring, and for the
+ * longer chunks (`longer` bytes) that these are computed in.
+ */
 function keepStreamRoom(
   layers: readonly LayerChoice[],
   devices: readonly number[],
   room: number[],
   { layers: sizes }: PartSizes,
+  longer: readonly number[],
 ): void {
   for (const [d, left] of room.entries()) {
     const experts = sizes.map(({ experts: bytes }, i) => (devices[i] === d ? bytes : 0))
-    const buffers = streamBytes(Math.max(...experts))
+    const buffers = streamBytes(Math.max(...experts)) + (longer[d] ?? 0)
     const all = experts.reduce((a, b) => a + b, 0)
     if (all <= left || buffers > left) continue
     room[d] = left - buffers

@@ -39,6 +39,26 @@ export function openBackends(
   return { host, main: computing[0] ?? host, byDevice, computing }
 }
 
+/** From so many cores on the CPU's experts leave some to the process's other threads. */
+const MANY_CORES = 8
+const SPARE_CORES = 2
+
+/**
+ * Compute threads of the CPU: as asked for, or 0, all its cores. Beside a device it leaves two of many to the driver's threads
+ * and the process's own: a region lasts as long as its slowest thread.
+ */
+export function computeThreads(
+  asked: number,
+  devices: readonly string[],
+): { readonly threads: number; readonly note: string | undefined } {
+  const isHybrid = devices.includes("cpu") && devices.some((device) => device !== "cpu")
+  const cores = isHybrid && asked === 0 ? queryCpu().physicalCores : 0
+  if (cores < MANY_CORES) return { threads: asked, note: undefined }
+  const threads = cores - SPARE_CORES
+  const note = `${threads} CPU threads compute: ${SPARE_CORES} of ${cores} cores are left to the driver and the host (--threads sets another number)`
+  return { threads, note }
+}
+
 /** Free bytes of the memory that weights, KV cache and activations lie in. */
 export function freeBytes(device: string): number {
   if (device === "cpu") return queryCpu().memoryFreeBytes

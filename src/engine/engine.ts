@@ -25,9 +25,10 @@ import type {
   TokenTable,
 } from "../worker/protocol.ts"
 import { gpus } from "./auto-place.ts"
-import { openBackends, packForDevice } from "./backends.ts"
+import { computeThreads, openBackends, packForDevice } from "./backends.ts"
 import { buildModel, type BuiltModel } from "./build.ts"
 import { openTiers } from "./cache-tiers.ts"
+import { withChunk } from "./chunk.ts"
 import { EngineCore } from "./core.ts"
 import { expertUses, moduleUses } from "./details.ts"
 import { type CacheIdentity, cacheIdentity } from "./fingerprint.ts"
@@ -66,6 +67,8 @@ export interface EngineHooks {
 /** A loaded model that serves sequences of token ids, step by step, on the calling thread. */
 export class Engine implements Disposable {
   readonly info: EngineInfo
+  /** The settings that were asked for, with what was left open as it was settled. */
+  readonly config: EngineConfig
   readonly streamIntervalMs: number
   /** The module tree with its operators. */
   readonly model: AnyModel
@@ -85,6 +88,7 @@ export class Engine implements Disposable {
     resources: DisposableStack,
   ) {
     this.info = info
+    this.config = config
     this.streamIntervalMs = config.streamIntervalMs
     this.model = built.model
     this.#plan = built.plan
@@ -110,7 +114,7 @@ export class Engine implements Disposable {
     hooks.onProgress?.("model", 0, 1)
     const built = await buildModel(asked, given)
     resources.defer(() => built.weights.close())
-    const config = forModel(asked, built.config)
+    const config = forModel(withChunk(asked, built), built.config)
     for (const warning of built.plan.warnings) hooks.onLog?.("warning", warning)
     const dtype = kvType(config, kvLayers(built.config))
     const draft = await draftFor(config, built, resources, hooks)
@@ -119,7 +123,9 @@ export class Engine implements Disposable {
     const { memory } = plan
     hooks.onProgress?.("model", 1, 1)
 
-    const { threads, numa, precision } = config
+    const { numa, precision } = config
+    const { threads, note } = computeThreads(config.threads, built.placement.devices)
+    if (note !== undefined) hooks.onLog?.("info", note)
     const options = { threads, nodes: numaNodes(numa), precision }
     const backends = openBackends(built.placement.devices, options, resources)
     const { host, main: backend, computing } = backends

@@ -1,6 +1,6 @@
 import type { Backend } from "../native/backend.ts"
 import { Graph } from "../native/graph.ts"
-import type { ArenaMark } from "../native/memory.ts"
+import type { Arena, ArenaMark } from "../native/memory.ts"
 import type { Tensor } from "../tensor/tensor.ts"
 
 /** Graphs that are held at once, and sequences of the largest: larger steps gain nothing worth memory. */
@@ -12,8 +12,10 @@ const MAX_SEEN = 64
 interface StepGraph {
   readonly graph: Graph
   readonly logits: Tensor
-  /** The step arena behind what the graph writes: what is allocated after a launch lies there. */
-  readonly end: ArenaMark
+  /** The step arenas behind what the graph writes: what is allocated after a launch lies there. */
+  readonly ends: readonly { readonly arena: Arena; readonly mark: ArenaMark }[]
+  /** How often the host's arena was given back, where the host takes part. */
+  readonly hostMoves: number
 }
 
 /**
@@ -62,11 +64,12 @@ export class StepGraphs implements Disposable {
   }
 
   #launch(bucket: string, step: StepGraph): Tensor | undefined {
-    if (!step.graph.launch()) {
+    const { host } = step.graph
+    if ((host?.arena.moves ?? 0) !== step.hostMoves || !step.graph.launch()) {
       this.clear()
       return undefined
     }
-    this.#backend.arena.release(step.end)
+    for (const { arena, mark } of step.ends) arena.release(mark)
     this.#graphs.delete(bucket)
     this.#graphs.set(bucket, step)
     step.graph.read()
@@ -79,7 +82,9 @@ export class StepGraphs implements Disposable {
     const before = backend.arena.mark()
     try {
       const { graph, result: logits } = Graph.record(backend, compute)
-      const step = { graph, logits, end: backend.arena.mark() }
+      const arenas = [backend, graph.host].flatMap((one) => (one === undefined ? [] : [one.arena]))
+      const ends = arenas.map((arena) => ({ arena, mark: arena.mark() }))
+      const step = { graph, logits, ends, hostMoves: graph.host?.arena.moves ?? 0 }
       this.#graphs.set(bucket, step)
       const [oldest] = this.#graphs.keys()
       if (this.#graphs.size > MAX_GRAPHS && oldest !== undefined) this.#forget(oldest)

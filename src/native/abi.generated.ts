@@ -30,6 +30,9 @@ export const symbols = {
   kt_graph_end: { args: ["ptr", "ptr"], returns: "i32" },
   kt_graph_launch: { args: ["ptr", "ptr"], returns: "i32" },
   kt_graph_destroy: { args: ["ptr"], returns: "void" },
+  kt_graph_start: { args: ["ptr", "ptr"], returns: "i32" },
+  kt_turn_signal: { args: ["ptr", "ptr", "u32"], returns: "i32" },
+  kt_turn_wait: { args: ["ptr", "ptr", "u32"], returns: "i32" },
   kt_packed_bytes: { args: ["ptr", "ptr", "ptr"], returns: "i32" },
   kt_pack_weight: { args: ["ptr", "ptr", "ptr"], returns: "i32" },
   kt_quantize: { args: ["ptr", "ptr", "ptr", "ptr"], returns: "i32" },
@@ -72,6 +75,8 @@ export const layouts = {
   kt_cpu_info: { size: 56, align: 8, fields: { struct_size: 0, abi_version: 4, isa_mask: 8, physical_cores: 12, logical_cores: 16, quota_millis: 20, memory_bytes: 24, memory_free_bytes: 32, l2_bytes: 40, l3_bytes: 48 } },
   kt_device_info: { size: 104, align: 8, fields: { struct_size: 0, abi_version: 4, memory_bytes: 8, memory_free_bytes: 16, compute_units: 24, capability: 28, driver_version: 32, link_mbytes: 36, name: 40 } },
   kt_file_map: { size: 16, align: 8, fields: { data: 0, size: 8 } },
+  kt_turns: { size: 128, align: 4, fields: { launch: 0, given_up: 4, reserved: 8 } },
+  kt_turn: { size: 128, align: 8, fields: { launch: 0, reserved: 4, waited_ns: 64, reserved2: 72 } },
   kt_attention_params: { size: 36, align: 4, fields: { struct_size: 0, abi_version: 4, scale: 8, soft_cap: 12, sliding_window: 16, chunk_size: 20, temperature_scale: 24, temperature_floor: 28, bidirectional: 32 } },
   kt_state_segments: { size: 32, align: 8, fields: { struct_size: 0, abi_version: 4, start: 8, source: 16, target: 24 } },
   kt_delta_rule_args: { size: 96, align: 8, fields: { struct_size: 0, abi_version: 4, q: 8, k: 16, v: 24, b: 32, a: 40, decay: 48, dt_bias: 56, segments: 64, state: 72, out: 80, scale: 88, eps: 92 } },
@@ -144,6 +149,7 @@ export const KT_SLAB_HUGE_PAGES = 1
 export const KT_SLAB_PINNED = 2
 export const KT_ADVISE_WILLNEED = 1
 export const KT_ADVISE_DONTNEED = 2
+export const KT_TURN_SECONDS = 60
 export const KT_ACT_SILU = 0
 export const KT_ACT_GELU_TANH = 1
 export const KT_ACT_GELU_ERF = 2
@@ -172,4 +178,4 @@ export const KT_MEASURE_FMA = 2
 export const KT_MEASURE_INT4_DOT = 3
 export const KT_MEASURE_BF16_DOT = 4
 
-export const KT_ABI_HASH = 0x5e7fc80f4d1e8f1fn
+export const KT_ABI_HASH = 0xdfd2f4d6b33b6df5n

@@ -3,6 +3,7 @@ import * as abi from "./abi.generated.ts"
 import type { Graph } from "./graph.ts"
 import { type Address, type Library, probeLibrary, requireLibrary } from "./library.ts"
 import { Arena, DeviceBuffer, type Memory, outSlot, Slab } from "./memory.ts"
+import { Turns } from "./turns.ts"
 
 export type Precision = "fast" | "f32"
 
@@ -221,6 +222,19 @@ export class Backend {
   /** The graph that ops are kept in at present, and not computed. */
   recording: Graph | undefined
 
+  #turns: Turns | undefined
+
+  /** Points of recorded steps that the host takes part in; undefined before the first of them. */
+  get turns(): Turns | undefined {
+    return this.#turns
+  }
+
+  /** @throws NativeError where there is no memory that this device and the host share */
+  openTurns(): Turns {
+    this.#turns ??= new Turns(this.library, this.label)
+    return this.#turns
+  }
+
   /** Memory of what is read after a recorded step: not taken back with a layer's temporaries, but by the next recording. */
   get kept(): Arena {
     this.#kept ??= new Arena((bytes) => this.allocate(bytes), KEPT_BYTES, this.isHost ? 64 : 256)
@@ -302,7 +316,9 @@ export class Backend {
 
   /** Waits for all ops; the failure of one that was under way is thrown here. */
   synchronize(): void {
-    if (!this.isHost) this.check(this.library.kt_ctx_synchronize(this.ctx), "kt_ctx_synchronize")
+    if (this.isHost) return
+    this.check(this.library.kt_ctx_synchronize(this.ctx), "kt_ctx_synchronize")
+    this.#turns?.check()
   }
 
   /** Scratch for one call's option struct: written through `params`, passed as `paramsAddress`. */
@@ -356,6 +372,7 @@ export class Backend {
     this.arena[Symbol.dispose]()
     this.#weights?.[Symbol.dispose]()
     this.#shared?.[Symbol.dispose]()
+    this.#turns?.[Symbol.dispose]()
     if (this.#event !== 0) this.library.kt_event_destroy(this.#event)
     this.#kept?.[Symbol.dispose]()
     this.library.kt_ctx_destroy(this.#ctx)

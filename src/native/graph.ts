@@ -1,22 +1,30 @@
 import { KtError, NativeError } from "../errors.ts"
-import { KT_ERR_UNSUPPORTED } from "./abi.generated.ts"
+import { KT_ERR_CANCELLED, KT_ERR_UNSUPPORTED } from "./abi.generated.ts"
 import type { Backend } from "./backend.ts"
 import type { Address } from "./library.ts"
 import { outSlot } from "./memory.ts"
 
-interface HostWork {
-  readonly work: () => void
-  readonly waits: "all" | "itself"
+/** Ops that are launched together: the device's, and the host's that take turns with them. */
+interface Part {
+  readonly device: Address
+  readonly host: Address | undefined
 }
 
 /**
  * Ops that were called once while it was recorded, with the addresses and sizes that they were called with: each launch computes them
- * all. What lies at those addresses is read at the launch. Between its parts the host may have work of its own.
+ * all. What lies at those addresses is read at the launch. The host may compute a part of them, by native code alone: it and
+ * the device take turns within one launch. What needs JavaScript comes between launches.
  */
 export class Graph implements Disposable {
   readonly #backend: Backend
-  readonly #parts: (Address | HostWork)[] = []
+  readonly #parts: (Part | (() => void))[] = []
   readonly #readers: (() => void)[] = []
+  /** Points that the host, and the device, wait for. */
+  readonly #waits = { host: [] as number[], device: [] as number[] }
+  /** Takes part in what is being recorded now. */
+  #host: Backend | undefined
+  /** Takes part in some launch of this graph. */
+  host: Backend | undefined
 
   private constructor(backend: Backend) {
     this.#backend = backend
@@ -31,8 +39,8 @@ export class Graph implements Disposable {
     if (backend.recording !== undefined) throw new KtError("a graph is being recorded already")
     const graph = new Graph(backend)
     backend.kept.rewind()
+    backend.turns?.rewind()
     graph.#begin()
-    backend.recording = graph
     try {
       const result = compute()
       graph.#end()
@@ -40,18 +48,39 @@ export class Graph implements Disposable {
     } catch (error) {
       graph.#abandon()
       throw error
-    } finally {
-      backend.recording = undefined
     }
   }
 
-  /**
-   * While it is recorded: work of the host that every launch does here, before the ops that follow, and after those before
-   * it unless it waits for what it needs itself.
-   */
-  hostWork(work: () => void, waits: "all" | "itself" = "all"): void {
+  /** While it is recorded: ops of the host are kept too from here on, and come in their order beside the device's. */
+  beside(host: Backend): void {
+    if (this.#host === host) return
+    if (this.#host !== undefined) throw new KtError("two hosts take part in one launch")
+    this.#backend.openTurns()
+    host.check(host.library.kt_graph_begin(host.ctx), "kt_graph_begin")
+    host.recording = this
+    this.#host = host
+    this.host = host
+  }
+
+  /** While it is recorded: a point after the ops so far of the device or its host, for the other one's await(). */
+  signal(by: Backend): number {
+    const turns = this.#backend.openTurns()
+    const point = turns.next()
+    by.check(by.library.kt_turn_signal(by.ctx, turns.address, point), "kt_turn_signal")
+    return point
+  }
+
+  /** While it is recorded: ops of the device or its host from here on come after a point of the other one. */
+  await(by: Backend, point: number): void {
+    const { address } = this.#backend.openTurns()
+    by.check(by.library.kt_turn_wait(by.ctx, address, point), "kt_turn_wait")
+    this.#waits[by === this.#backend ? "device" : "host"].push(point)
+  }
+
+  /** While it is recorded: what every launch does here, before the ops that follow; it waits for what it needs itself. */
+  hostWork(work: () => void): void {
     this.#end()
-    this.#parts.push({ work, waits })
+    this.#parts.push(work)
     this.#begin()
   }
 
@@ -63,17 +92,39 @@ export class Graph implements Disposable {
   /** Computes what was recorded; false, and nothing was done, when memory that it used has been given back since. */
   launch(): boolean {
     const backend = this.#backend
+    const { library, ctx } = backend
     for (const [i, part] of this.#parts.entries()) {
-      if (typeof part !== "number") {
-        if (part.waits === "all") backend.synchronize()
-        part.work()
+      if (typeof part === "function") {
+        part()
         continue
       }
-      const status = backend.library.kt_graph_launch(backend.ctx, part)
+      const { device, host } = part
+      if (host !== undefined) backend.turns?.begin()
+      const status =
+        host === undefined
+          ? library.kt_graph_launch(ctx, device)
+          : library.kt_graph_start(ctx, device)
       if (status === KT_ERR_UNSUPPORTED && i === 0) return false
       backend.check(status, "kt_graph_launch")
+      if (host !== undefined) this.#launchBeside(host)
     }
     return true
+  }
+
+  /** The host's ops of a launch that the device has begun. */
+  #launchBeside(ops: Address): void {
+    const { library, ctx } = this.host as Backend
+    const status = library.kt_graph_launch(ctx, ops)
+    if (status === 0) return
+    const error = new NativeError("kt_graph_launch", status, library.kt_last_error())
+    this.#backend.turns?.giveUp()
+    try {
+      this.#backend.synchronize()
+    } catch (cause) {
+      // the host has waited for one that had failed
+      if (status === KT_ERR_CANCELLED) throw cause
+    }
+    throw error
   }
 
   /** Calls the readers; the ops of the last launch are done. */
@@ -81,31 +132,60 @@ export class Graph implements Disposable {
     for (const read of this.#readers) read()
   }
 
+  /** Milliseconds of the last launch, whose ops are done, in which the host and the device waited for each other. */
+  waitedMs(): { readonly host: number; readonly device: number } {
+    const { turns } = this.#backend
+    const sum = (points: readonly number[]): number =>
+      points.reduce((ms, point) => ms + (turns?.waitedMs(point) ?? 0), 0)
+    return { host: sum(this.#waits.host), device: sum(this.#waits.device) }
+  }
+
   #begin(): void {
     const { library, ctx } = this.#backend
     this.#backend.check(library.kt_graph_begin(ctx), "kt_graph_begin")
+    this.#backend.recording = this
   }
 
   #end(): void {
-    const { library, ctx } = this.#backend
-    const out = outSlot()
-    const status = library.kt_graph_end(ctx, out)
-    if (status !== 0) throw new NativeError("kt_graph_end", status, library.kt_last_error())
-    this.#parts.push(Number(out[0]))
+    const device = endOf(this.#backend)
+    const host = this.#host
+    this.#host = undefined
+    try {
+      this.#parts.push({ device, host: host && endOf(host) })
+    } catch (error) {
+      this.#backend.library.kt_graph_destroy(device)
+      throw error
+    }
   }
 
   /** Ends a recording that failed, so that ops are computed again when they are called. */
   #abandon(): void {
-    const { library, ctx } = this.#backend
-    const out = outSlot()
-    if (library.kt_graph_end(ctx, out) === 0) library.kt_graph_destroy(Number(out[0]))
+    for (const backend of [this.#backend, this.#host])
+      if (backend?.recording === this) {
+        backend.recording = undefined
+        const out = outSlot()
+        if (backend.library.kt_graph_end(backend.ctx, out) === 0)
+          backend.library.kt_graph_destroy(Number(out[0]))
+      }
     this[Symbol.dispose]()
   }
 
   [Symbol.dispose](): void {
-    for (const part of this.#parts)
-      if (typeof part === "number") this.#backend.library.kt_graph_destroy(part)
+    for (const part of this.#parts) {
+      if (typeof part === "function") continue
+      this.#backend.library.kt_graph_destroy(part.device)
+      if (part.host !== undefined) this.host?.library.kt_graph_destroy(part.host)
+    }
     this.#parts.length = 0
     this.#readers.length = 0
   }
+}
+
+/** Ends what a context keeps. */
+function endOf(backend: Backend): Address {
+  const out = outSlot()
+  backend.recording = undefined
+  const status = backend.library.kt_graph_end(backend.ctx, out)
+  if (status !== 0) throw new NativeError("kt_graph_end", status, backend.library.kt_last_error())
+  return Number(out[0])
 }

@@ -75,9 +75,9 @@ export class ExpertStream implements Disposable {
     const slot = this.#slotOf(layer)
     slot.ready.holdUp(this.device)
     let at = slot.memory.address
-    const [gate, up, down] = (this.#layers[layer] as StreamedLayer).map(({ dtype, shape }) => {
-      const tensor = new Tensor(this.device, dtype, shape, at)
-      at += align(byteLength(dtype, shape))
+    const [gate, up, down] = (this.#layers[layer] as StreamedLayer).map((stack) => {
+      const tensor = new Tensor(this.device, stack.dtype, stack.shape, at + headOf(stack))
+      at += roomOf(stack)
       return tensor
     }) as [Tensor, Tensor, Tensor]
     return { gate, up, down }
@@ -99,10 +99,11 @@ export class ExpertStream implements Disposable {
     if (slot.layer === layer) return
     slot.free.holdUp(this.#uploads)
     let at = slot.memory.address
-    for (const { dtype, shape, address } of this.#layers[layer] as StreamedLayer) {
-      const bytes = byteLength(dtype, shape)
-      this.#uploads.copy(at, address, bytes)
-      at += align(bytes)
+    for (const stack of this.#layers[layer] as StreamedLayer) {
+      const head = headOf(stack)
+      const bytes = byteLength(stack.dtype, stack.shape)
+      this.#uploads.copy(at + head, stack.address, bytes)
+      at += roomOf(stack)
     }
     slot.ready.record()
     slot.layer = layer
@@ -129,14 +130,22 @@ export class ExpertStream implements Disposable {
 }
 
 function layerBytes(layer: StreamedLayer): number {
-  return layer.reduce((sum, { dtype, shape }) => sum + align(byteLength(dtype, shape)), 0)
+  return layer.reduce((sum, stack) => sum + roomOf(stack), 0)
 }
 
 /** Device bytes of the buffers for layers of at most `bytes`. */
 export function streamBytes(bytes: number): number {
-  return SLOTS * (bytes + 3 * 256)
+  return SLOTS * (bytes + 3 * 2 * LINE)
 }
 
-function align(bytes: number): number {
-  return Math.ceil(bytes / 256) * 256
+/** What a link moves at a time: a way from one place within such a piece to another one takes longer. */
+const LINE = 256
+
+/** Bytes before a stack, so that it lies within a piece as it does in its file. */
+function headOf({ address }: StreamedStack): number {
+  return address % LINE
+}
+
+function roomOf(stack: StreamedStack): number {
+  return Math.ceil((headOf(stack) + byteLength(stack.dtype, stack.shape)) / LINE) * LINE
 }

@@ -1,4 +1,5 @@
 import type { Backend } from "../native/backend.ts"
+import type { Graph } from "../native/graph.ts"
 import type { ArenaMark } from "../native/memory.ts"
 import { copy, type Routing } from "../ops/index.ts"
 import { F32, I32 } from "../tensor/dtype.ts"
@@ -18,7 +19,10 @@ export class Handover {
   readonly #device: Backend
   readonly #x: Tensor
   readonly #mark: ArenaMark | undefined
-  #marked = false
+  /** What the host computes is not made of ops alone: it is called in every step. */
+  readonly #callsScript: boolean
+  /** The point of a recorded step at which the host has what it computes with. */
+  #arrived = 0
 
   private constructor(
     device: Backend,
@@ -26,8 +30,10 @@ export class Handover {
     sizes: HandoverSizes,
     data: number,
     mark: ArenaMark | undefined,
+    callsScript: boolean,
   ) {
     const { tokens, hidden, topK } = sizes
+    this.#callsScript = callsScript
     const vectors = align(tokens * hidden * 4)
     const choice = align(tokens * topK * 4)
     const [sum, ids, weights] = [data + vectors, data + 2 * vectors, data + 2 * vectors + choice]
@@ -54,40 +60,52 @@ export class Handover {
   }
 
   /** Undefined where the two have no memory in common. */
-  static open(device: Backend, host: Backend, sizes: HandoverSizes): Handover | undefined {
+  static open(
+    device: Backend,
+    host: Backend,
+    sizes: HandoverSizes,
+    callsScript = false,
+  ): Handover | undefined {
     if (device.isHost || !host.isHost) return undefined
     const mark = device.shared?.mark()
     const data = device.allocShared(handoverBytes(sizes))
-    return data === undefined ? undefined : new Handover(device, host, sizes, data, mark)
+    return data === undefined
+      ? undefined
+      : new Handover(device, host, sizes, data, mark, callsScript)
   }
 
-  /**
-   * Writes x [tokens, hidden] to the host; the routing was written by its own op. `meanwhile`: the device has work to do
-   * that the host need not wait for.
-   */
-  send(x: Tensor, meanwhile: boolean): void {
+  /** Writes x [tokens, hidden] to the host; the routing was written by its own op. */
+  send(x: Tensor): void {
     copy(x, this.#x)
-    const { recording } = this.#device
-    if (recording === undefined) this.#device.mark()
-    else if (meanwhile) recording.hostWork(() => this.#device.mark(), "itself")
-    this.#marked = recording === undefined || meanwhile
+    const device = this.#device
+    const { recording } = device
+    if (recording === undefined) device.mark()
+    else if (this.#callsScript) recording.hostWork(() => device.mark())
+    else this.#arrived = recording.signal(device)
   }
 
   /** Has the host compute with what was sent, once it is there; until then it does what does not need it. */
   receive(compute: () => void, meanwhile?: () => void): void {
     const device = this.#device
     const { recording } = device
-    if (recording !== undefined && !this.#marked) {
-      recording.hostWork(compute)
-      return
-    }
     const work = (): void => {
       meanwhile?.()
       device.reachMark()
       compute()
     }
     if (recording === undefined) work()
-    else recording.hostWork(work, "itself")
+    else if (this.#callsScript) recording.hostWork(work)
+    else this.#recorded(recording, compute, meanwhile)
+  }
+
+  /** The host's ops are recorded beside the device's. */
+  #recorded(recording: Graph, compute: () => void, meanwhile?: () => void): void {
+    const host = this.host.x.backend
+    recording.beside(host)
+    meanwhile?.()
+    recording.await(host, this.#arrived)
+    compute()
+    recording.await(this.#device, recording.signal(host))
   }
 
   /** Gives the memory to the next layer: its ops come after those that read the sum, and the host waits for them. */

@@ -85,7 +85,7 @@ export function addRoutedBlock(
     handover?.routing,
   )
   const residents = handover && experts.residents
-  handover?.send(normed, block.sharedPart !== undefined || experts.overlaps)
+  handover?.send(normed)
   const shared = block.sharedPart?.(normed, batch)
   if (residents !== undefined) add(x, residents.forward(normed, routing, experts.options), x)
   if (handover === undefined) experts.addTo(x, normed, routing, batch)
@@ -264,7 +264,7 @@ export class Experts extends Module {
     copy(ids, handover.routing.ids)
     copy(weights, handover.routing.weights)
     const { residents } = this
-    handover.send(x, this.overlaps)
+    handover.send(x)
     const own = residents?.forward(x, { ids, weights }, this.options)
     const sum = cast(this.#receive(handover), F32)
     handover.close()
@@ -284,12 +284,9 @@ export class Experts extends Module {
   handover(x: Tensor, topK: number): Handover | undefined {
     const { backend } = this.gate_proj
     if (x.backend === backend || this.#streams(x)) return undefined
-    return Handover.open(x.backend, backend, { tokens: x.dim(0), hidden: x.dim(1), topK })
-  }
-
-  /** The host, or the device, has work to do between what is sent and its experts. */
-  get overlaps(): boolean {
-    return this.residents !== undefined || this.deferral !== undefined
+    const sizes = { tokens: x.dim(0), hidden: x.dim(1), topK }
+    // what residents leave to the host is told by JavaScript
+    return Handover.open(x.backend, backend, sizes, this.residents !== undefined)
   }
 
   #streams(x: Tensor): boolean {

@@ -1,6 +1,6 @@
 import { KtError } from "../errors.ts"
 import type { Backend } from "../native/backend.ts"
-import { onDevice, refuseRecording, type Routing } from "../ops/index.ts"
+import { copy, onDevice, refuseRecording, type Routing } from "../ops/index.ts"
 import { byteLength, Tensor } from "../tensor/tensor.ts"
 import { batchOn, type ForwardBatch } from "./forward-batch.ts"
 import type { Module } from "./module.ts"
@@ -23,32 +23,30 @@ export function computeAcross(module: Module, out: Backend): void {
   }
 }
 
-/** The host's part of a recorded step: computed anew, from where its inputs lie, whenever that is launched. */
+/** The host's ops are recorded beside the device's, which waits for their result. */
 function recorded(
   forward: Forward,
   args: readonly unknown[],
   backend: Backend,
   out: Backend,
 ): Tensor {
+  const { recording } = out
   const isHosts = (arg: unknown): arg is Tensor => arg instanceof Tensor && arg.backend === backend
-  if (!backend.isHost || !args.every(isHosts)) {
+  if (recording === undefined || !backend.isHost || !args.every(isHosts)) {
     refuseRecording(out)
     refuseRecording(backend)
   }
-  const inputs = args as readonly Tensor[]
-  const first = forward(...inputs)
-  if (!(first instanceof Tensor)) throw new KtError("a module amid a recorded step gives no tensor")
-  const target = Tensor.empty(out, first.dtype, first.shape)
-  const bytes = byteLength(first.dtype, first.shape)
-  const places = inputs.map(({ dtype, shape, data, strides }) => ({ dtype, shape, data, strides }))
-  out.recording?.hostWork(() => {
-    const now = places.map(
-      ({ dtype, shape, data, strides }) => new Tensor(backend, dtype, shape, data, { strides }),
-    )
-    const result = forward(...now) as Tensor
-    out.copy(target.data, result.data, bytes)
-  }, "itself")
-  return target
+  recording?.beside(backend)
+  const result = forward(...args)
+  if (!(result instanceof Tensor))
+    throw new KtError("a module amid a recorded step gives no tensor")
+  const { dtype, shape } = result
+  const at = out.allocShared(byteLength(dtype, shape))
+  if (recording === undefined || at === undefined)
+    throw new KtError(`${out.label} and the CPU have no memory in common`)
+  copy(result, new Tensor(backend, dtype, shape, at))
+  recording.await(out, recording.signal(backend))
+  return copy(new Tensor(out, dtype, shape, at), Tensor.empty(out, dtype, shape))
 }
 
 function hasForward(module: Module): module is Module & { forward: Forward } {
