@@ -7,6 +7,7 @@ import { type EngineConfig, engineConfig } from "../../src/config.ts"
 import { chooseLayout, type PartSizes, partSizes } from "../../src/engine/auto-place.ts"
 import { layerPattern, type Layout, rulesOf } from "../../src/engine/auto-rules.ts"
 import { buildModel } from "../../src/engine/build.ts"
+import { chunkTokens } from "../../src/engine/chunk.ts"
 import { kvLayers, kvType } from "../../src/engine/kv-layers.ts"
 import { planRows } from "../../src/engine/plan-report.ts"
 import { planDevices, workspaceBytes } from "../../src/engine/plan.ts"
@@ -32,7 +33,13 @@ async function modelOf(path: string) {
 describe("what goes where", async () => {
   const built = await modelOf(MOE.path)
   const model = { ...built.config, layer_types: built.config.layer_types.slice(0, 6) }
-  const plain = { model: MOE.path, contextLength: 32, prefixCache: false, streamExperts: false }
+  const plain = {
+    model: MOE.path,
+    contextLength: 32,
+    maxBatchTokens: 512,
+    prefixCache: false,
+    streamExperts: false,
+  }
   const config = engineConfig(plain)
   const layers = model.layer_types.map(() => ({ shared: 10 * MIB, experts: 100 * MIB }))
   const sizes: PartSizes = { embeddings: 30 * MIB, isTied: false, head: 20 * MIB, layers }
@@ -96,6 +103,26 @@ describe("what goes where", async () => {
     expect(made(shared + 100 * count).layers.map(({ experts }) => experts)).not.toContain("cpu")
   })
 
+  test("prompts that bring experts come in longer chunks, where an eighth of the device holds them", () => {
+    const open = { ...config, maxBatchTokens: 0 }
+    const taken = (tokens: number): number =>
+      workspaceBytes({ ...open, maxBatchTokens: tokens }, model)
+    expect(chunkTokens(open, model, false, 1e12)).toBe(512)
+    expect(chunkTokens(open, model, true, 8 * taken(4096))).toBe(4096)
+    expect(chunkTokens(open, model, true, 8 * taken(4096) - 8)).toBe(2048)
+    expect(chunkTokens(open, model, true, 0)).toBe(512)
+    expect(chunkTokens({ ...open, maxBatchTokens: 96 }, model, true, 1e12)).toBe(96)
+    // placement leaves room for what they take
+    const streaming = engineConfig({ ...plain, streamExperts: true, maxBatchTokens: 0 })
+    const free = room(20 + 10 * count + 202 + 100)
+    const made = (freeBytes: number): Layout =>
+      chooseLayout(streaming, model, sizes, [{ device: "cuda:0", freeBytes }])
+    const longer = taken(chunkTokens(streaming, model, true, free)) - taken(512)
+    expect(longer).toBeGreaterThan(0)
+    expect(made(free).layers[0]?.experts).toBe("cpu")
+    expect(made(free + longer).layers[0]?.experts).toBe("cuda:0")
+  })
+
   test("too little for all layers: the last ones and the head; for none: the CPU", () => {
     const some = layout(20 + 20)
     expect(some.layers.map(({ device }) => device)).toEqual([
@@ -144,6 +171,7 @@ test("the experts that were used most are on the device", async () => {
   const config = engineConfig({
     model: MOE.path,
     contextLength: 32,
+    maxBatchTokens: 512,
     pageSize: 32,
     expertStats: file,
     streamExperts: false,

@@ -1,4 +1,4 @@
-import { expect, test } from "bun:test"
+import { describe, expect, test } from "bun:test"
 
 import { KtError, NativeError } from "../../src/errors.ts"
 import { Backend } from "../../src/native/backend.ts"
@@ -88,4 +88,109 @@ test("an op that tells its caller something cannot be part of a graph", () => {
     other.check(other.library.kt_graph_launch(other.ctx, 0), "launch")
   }).toThrow("graph is NULL")
   graph[Symbol.dispose]()
+})
+
+describe("a device and the host take turns within a launch", () => {
+  /** doubled = 2 a by the device, sum = doubled + b by the host, out = 2 sum by the device, as often as asked for. */
+  function steps(device: Backend, host: Backend, rounds: number, table?: Tensor, ids?: Tensor) {
+    const shared = device.allocShared(1024) as number
+    const [onDevice, onHost] = [device, host].map((backend) => ({
+      a: new Tensor(backend, F32, [2], shared, { persistent: true }),
+      sum: new Tensor(backend, F32, [2], shared + 256, { persistent: true }),
+    })) as [{ a: Tensor; sum: Tensor }, { a: Tensor; sum: Tensor }]
+    const b = values(host, 1, 2)
+    const { graph } = Graph.record(device, () => {
+      const { recording } = device
+      for (let round = 0; round < rounds; round++) {
+        add(onDevice.a, onDevice.a, onDevice.a)
+        const sent = recording?.signal(device) as number
+        recording?.beside(host)
+        recording?.await(host, sent)
+        if (table !== undefined && ids !== undefined) embedding(table, ids)
+        add(onHost.a, b, onHost.sum)
+        recording?.await(device, recording.signal(host))
+        add(onDevice.sum, onDevice.sum, onDevice.a)
+      }
+    })
+    return { graph, a: onHost.a, b }
+  }
+
+  test("as often as it was recorded, with what lies there at each launch", () => {
+    using device = new Backend({ threads: 2, logical: 1 })
+    using host = new Backend({ threads: 2 })
+    const { graph, a, b } = steps(device, host, 40)
+    for (let launch = 1; launch <= 5; launch++) {
+      const expected = [launch, 3 * launch].map(Math.fround)
+      a.write(Float32Array.from(expected))
+      b.write(Float32Array.of(launch / 64, -launch))
+      expect(graph.launch()).toBe(true)
+      device.synchronize()
+      for (let round = 0; round < 40; round++) {
+        expected[0] = Math.fround(2 * Math.fround(2 * (expected[0] as number) + launch / 64))
+        expected[1] = Math.fround(2 * Math.fround(2 * (expected[1] as number) - launch))
+      }
+      expect([...a.toFloat32Array()]).toEqual(expected)
+      const { host: waited, device: idle } = graph.waitedMs()
+      expect(waited).toBeGreaterThan(0)
+      expect(idle).toBeGreaterThan(0)
+    }
+    graph[Symbol.dispose]()
+  })
+
+  test("a failure of the host leaves the device not waiting, and the next launch is whole", () => {
+    using device = new Backend({ threads: 1, logical: 1 })
+    using host = new Backend({ threads: 1 })
+    const table = Tensor.from(host, Float32Array.of(1, 2), [2, 1], { persistent: true })
+    const ids = Tensor.from(host, Int32Array.of(9), [1], { persistent: true })
+    const { graph, a } = steps(device, host, 3, table, ids)
+    a.write(Float32Array.of(1, 1))
+    const started = performance.now()
+    expect(() => graph.launch()).toThrow("ids[0] is 9")
+    expect(performance.now() - started).toBeLessThan(5000)
+    device.synchronize()
+    ids.write(Int32Array.of(1))
+    a.write(Float32Array.of(1, 1))
+    expect(graph.launch()).toBe(true)
+    device.synchronize()
+    expect([...a.toFloat32Array()]).toEqual([106, 148])
+    graph[Symbol.dispose]()
+  })
+
+  test("a failure of the device is what a launch reports, and the host does not wait", () => {
+    using device = new Backend({ threads: 1, logical: 1 })
+    using host = new Backend({ threads: 1 })
+    const table = Tensor.from(device, Float32Array.of(1, 2), [2, 1], { persistent: true })
+    const ids = Tensor.from(device, Int32Array.of(1), [1], { persistent: true })
+    const { graph } = Graph.record(device, () => {
+      const { recording } = device
+      recording?.beside(host)
+      const sent = recording?.signal(device) as number
+      embedding(table, ids)
+      const later = recording?.signal(device) as number
+      recording?.await(host, sent)
+      recording?.await(host, later)
+    })
+    expect(graph.launch()).toBe(true)
+    device.synchronize()
+    ids.write(Int32Array.of(7))
+    expect(() => graph.launch()).toThrow("ids[0] is 7")
+    ids.write(Int32Array.of(0))
+    expect(graph.launch()).toBe(true)
+    device.synchronize()
+    graph[Symbol.dispose]()
+  })
+
+  test("a recording that fails leaves neither of them recording", () => {
+    using device = new Backend({ threads: 1, logical: 1 })
+    using host = new Backend({ threads: 1 })
+    const one = values(host, 1)
+    expect(() =>
+      Graph.record(device, () => {
+        device.recording?.beside(host)
+        one.toFloat32Array()
+      }),
+    ).toThrow("the host reads values of a step that is recorded")
+    expect([...add(one, one).toFloat32Array()]).toEqual([2])
+    expect(device.recording).toBeUndefined()
+  })
 })
