@@ -3,6 +3,7 @@ import { engineConfig } from "../config.ts"
 import { buildModel } from "../engine/build.ts"
 import { Engine } from "../engine/engine.ts"
 import { KtError } from "../errors.ts"
+import type { StepTimes } from "../worker/protocol.ts"
 import {
   bestLimits,
   kindsOf,
@@ -48,6 +49,8 @@ export interface BenchRow extends Spread {
   readonly limit?: number
   /** Of the limit as it was beside each repetition: the median over them. */
   readonly share?: number
+  /** Where a step's time went in the last repetition. */
+  readonly step?: MeanStep
   readonly peers?: readonly PeerResult[]
   /** Against the better of the peers. */
   readonly ratio?: number
@@ -120,23 +123,50 @@ export interface Run {
   readonly warm: () => void
   /** Tokens/s. */
   readonly rate: () => number
+  readonly times: () => StepTimes
   /** Tokens/s that the machine would reach just now; absent where several devices compute. */
   readonly limits?: () => Limits
   readonly limit: (limits: Limits) => number
 }
 
 /** One repetition: our rate, and what the machine would have reached just then, the better of before and after. */
-export function repeat({ warm, rate, limits, limit }: Run): Repetition {
+export function repeat({ warm, rate, times, limits, limit }: Run): Repetition {
   const before = limits?.()
   warm()
+  const first = times()
   const ours = rate()
-  if (limits === undefined || before === undefined) return { rate: ours }
-  return { rate: ours, limit: limit(bestLimits([before, limits()])) }
+  const step = meanStep(first, times())
+  const own = { rate: ours, ...(step === undefined ? {} : { step }) }
+  if (limits === undefined || before === undefined) return own
+  return { ...own, limit: limit(bestLimits([before, limits()])) }
+}
+
+/** Milliseconds of a launched step: the GPU's, the CPU's kernels, waiting for each other, and the rest. */
+export interface MeanStep {
+  readonly gpu: number
+  readonly cpu: number
+  readonly sync: number
+  readonly host: number
+}
+
+function meanStep(before: StepTimes, after: StepTimes): MeanStep | undefined {
+  const steps = after.steps - before.steps
+  if (steps === 0) return undefined
+  const ms = (key: Exclude<keyof StepTimes, "steps">): number =>
+    ((after[key] - before[key]) * 1000) / steps
+  return {
+    gpu: ms("gpuSeconds"),
+    cpu: ms("cpuSeconds"),
+    sync: ms("syncSeconds"),
+    host: ms("hostSeconds"),
+  }
 }
 
 /** Tokens/s. */
 export interface Repetition {
   readonly rate: number
+  /** Absent where steps are not launched as graphs. */
+  readonly step?: MeanStep
   readonly limit?: number
 }
 
@@ -152,10 +182,22 @@ export function repetitionLine(
   repetition: number,
   { ours, peers }: Measured,
 ): string {
-  const { rate, limit } = ours.at(-1) as Repetition
+  const { rate, limit, step } = ours.at(-1) as Repetition
   const most = limit === undefined ? "" : `, limit ${limit.toFixed(1)}`
   const theirs = peers.map(({ rates }) => `, peer ${rates.at(-1)!.toFixed(1)}`)
-  return `${caseName(one)} -t ${threads}, repetition ${repetition + 1}: ${rate.toFixed(1)} tokens/s${most}${theirs.join("")}`
+  return `${caseName(one)} -t ${threads}, repetition ${repetition + 1}: ${rate.toFixed(1)} tokens/s${most}${theirs.join("")}${stepText(step)}`
+}
+
+function stepText(step: MeanStep | undefined): string {
+  if (step === undefined) return ""
+  const { gpu, cpu, sync, host } = step
+  const parts = [
+    ...(gpu > 0 ? [`GPU ${gpu.toFixed(2)}`] : []),
+    ...(cpu > 0 ? [`CPU ${cpu.toFixed(2)}`] : []),
+    ...(gpu > 0 && cpu > 0 ? [`waiting ${sync.toFixed(2)}`] : []),
+    `host ${host.toFixed(2)}`,
+  ]
+  return `, a step of ${(gpu + cpu + sync + host).toFixed(2)} ms: ${parts.join(", ")}`
 }
 
 /** What makes each peer fastest that can run the case at all; several streams at once none of them can. */
@@ -188,10 +230,12 @@ export function rowOf(one: BenchCase, threads: number, { ours, peers }: Measured
   const spread = spreadOf(ours.map(({ rate }) => rate))
   const shares = ours.flatMap(({ rate, limit }) => (limit === undefined ? [] : [rate / limit]))
   const share = median(shares)
+  const step = ours.at(-1)?.step
   const row = {
     test: caseName(one),
     threads,
     ...spread,
+    ...(step === undefined ? {} : { step }),
     ...(shares.length === 0 ? {} : { limit: spread.median / share, share }),
   }
   if (peers.length === 0) return row
@@ -284,13 +328,14 @@ export function limitRun(
   work: ModelWork,
   one: BenchCase,
   kvBytes: number,
-): Pick<Run, "limits" | "limit"> {
+): Pick<Run, "times" | "limits" | "limit"> {
   const { config } = engine
   const limit = (limits: Limits): number => limitOf(config, work, limits, one, kvBytes)
   const devices = [...new Set(engine.details().modules.map(({ device }) => device))]
-  if (devices.length > 1) return { limit }
+  const times = (): StepTimes => engine.stats().stepTimes
+  if (devices.length > 1) return { times, limit }
   const device = devices[0] ?? engine.info.device
-  return { limits: () => limitsOf({ ...config, device }, work), limit }
+  return { times, limits: () => limitsOf({ ...config, device }, work), limit }
 }
 
 /** The machine's limits for the work of a model, which a cache may hold whole. */

@@ -6,6 +6,7 @@ import type {
   GenerateParams,
   PhaseWork,
   PoolParams,
+  StepTimes,
   TokenEvent,
 } from "../worker/protocol.ts"
 import type { SequenceGrammar } from "./grammar.ts"
@@ -14,6 +15,7 @@ import { checkPoolParams, Pooler, type PoolingLimits } from "./pooling.ts"
 import { type Batch, draftOf, isReady, type Scheduler, wantsToken } from "./scheduler.ts"
 import { type RopeKey, Sequence } from "./sequence.ts"
 import type { Speculation } from "./speculation.ts"
+import { NO_STEPS } from "./step-times.ts"
 import type { Thinking } from "./thinking.ts"
 
 export interface TokenLogprobs {
@@ -38,6 +40,8 @@ export interface FurtherToken {
 /** Computes a step: the model and the sampler, or a test's replacement for both. */
 export interface StepRunner {
   run(batch: Batch): StepOutput
+  /** Where the time of recorded steps went. */
+  readonly times?: StepTimes | undefined
 }
 
 /** What stats() says of the cache beyond what the blocks know. */
@@ -246,6 +250,7 @@ export class EngineCore {
       decodeWork: this.#decode.work(),
       draftedTokensTotal: speculation?.draftedTokensTotal ?? 0,
       acceptedTokensTotal: speculation?.acceptedTokensTotal ?? 0,
+      stepTimes: this.#runner.times ?? NO_STEPS,
       residentBytes: process.memoryUsage.rss(),
     }
   }

@@ -6,7 +6,7 @@ import type { Backend } from "../native/backend.ts"
 import type { BatchStates, ForwardBatch } from "../nn/forward-batch.ts"
 import { embedding, logprobs } from "../ops/index.ts"
 import { Tensor } from "../tensor/tensor.ts"
-import type { PoolParams } from "../worker/protocol.ts"
+import type { PoolParams, StepTimes } from "../worker/protocol.ts"
 import type { FurtherToken, StepOutput, StepRunner, TokenLogprobs } from "./core.ts"
 import { FixedInts } from "./fixed-ints.ts"
 import { scoreOf } from "./pooling.ts"
@@ -135,7 +135,12 @@ export class ModelRunner implements StepRunner {
     this.#ropeKey = ropeKey
   }
 
+  get times(): StepTimes | undefined {
+    return this.#graphs?.times
+  }
+
   run(batch: Batch): StepOutput {
+    this.#graphs?.stepBegins()
     try {
       this.#write(batch)
       if (batch.seqs.some(({ pooler }) => pooler !== undefined))
@@ -158,6 +163,7 @@ export class ModelRunner implements StepRunner {
         device.synchronize()
         device.resetStep()
       }
+      this.#graphs?.stepEnds()
     }
   }
 

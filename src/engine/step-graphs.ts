@@ -2,6 +2,8 @@ import type { Backend } from "../native/backend.ts"
 import { Graph } from "../native/graph.ts"
 import type { Arena, ArenaMark } from "../native/memory.ts"
 import type { Tensor } from "../tensor/tensor.ts"
+import type { StepTimes } from "../worker/protocol.ts"
+import { StepClock } from "./step-times.ts"
 
 /** Graphs that are held at once, and sequences of the largest: larger steps gain nothing worth memory. */
 const MAX_GRAPHS = 32
@@ -34,15 +36,30 @@ export class StepGraphs implements Disposable {
   #precision = ""
   #refused = false
   #launches = 0
+  readonly #clock: StepClock
 
   constructor(backend: Backend, log: (message: string) => void = () => {}) {
     this.#backend = backend
+    this.#clock = new StepClock(backend)
     this.#log = log
   }
 
   /** Steps that were computed by a graph. */
   get launches(): number {
     return this.#launches
+  }
+
+  get times(): StepTimes {
+    return this.#clock.totals
+  }
+
+  /** A step begins, whether it is launched or not, or ends: its ops are done. */
+  stepBegins(): void {
+    this.#clock.begin()
+  }
+
+  stepEnds(): void {
+    this.#clock.end()
   }
 
   /** Computes a step: its logits, of which a tensor of this step is to be made before they are used. */
@@ -65,7 +82,7 @@ export class StepGraphs implements Disposable {
 
   #launch(bucket: string, step: StepGraph): Tensor | undefined {
     const { host } = step.graph
-    if ((host?.arena.moves ?? 0) !== step.hostMoves || !step.graph.launch()) {
+    if ((host?.arena.moves ?? 0) !== step.hostMoves || !this.#clock.launch(step.graph)) {
       this.clear()
       return undefined
     }
@@ -122,5 +139,6 @@ export class StepGraphs implements Disposable {
 
   [Symbol.dispose](): void {
     this.clear()
+    this.#clock[Symbol.dispose]()
   }
 }

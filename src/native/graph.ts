@@ -21,6 +21,7 @@ export class Graph implements Disposable {
   readonly #readers: (() => void)[] = []
   /** Points that the host, and the device, wait for. */
   readonly #waits = { host: [] as number[], device: [] as number[] }
+  #hostMs = 0
   /** Takes part in what is being recorded now. */
   #host: Backend | undefined
   /** Takes part in some launch of this graph. */
@@ -93,6 +94,7 @@ export class Graph implements Disposable {
   launch(): boolean {
     const backend = this.#backend
     const { library, ctx } = backend
+    this.#hostMs = 0
     for (const [i, part] of this.#parts.entries()) {
       if (typeof part === "function") {
         part()
@@ -114,7 +116,9 @@ export class Graph implements Disposable {
   /** The host's ops of a launch that the device has begun. */
   #launchBeside(ops: Address): void {
     const { library, ctx } = this.host as Backend
+    const started = performance.now()
     const status = library.kt_graph_launch(ctx, ops)
+    this.#hostMs += performance.now() - started
     if (status === 0) return
     const error = new NativeError("kt_graph_launch", status, library.kt_last_error())
     this.#backend.turns?.giveUp()
@@ -132,12 +136,13 @@ export class Graph implements Disposable {
     for (const read of this.#readers) read()
   }
 
-  /** Milliseconds of the last launch, whose ops are done, in which the host and the device waited for each other. */
-  waitedMs(): { readonly host: number; readonly device: number } {
+  /** Milliseconds of the last launch, whose ops are done: the host's ops, and for how long it and the device waited for each other. */
+  times(): { readonly host: number; readonly hostWaited: number; readonly deviceWaited: number } {
     const { turns } = this.#backend
     const sum = (points: readonly number[]): number =>
       points.reduce((ms, point) => ms + (turns?.waitedMs(point) ?? 0), 0)
-    return { host: sum(this.#waits.host), device: sum(this.#waits.device) }
+    const { host, device } = this.#waits
+    return { host: this.#hostMs, hostWaited: sum(host), deviceWaited: sum(device) }
   }
 
   #begin(): void {

@@ -12,7 +12,6 @@ const MAX_POINTS = 2048
 export class Turns implements Disposable {
   readonly #slab: Slab
   readonly #words: Int32Array
-  readonly #waited: BigUint64Array
   readonly #label: string
   #points = 0
   /** The last launch that the caller knows to have failed. */
@@ -22,7 +21,6 @@ export class Turns implements Disposable {
   constructor(library: Library, label: string) {
     this.#slab = new Slab(library, HEAD_BYTES + MAX_POINTS * TURN_BYTES, { pinned: true })
     this.#words = new Int32Array(this.#slab.view())
-    this.#waited = new BigUint64Array(this.#slab.view())
     this.#label = label
   }
 
@@ -64,8 +62,9 @@ export class Turns implements Disposable {
 
   /** Milliseconds that a point was waited for in the last launch. */
   waitedMs(point: number): number {
-    const at = HEAD_BYTES + point * TURN_BYTES + layouts.kt_turn.fields.waited_ns
-    return Number(this.#waited[at / 8]) / 1e6
+    const at = (HEAD_BYTES + point * TURN_BYTES + layouts.kt_turn.fields.waited_ns) / 4
+    const [low, high] = [this.#words[at] as number, this.#words[at + 1] as number]
+    return ((low >>> 0) + high * 2 ** 32) / 1e6
   }
 
   [Symbol.dispose](): void {

@@ -61,6 +61,19 @@ const ENGINE_COUNTERS: readonly Levels[] = [
     (s) => s.prefillSecondsTotal,
   ],
   ["kt_engine_decode_seconds_total", "seconds in other steps", (s) => s.decodeSecondsTotal],
+  ["kt_step_launches_total", "recorded steps that were launched", (s) => s.stepTimes.steps],
+  ["kt_step_gpu_seconds_total", "seconds of them on GPUs", (s) => s.stepTimes.gpuSeconds],
+  ["kt_step_cpu_seconds_total", "seconds of them in CPU kernels", (s) => s.stepTimes.cpuSeconds],
+  [
+    "kt_step_sync_seconds_total",
+    "seconds of them in which GPU and CPU waited for each other",
+    (s) => s.stepTimes.syncSeconds,
+  ],
+  [
+    "kt_step_host_seconds_total",
+    "seconds of them for inputs, sampling and results",
+    (s) => s.stepTimes.hostSeconds,
+  ],
   [
     "kt_prefix_cache_host_tokens_total",
     "prompt tokens brought back from host memory",

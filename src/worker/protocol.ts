@@ -268,6 +268,20 @@ export interface EngineStats {
   /** Tokens guessed by speculative decoding, and those of them that were right. */
   readonly draftedTokensTotal: number
   readonly acceptedTokensTotal: number
+  readonly stepTimes: StepTimes
+}
+
+/** Where the time of recorded steps went. */
+export interface StepTimes {
+  readonly steps: number
+  /** A device computed. */
+  readonly gpuSeconds: number
+  /** The CPU's ops: experts beside a device. */
+  readonly cpuSeconds: number
+  /** One waited for the other and neither computed; of times at which both do, as much is taken off. */
+  readonly syncSeconds: number
+  /** Inputs, sampling and results. */
+  readonly hostSeconds: number
 }
 
 /** A module that has weights, and where they are. */

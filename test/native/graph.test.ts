@@ -130,7 +130,7 @@ describe("a device and the host take turns within a launch", () => {
         expected[1] = Math.fround(2 * Math.fround(2 * (expected[1] as number) - launch))
       }
       expect([...a.toFloat32Array()]).toEqual(expected)
-      const { host: waited, device: idle } = graph.waitedMs()
+      const { hostWaited: waited, deviceWaited: idle } = graph.times()
       expect(waited).toBeGreaterThan(0)
       expect(idle).toBeGreaterThan(0)
     }

@@ -271,6 +271,7 @@ export class FakeClient implements EngineClient {
       decodeWork: { steps: 7, sequences: 7, tokens: 7, positions: 60 },
       draftedTokensTotal: 0,
       acceptedTokensTotal: 0,
+      stepTimes: { steps: 0, gpuSeconds: 0, cpuSeconds: 0, syncSeconds: 0, hostSeconds: 0 },
       residentBytes: 123_456_789,
     }
   }
