@@ -146,6 +146,9 @@ test("steps whose experts the host computes are recorded and launched", async ()
     expect(ids).toEqual(model.greedy.map((greedy) => [...greedy]))
     expect(log.filter((line) => line.includes("recorded"))).toEqual([])
     expect(launch.mock.calls.length).toBeGreaterThan(3)
+    const { steps, gpuSeconds, cpuSeconds, hostSeconds } = engine.stats().stepTimes
+    expect(steps).toBe(launch.mock.calls.length)
+    for (const seconds of [gpuSeconds, cpuSeconds, hostSeconds]) expect(seconds).toBeGreaterThan(0)
   }
 })
 
