@@ -243,7 +243,8 @@ export class Engine implements Disposable {
     const core = new EngineCore(runner, scheduler, blocks, facts, speculation)
     const loadMs = performance.now() - start
     const cacheRamBytes = opened?.hostLimitBytes ?? 0
-    const info = { ...describe(config, built, memory, backend), cacheRamBytes, loadMs }
+    const cpu = computing.includes(host) ? host : backend
+    const info = { ...describe(config, built, memory, cpu), cacheRamBytes, loadMs }
     const fingerprint = (): string => identity().fingerprint
     const saved = new SavedPrefixes({ blocks, memory: pool, fingerprint, ropeKey })
     return new Engine(config, info, built, core, saved, resources.move())
@@ -428,7 +429,7 @@ function describe(
   config: EngineConfig,
   built: BuiltModel,
   memory: MemoryPlan,
-  backend: Backend,
+  cpu: Backend,
 ): Omit<EngineInfo, "cacheRamBytes" | "loadMs"> {
   const { weights, config: model } = built
   const pooling = poolingInfo(model)
@@ -444,9 +445,9 @@ function describe(
     kvCacheTokens: memory.kvCacheTokens,
     kvCacheBytes: memory.kvBytes,
     draftBytes: memory.draftBytes,
-    threads: backend.threads,
-    numaNodes: backend.nodes,
-    isa: backend.isa,
+    threads: cpu.threads,
+    numaNodes: cpu.nodes,
+    isa: cpu.isa,
     device: built.device,
     precision: config.precision,
     ...(pooling === undefined ? {} : { pooling }),
