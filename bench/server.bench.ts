@@ -1,7 +1,7 @@
 /**
  * What the server costs: streams of generated tokens from the engine on the calling thread, and the same through
  * /v1/completions of a server in a process of its own, in turns. One stream is timed from its first token on, several
- * from their start.
+ * from their start. Before them, what a conversation of 8000 tokens takes to become a prompt: template and tokens.
  *
  * `bun bench/server.bench.ts MODEL [--threads N] [--streams N] [--tokens N] [--rounds N] [--json FILE]`
  */
@@ -9,8 +9,10 @@ import { join } from "node:path"
 import { parseArgs } from "node:util"
 
 import { median } from "../src/cli/bench-model.ts"
+import { loadTokenizer } from "../src/cli/load-tokenizer.ts"
 import { engineConfig } from "../src/config.ts"
 import { Engine } from "../src/engine/engine.ts"
+import { serverTokenizer } from "../src/server/server-tokenizer.ts"
 import { report } from "./report.ts"
 import { PROMPT, streamRate } from "./stream.ts"
 
@@ -128,6 +130,27 @@ async function isReady(url: string): Promise<boolean> {
   )
 }
 
+/** Milliseconds for template and tokens of a long conversation, and how many tokens that are. */
+async function longPrompt(path: string): Promise<{ ms: number; tokens: number }> {
+  const tokenizer = serverTokenizer(await loadTokenizer(path))
+  const content = "What the model is told, and what it answered. ".repeat(40)
+  const messages = Array.from({ length: 20 }, (_, i) => ({
+    role: i % 2 === 0 ? "user" : "assistant",
+    content: `${i}: ${content}`,
+  }))
+  const times: number[] = []
+  let count = 0
+  for (let i = 0; i < 9; i++) {
+    // other words each time, or a cache answers
+    const asked = messages.map((one) => ({ ...one, content: `${i} ${one.content}` }))
+    const started = performance.now()
+    count = tokenizer.encodePrompt(tokenizer.renderChat(asked)).length
+    times.push(performance.now() - started)
+  }
+  return { ms: median(times), tokens: count }
+}
+
+const prompt = await longPrompt(model)
 using engine = await Engine.create(config)
 const server = await startServer()
 const rows: { direct: number; served: number }[] = []
@@ -147,6 +170,7 @@ report(
       "engine tok/s": median(rows.map((row) => row.direct)).toFixed(1),
       "server tok/s": median(rows.map((row) => row.served)).toFixed(1),
       "server / engine": median(rows.map((row) => row.served / row.direct)).toFixed(3),
+      [`prompt of ${prompt.tokens} ms`]: prompt.ms.toFixed(1),
     },
   ],
   flags.json,

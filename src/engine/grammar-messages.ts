@@ -13,6 +13,8 @@ export interface GrammarWorkerStart {
 }
 
 export type ToGrammars =
+  /** What grammars of this vocabulary need is made before the first one comes. */
+  | { readonly type: "prepare" }
   | {
       readonly type: "matcher"
       readonly id: number

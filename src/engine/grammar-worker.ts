@@ -54,10 +54,11 @@ function serve({ port, shared, table, vocabSize }: GrammarWorkerStart): void {
     }
   }
 
+  const prepare = (): Promise<GrammarCompiler> => (compiler ??= makeCompiler(table, vocabSize))
+
   const compile = async (grammar: string): Promise<CompiledGrammar> => {
-    compiler ??= makeCompiler(table, vocabSize)
     let made = compiled.get(grammar)
-    made ??= compiler.then((one) => one.compileStructuralTag(grammar))
+    made ??= prepare().then((one) => one.compileStructuralTag(grammar))
     compiled.set(grammar, made)
     return made
   }
@@ -90,6 +91,10 @@ function serve({ port, shared, table, vocabSize }: GrammarWorkerStart): void {
 
   const handle = async (message: ToGrammars): Promise<void> => {
     switch (message.type) {
+      case "prepare":
+        // the first grammar says what is wrong
+        await prepare().catch(() => {})
+        return
       case "matcher":
         return makeMatcher(message)
       case "release":

@@ -40,8 +40,13 @@ export class Grammars implements Disposable {
     this.#vocabSize = vocabSize
   }
 
+  /** The first thread is made ready at once: whoever runs when the first grammar comes is not held up by that. */
   setVocabulary(table: TokenTable): void {
     this.#table = table
+    if (this.#threads.length > 0) return
+    const thread = new GrammarThread(table, this.#vocabSize)
+    thread.prepare()
+    this.#threads.push(thread)
   }
 
   /**
@@ -133,6 +138,11 @@ class GrammarThread implements Disposable {
     this.#worker.postMessage(start, [port2 as unknown as Transferable])
   }
 
+  prepare(): void {
+    this.#post({ type: "prepare" })
+    this.#rest()
+  }
+
   async matcher(
     grammar: string,
     stopTokens: readonly number[],
@@ -153,15 +163,18 @@ class GrammarThread implements Disposable {
       this.numMatchers--
       throw error
     } finally {
-      if (this.#waiting.size === 0) {
-        this.#worker.unref()
-        this.#port.unref()
-      }
+      if (this.#waiting.size === 0) this.#rest()
     }
     return new SequenceGrammar(state, this.#bell, stopTokens, () => {
       this.numMatchers--
       this.#post({ type: "release", id })
     })
+  }
+
+  /** Nobody waits for it: the process may end without it. */
+  #rest(): void {
+    this.#worker.unref()
+    this.#port.unref()
   }
 
   forget(grammar: string): void {
