@@ -1,13 +1,15 @@
 import { afterAll, describe, expect, test } from "bun:test"
-import { readdirSync, rmSync, writeFileSync } from "node:fs"
+import { readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs"
 import { join } from "node:path"
 
+import { engineConfig } from "../../src/config.ts"
 import { convertFolder } from "../../src/convert/convert-folder.ts"
 import { FloatRows } from "../../src/convert/float-rows.ts"
 import { mergeHybrid } from "../../src/convert/merge.ts"
+import { Engine } from "../../src/engine/engine.ts"
 import { configFromGguf } from "../../src/models/config-gguf.ts"
 import { configFromFolder } from "../../src/models/config-hf.ts"
-import { Backend } from "../../src/native/backend.ts"
+import { Backend, deviceProblem } from "../../src/native/backend.ts"
 import { ggufName } from "../../src/weights/names.ts"
 import { openStored, openWeights } from "../../src/weights/open.ts"
 import {
@@ -17,18 +19,24 @@ import {
   writeSafetensors,
 } from "../../src/weights/safetensors.ts"
 import { kt, temporaryFolder } from "../cli/kt.ts"
+import { generateAll } from "../engine/golden-models.ts"
 import { formats, writePair } from "../fixtures/quantized-folder.ts"
 import { loadModel } from "../models/build.ts"
 import { Sequences } from "../models/sequences.ts"
 import { configOf, type Json, randomTensors, WIDE } from "../models/tensors.ts"
 import { relativeError } from "../ops/harness.ts"
+import { ROOT } from "../setup.ts"
 
 const folder = temporaryFolder()
+const before = process.env["KT_LOGICAL_DEVICES"]
+process.env["KT_LOGICAL_DEVICES"] = "2"
 const at = (name: string): string => join(folder.path, name)
 const backend = new Backend({ threads: 2, precision: "f32" })
 afterAll(() => {
   folder[Symbol.dispose]()
   backend[Symbol.dispose]()
+  if (before === undefined) delete process.env["KT_LOGICAL_DEVICES"]
+  else process.env["KT_LOGICAL_DEVICES"] = before
 })
 
 async function logits(path: string): Promise<Float32Array> {
@@ -165,6 +173,36 @@ describe("hybrid folders", () => {
       weights.close()
       expect(relativeError(await logits(out), await logits(mixed))).toBeLessThan(1e-5)
     })
+  }
+
+  for (const gpu of ["cpu:1", "cuda:0"]) {
+    const problem = deviceProblem(gpu)
+    const rules = readFileSync(join(ROOT, "rules", "deepseek-v3-gpu.yaml"), "utf8")
+    test.skipIf(problem !== undefined)(
+      `FP8 linear layers on ${gpu}, GGML experts on the CPU${problem === undefined ? "" : `: ${problem}`}`,
+      async () => {
+        const { quantized, gguf } = await setting("deepseek_v3", "Q4_K_M")
+        const out = at(`placed-${gpu.replace(":", "")}`)
+        mergeHybrid(quantized, gguf, out)
+        const file = at("placed.yaml")
+        writeFileSync(file, rules.replaceAll(/: cuda$/gm, `: "${gpu}"`))
+        const config = { model: out, threads: 1, pageSize: 8, precision: "f32" as const }
+        const prompts = [Int32Array.of(5, 17, 99, 3, 250, 42), Int32Array.of(8, 7, 61)]
+        using one = await Engine.create(engineConfig({ ...config, device: "cpu" }))
+        const want = generateAll(one, prompts)
+        for (const precision of ["f32", "fast"] as const) {
+          using engine = await Engine.create(engineConfig({ ...config, precision, rules: file }))
+          const got = generateAll(engine, prompts)
+          const devices = new Map(
+            engine.details().modules.map(({ path, device }) => [path, device]),
+          )
+          expect(devices.get("model.layers.1.self_attn.o_proj")).toBe(gpu)
+          expect(devices.get("model.layers.1.mlp.experts")).toBe("cpu")
+          if (precision === "f32") expect(got).toEqual(want)
+          else expect(got.map(({ length }) => length)).toEqual(want.map(({ length }) => length))
+        }
+      },
+    )
   }
 
   test("what does not fit is said", async () => {
