@@ -530,7 +530,7 @@ extern "C" kt_status_t kt_paged_attention(kt_ctx_t *handle, const kt_tensor_t *q
   job.pages = k_cache->shape[0];
   job.max_keys = block_tables->shape[1] * job.page_size;
 #if KT_HAS_MMA
-  if (kind == CACHE_F16 && kt_gpu_takes_mla(ctx, job)) return kt_gpu_mla(ctx, job);
+  if ((kind == CACHE_F16 || kind == CACHE_BF16) && kt_gpu_takes_mla(ctx, job)) return kt_gpu_mla(ctx, job, kind == CACHE_BF16);
   if (takes_flash(ctx, job, kind)) {
     if (kind == CACHE_BF16) return job.v_dim == 64 ? launch_flash<64, true>(ctx, job) : launch_flash<128, true>(ctx, job);
     return job.v_dim == 64 ? launch_flash<64, false>(ctx, job) : launch_flash<128, false>(ctx, job);

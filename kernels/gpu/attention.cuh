@@ -90,13 +90,16 @@ struct sight {
   int sequence, position, begin, end;
 };
 
-__device__ __forceinline__ sight sight_of(const attention_job &job, int sequence, int64_t token) {
-  const int length = job.seq_lens[sequence];
-  sight s = {sequence, length - (job.query_start[sequence + 1] - (int)token), 0, 0};
+/* `length` keys of the sequence, whose queries end before number `last`. */
+__device__ __forceinline__ sight sight_from(const attention_job &job, int sequence, int length, int last, int64_t token) {
+  sight s = {sequence, length - (last - (int)token), 0, 0};
   s.end = job.params.bidirectional ? length : s.position + 1;
   if (job.params.sliding_window > 0) s.begin = max(s.begin, s.position - job.params.sliding_window + 1);
   if (job.params.chunk_size > 0) s.begin = max(s.begin, s.position / job.params.chunk_size * job.params.chunk_size);
   return s;
+}
+__device__ __forceinline__ sight sight_of(const attention_job &job, int sequence, int64_t token) {
+  return sight_from(job, sequence, job.seq_lens[sequence], job.query_start[sequence + 1], token);
 }
 
 /* Joins the sums of two sets of keys, rounding alike wherever that is done. */
@@ -135,7 +138,7 @@ template <bool BF16 = false> __device__ __forceinline__ uint32_t halves(float a,
 }
 #endif
 
-/* Latent attention over half caches by Hopper's tensor cores (mla.cu): values are the first 512 of keys of 576. */
+/* Latent attention over caches of half or bf16 by Hopper's tensor cores (mla.cu): values are the first 512 of keys of 576. */
 bool kt_gpu_takes_mla(kt_ctx *ctx, const attention_job &job);
-kt_status_t kt_gpu_mla(kt_ctx *ctx, attention_job job);
+kt_status_t kt_gpu_mla(kt_ctx *ctx, attention_job job, bool bf16);
 #endif

@@ -270,7 +270,7 @@ describeBackends("pagedAttention", (backend) => {
     }
   })
 
-  test.skipIf(backend.isHost)("latents by tensor cores: halves, with float sums", () => {
+  test.skipIf(backend.isHost)("latents by tensor cores: halves or bf16, with float sums", () => {
     backend.precision = "fast"
     try {
       for (const heads of [4, 16, 20, 64, 128])
@@ -283,6 +283,8 @@ describeBackends("pagedAttention", (backend) => {
           const shape = { heads, kvHeads: 1, kDim: 576, vDim: 512, latent: true, scale: 0.04 }
           const parts = heads === 16 ? MIXED : SMALL
           new Fixture({ ...BASE, ...shape, ...how }, parts, heads).check(backend, 2e-3)
+          const bf16 = { ...BASE, ...shape, ...how, cache: "bf16" as const }
+          new Fixture(bf16, parts, heads).check(backend, 1.5e-2)
         }
     } finally {
       backend.precision = "f32"
