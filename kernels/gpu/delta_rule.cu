@@ -171,6 +171,30 @@ template <int ROWS> struct delta_token {
   }
 };
 
+/* A lane's rows of a warp's columns of a head's state, read or written. */
+template <int ROWS, bool WRITE> __device__ __forceinline__ void move_state(const delta_job &job, float *state, int column0, int lane, float (&s)[ROWS][COLUMNS]) {
+  const bool full = column0 + COLUMNS <= job.v_dim && job.v_dim % 4 == 0;
+#pragma unroll
+  for (int r = 0; r < ROWS; r++) {
+    const int i = r * KT_WARP + lane;
+    if (i >= job.k_dim) continue;
+    float *row = state + (int64_t)i * job.v_dim + column0;
+    if (full) {
+#pragma unroll
+      for (int c = 0; c < COLUMNS; c += 4)
+        if (WRITE) *(float4 *)(row + c) = *(const float4 *)(s[r] + c);
+        else *(float4 *)(s[r] + c) = *(const float4 *)(row + c);
+    } else {
+#pragma unroll
+      for (int c = 0; c < COLUMNS; c++) {
+        if (column0 + c >= job.v_dim) continue;
+        if (WRITE) row[c] = s[r][c];
+        else s[r][c] = row[c];
+      }
+    }
+  }
+}
+
 /* A warp has COLUMNS columns of one head of one chain. Lane r + 32 i has row r + 32 i of all of them. */
 template <int ROWS> __global__ void __launch_bounds__(THREADS) delta_kernel(const delta_job job) {
   const int lane = threadIdx.x % KT_WARP, warp = threadIdx.x / KT_WARP, head = blockIdx.y;
@@ -181,7 +205,6 @@ template <int ROWS> __global__ void __launch_bounds__(THREADS) delta_kernel(cons
   const float rate = job.decay[head], dt_bias = job.dt_bias[head];
   /* after the sums a lane has those of this column: lanes below 16 of S^T k, the others of S^T q; of two neighbours the first writes */
   const int own = lane / 2 % COLUMNS;
-  const bool full = column0 + COLUMNS <= job.v_dim && job.v_dim % 4 == 0;
   float s[ROWS][COLUMNS];
 #pragma unroll
   for (int r = 0; r < ROWS; r++)
@@ -189,20 +212,7 @@ template <int ROWS> __global__ void __launch_bounds__(THREADS) delta_kernel(cons
     for (int c = 0; c < COLUMNS; c++) s[r][c] = 0;
   const int64_t source = job.segments.source[g];
   if (is_known(job.segments, g) && source >= 0) {
-    const float *from = job.state + source * slot_values + head * head_values + column0;
-#pragma unroll
-    for (int r = 0; r < ROWS; r++) {
-      const int i = r * KT_WARP + lane;
-      if (i >= job.k_dim) continue;
-      if (full) {
-        *(float4 *)s[r] = *(const float4 *)(from + (int64_t)i * job.v_dim);
-        *(float4 *)(s[r] + 4) = *(const float4 *)(from + (int64_t)i * job.v_dim + 4);
-      } else {
-#pragma unroll
-        for (int c = 0; c < COLUMNS; c++)
-          if (column0 + c < job.v_dim) s[r][c] = from[(int64_t)i * job.v_dim + c];
-      }
-    }
+    move_state<ROWS, false>(job, job.state + source * slot_values + head * head_values, column0, lane, s);
   }
   delta_token<ROWS> next;
   next.load(job, min(job.segments.start[g], job.tokens - 1), head, column0 + own, lane);
@@ -248,22 +258,7 @@ template <int ROWS> __global__ void __launch_bounds__(THREADS) delta_kernel(cons
       if (lane >= 16 && lane % 2 == 0 && column0 + own < job.v_dim)
         job.out[token * job.out_token + head / job.group * job.out_head + head % job.group * job.out_group + column0 + own] = known ? out : __int_as_float(0x7fc00000);
     }
-    if (known) {
-      float *to = job.state + job.segments.target[g] * slot_values + head * head_values + column0;
-#pragma unroll
-      for (int r = 0; r < ROWS; r++) {
-        const int i = r * KT_WARP + lane;
-        if (i >= job.k_dim) continue;
-        if (full) {
-          *(float4 *)(to + (int64_t)i * job.v_dim) = *(const float4 *)s[r];
-          *(float4 *)(to + (int64_t)i * job.v_dim + 4) = *(const float4 *)(s[r] + 4);
-        } else {
-#pragma unroll
-          for (int c = 0; c < COLUMNS; c++)
-            if (column0 + c < job.v_dim) to[(int64_t)i * job.v_dim + c] = s[r][c];
-        }
-      }
-    }
+    if (known) move_state<ROWS, true>(job, job.state + job.segments.target[g] * slot_values + head * head_values, column0, lane, s);
     if (!goes_on(job.segments, g + 1)) return;
   }
 }
