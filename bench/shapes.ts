@@ -132,14 +132,25 @@ export const SHAPES: Readonly<Record<string, Shape>> = {
   },
 }
 
-/** The shape with so many layers and tokens; of leading dense layers at most all but one stay. */
-export function sizedShape(shape: Shape, layers: number | undefined, vocab: number): Shape {
+/**
+ * The shape with so many layers and tokens; of leading dense layers at most all but one stay. With fewer experts they are one
+ * group.
+ */
+export function sizedShape(
+  shape: Shape,
+  layers: number | undefined,
+  vocab: number,
+  experts?: number,
+): Shape {
   const count = layers ?? Number(shape["num_hidden_layers"])
   const dense = shape["first_k_dense_replace"]
   return {
     ...shape,
     vocab_size: vocab,
     num_hidden_layers: count,
+    ...(experts === undefined
+      ? {}
+      : { n_routed_experts: experts, num_experts: experts, n_group: 1, topk_group: 1 }),
     ...(typeof dense === "number" ? { first_k_dense_replace: Math.min(dense, count - 1) } : {}),
   }
 }

@@ -1,7 +1,7 @@
 /**
  * A GGUF of a published model's shape with random weights, to time programs on: blocks of any file type with sane scales,
  * routers that choose experts evenly, a vocabulary that other programs load too.
- * `bun bench/synth.ts NAME --type Q4_K_M [--layers N] [--vocab N] [--seed N] --out FILE`
+ * `bun bench/synth.ts NAME --type Q4_K_M [--layers N] [--experts N] [--vocab N] [--seed N] --out FILE`
  */
 import { parseArgs } from "node:util"
 
@@ -30,6 +30,7 @@ const { values: flags, positionals } = parseArgs({
   options: {
     type: { type: "string", default: "Q4_K_M" },
     layers: { type: "string" },
+    experts: { type: "string" },
     vocab: { type: "string", default: "32000" },
     seed: { type: "string", default: "1" },
     out: { type: "string" },
@@ -163,7 +164,8 @@ async function main(): Promise<void> {
   if (shape === undefined || flags.out === undefined)
     throw new Error(`usage: bun bench/synth.ts ${Object.keys(SHAPES).join("|")} --out FILE`)
   const layers = flags.layers === undefined ? undefined : Number(flags.layers)
-  const config = configFromJson(name, sizedShape(shape, layers, Number(flags.vocab)))
+  const experts = flags.experts === undefined ? undefined : Number(flags.experts)
+  const config = configFromJson(name, sizedShape(shape, layers, Number(flags.vocab), experts))
   const { architecture } = ggufFamily(name, config.model_type)
   const type = fileType(flags.type)
   const fields = metadata(name, config, type)
