@@ -50,7 +50,7 @@ built.weights.close()
 const before = free()
 const started = performance.now()
 using engine = await Engine.create(config, {
-  onLog: (level, line) => void (level === "warn" && console.log(line)),
+  onLog: (level, line) => void (level === "warning" && console.log(line)),
 })
 const loaded = free()
 console.log(`loaded in ${((performance.now() - started) / 1000).toFixed(1)} s`)
