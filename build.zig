@@ -2,6 +2,7 @@
 //!   zig build            libkt_cpu for this machine's platform into zig-out/lib
 //!   zig build -Dcuda     libkt_cuda too, of kernels/gpu/*.cu, with nvcc 13 and g++; `zig build cuda` makes it alone
 //!   zig build hip        libkt_hip of the same sources, with hipcc
+//!   zig build sycl       libkt_sycl of kernels/sycl/*.cpp, with a SYCL 2020 compiler
 //!   zig build abi        regenerates src/native/abi.generated.ts from kernels/include/kt.h
 //!   zig build abi-text   writes the same below the prefix, so that tests can compare the two
 //!   zig build test       Zig unit tests (pool, cpuid, status, slab)
@@ -9,6 +10,7 @@
 const std = @import("std");
 const cpu = @import("kernels/build/cpu.zig");
 const gpu = @import("kernels/build/gpu.zig");
+const sycl = @import("kernels/build/sycl.zig");
 
 pub fn build(b: *std.Build) void {
     const target = b.standardTargetOptions(.{});
@@ -27,6 +29,8 @@ pub fn build(b: *std.Build) void {
 
     const hip_archs = b.option([]const u8, "hip-archs", "what libkt_hip is compiled for; default: gfx90a,gfx1030") orelse "gfx90a,gfx1030";
     b.step("hip", "compile libkt_hip into zig-out/lib").dependOn(gpu.addHipLibrary(b, optimize, hip_archs));
+
+    b.step("sycl", "compile libkt_sycl into zig-out/lib").dependOn(sycl.addLibrary(b, optimize));
 
     const generate = b.step("abi", "write src/native/abi.generated.ts from kt.h");
     const text = cpu.abiText(b);

@@ -4,7 +4,7 @@ const std = @import("std");
 const cpu = @import("cpu.zig");
 
 /// Files of a folder below the root with one of these endings, in their names' order.
-fn filesOf(b: *std.Build, folder: []const u8, endings: []const []const u8) []const []const u8 {
+pub fn filesOf(b: *std.Build, folder: []const u8, endings: []const []const u8) []const []const u8 {
     var dir = b.build_root.handle.openDir(folder, .{ .iterate = true }) catch |err| std.debug.panic("{s}: {t}", .{ folder, err });
     defer dir.close();
     var names: std.ArrayList([]const u8) = .empty;
@@ -38,7 +38,7 @@ const Toolkit = struct {
     lib: []const u8,
 };
 
-fn exists(path: []const u8) bool {
+pub fn exists(path: []const u8) bool {
     std.fs.cwd().access(path, .{}) catch return false;
     return true;
 }

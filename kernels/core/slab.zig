@@ -11,6 +11,9 @@ const huge_page = 2 * 1024 * 1024;
 pub const Pinning = struct {
     pin: *const fn (data: *anyopaque, bytes: usize) status.Status,
     unpin: *const fn (data: *anyopaque) void,
+    /// Where memory can be the devices' from the start only: takes zeroed memory, and gives it back, or answers false for any other.
+    create: ?*const fn (bytes: usize, out: *?*anyopaque) status.Status = null,
+    destroy: ?*const fn (data: *anyopaque) bool = null,
 };
 const root = @import("root");
 const pinning: ?Pinning = if (@hasDecl(root, "pinning")) root.pinning else null;
@@ -37,6 +40,7 @@ pub export fn kt_slab_create(bytes: i64, flags: u32, out: ?*?*anyopaque) status.
     };
     slot.* = null;
     const len = alignedLen(bytes);
+    if (flags & c.KT_SLAB_PINNED != 0) if (pinning) |devices| if (devices.create) |create| return create(len, slot);
     if (builtin.os.tag == .windows) {
         const data = std.heap.page_allocator.alignedAlloc(u8, .fromByteUnits(alignment), len) catch return status.outOfMemory(bytes);
         @memset(data, 0);
@@ -68,7 +72,10 @@ pub export fn kt_slab_create(bytes: i64, flags: u32, out: ?*?*anyopaque) status.
 pub export fn kt_slab_destroy(slab: ?*anyopaque, bytes: i64) void {
     const data = slab orelse return;
     if (bytes < 0) return;
-    if (pinning) |devices| devices.unpin(data);
+    if (pinning) |devices| {
+        if (devices.destroy) |destroy| if (destroy(data)) return;
+        devices.unpin(data);
+    }
     if (bytes == 0) return;
     const many: [*]align(std.heap.page_size_min) u8 = @ptrCast(@alignCast(data));
     if (builtin.os.tag == .windows) {

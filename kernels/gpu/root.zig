@@ -1,5 +1,4 @@
 //! libkt_cuda and libkt_hip: the core that all libraries share, the ops of kernels/gpu/*.cu, and an answer for each op that is missing.
-const std = @import("std");
 const core = @import("core");
 const c = core.c;
 
@@ -22,19 +21,6 @@ const missing = [_][]const u8{
     "kt_quantize",
 };
 
-fn Missing(comptime name: []const u8) type {
-    return struct {
-        // the caller's arguments are left where the C convention put them
-        fn answer() callconv(.c) c.kt_status_t {
-            return core.status.unsupported("{s}: this library has no such op", .{name});
-        }
-    };
-}
-
 comptime {
-    _ = core;
-    for (missing) |name| {
-        if (!@hasDecl(c, name)) @compileError(name ++ " is not in kt.h");
-        @export(&Missing(name).answer, .{ .name = name });
-    }
+    core.exportMissing(&missing);
 }
