@@ -5,6 +5,7 @@ import {
   queryCpu,
   queryDevices,
 } from "../native/backend.ts"
+import { lacksOp } from "../native/library.ts"
 import { packWeight } from "../ops/index.ts"
 import type { Tensor } from "../tensor/tensor.ts"
 
@@ -57,6 +58,11 @@ export function computeThreads(
   const threads = cores - SPARE_CORES
   const note = `${threads} CPU threads compute: ${SPARE_CORES} of ${cores} cores are left to the driver and the host (--threads sets another number)`
   return { threads, note }
+}
+
+/** What draws tokens: where the logits are, or the host for a device that has no samplers. */
+export function samplingBackend(host: Backend, main: Backend): Backend {
+  return lacksOp(main.library, "kt_sample") ? host : main
 }
 
 /** Free bytes of the memory that weights, KV cache and activations lie in. */

@@ -8,7 +8,7 @@ import { configFromGguf, withGgufLayout } from "../models/config-gguf.ts"
 import { configFromFolder } from "../models/config-hf.ts"
 import { type ModelConfig, withExpertsPerToken } from "../models/config.ts"
 import { type AnyModel, createAnyModel } from "../models/registry.ts"
-import { type DeviceInfo, deviceProblem } from "../native/backend.ts"
+import { type DeviceInfo, deviceName, deviceProblem } from "../native/backend.ts"
 import { operators } from "../operators/builtin.ts"
 import { loadUserOperators } from "../operators/user.ts"
 import type { GgufFile } from "../weights/gguf.ts"
@@ -59,11 +59,11 @@ export async function buildModel(
     const own = modelConfig(options, weights, given)
     const config = expertsPerToken > 0 ? withExpertsPerToken(own, expertsPerToken) : own
     const model = await createAnyModel(config)
-    const asked = options.device === undefined ? undefined : fullName(options.device)
+    const asked = options.device === undefined ? undefined : deviceName(options.device)
     const problem = asked === undefined ? undefined : deviceProblem(asked)
     if (problem !== undefined) throw new DeviceError(`--device ${options.device}: ${problem}`)
     const usable = (wanted: string): string | undefined =>
-      targets.areAssumed && targets.budgets?.some((known) => known.device === fullName(wanted))
+      targets.areAssumed && targets.budgets?.some((known) => known.device === deviceName(wanted))
         ? undefined
         : deviceProblem(wanted)
     const madeRules =
@@ -120,7 +120,7 @@ function placedBy(
     [kwargs["generate_device"], kwargs["prefill_device"]].filter((d) => typeof d === "string"),
   )
   const resolve = (device: string): string =>
-    problemOf(device) === undefined ? fullName(device) : "cpu"
+    problemOf(device) === undefined ? deviceName(device) : "cpu"
   // as in KTransformers: what no rule reaches is on the first GPU
   const base = named.map(resolve).find((device) => device !== "cpu") ?? "cpu"
   const placed = placeModules(model, plan, resolve, base)
@@ -134,12 +134,6 @@ function isTable(path: string): boolean {
   return path === "model.embed_tokens"
 }
 
-/** "cuda" is the first of its devices. */
-function fullName(device: string): string {
-  if (device === "cpu:0") return "cpu"
-  return device.includes(":") || device === "cpu" ? device : `${device}:0`
-}
-
 /** Why a rule's device does not compute what the rule says; undefined: it does. */
 function standIn(
   wanted: string,
@@ -150,7 +144,7 @@ function standIn(
     const problem = problemOf(wanted)
     return problem === undefined ? undefined : `${problem}; the CPU stands in`
   }
-  return fullName(wanted) === asked ? undefined : `${asked} computes the whole model`
+  return deviceName(wanted) === asked ? undefined : `${asked} computes the whole model`
 }
 
 /** From the folder that was named, else from the checkpoint itself. */

@@ -25,7 +25,7 @@ import type {
   TokenTable,
 } from "../worker/protocol.ts"
 import { gpus } from "./auto-place.ts"
-import { computeThreads, openBackends, packForDevice } from "./backends.ts"
+import { computeThreads, openBackends, packForDevice, samplingBackend } from "./backends.ts"
 import { buildModel, type BuiltModel } from "./build.ts"
 import { openTiers } from "./cache-tiers.ts"
 import { withChunk } from "./chunk.ts"
@@ -212,7 +212,8 @@ export class Engine implements Disposable {
     const ropeKey = ropeKeyOf(built.config)
     const graphs = graphsFor(config, computing, hooks)
     if (graphs !== undefined) resources.use(graphs)
-    const parts = { states: statePool, devices: computing, graphs, ropeKey }
+    const sampling = samplingBackend(host, backend)
+    const parts = { states: statePool, devices: computing, sampling, graphs, ropeKey }
     const runner = resources.use(new ModelRunner(backend, built.model, pool, sizes, parts))
     hooks.onProgress?.("warm-up", 0, 1)
     warmUp(runner, blocks, built.config)

@@ -4,7 +4,7 @@ import type { StatePool } from "../kvcache/state-pool.ts"
 import type { ModelConfig } from "../models/config.ts"
 import type { Backend } from "../native/backend.ts"
 import type { BatchStates, ForwardBatch } from "../nn/forward-batch.ts"
-import { embedding, logprobs } from "../ops/index.ts"
+import { embedding, logprobs, onDevice } from "../ops/index.ts"
 import { Tensor } from "../tensor/tensor.ts"
 import type { PoolParams, StepTimes } from "../worker/protocol.ts"
 import type { FurtherToken, StepOutput, StepRunner, TokenLogprobs } from "./core.ts"
@@ -45,6 +45,8 @@ export interface RunnerParts {
   readonly states?: StatePool | undefined
   /** All devices that compute, that of the logits first. */
   readonly devices?: readonly Backend[]
+  /** What draws tokens; by default what computes the logits. */
+  readonly sampling?: Backend
   /** Steps that generate are computed by these; of models on one device. */
   readonly graphs?: StepGraphs | undefined
   /** Of models whose rotations depend on the length: lengths of one key are computed alike. */
@@ -58,6 +60,8 @@ const MAX_SEGMENTS = 3
 export class ModelRunner implements StepRunner {
   readonly #backend: Backend
   readonly #devices: readonly Backend[]
+  /** The devices, and what draws tokens where that is none of them. */
+  readonly #inStep: readonly Backend[]
   readonly #model: Partial<RunnableModel & StatesModel>
   readonly #pool: KVPool
   readonly #sampler: Sampler
@@ -100,17 +104,18 @@ export class ModelRunner implements StepRunner {
     model: RunnableModel | StatesModel,
     pool: KVPool,
     limits: RunnerLimits,
-    { states, devices = [backend], graphs, ropeKey }: RunnerParts = {},
+    { states, devices = [backend], sampling = backend, graphs, ropeKey }: RunnerParts = {},
   ) {
     const { maxBatchSize, maxBatchTokens, contextLength } = limits
     this.#devices = devices
+    this.#inStep = devices.includes(sampling) ? devices : [...devices, sampling]
     const others = devices.filter((device) => device !== backend)
     const ints = (length: number): FixedInts => new FixedInts(backend, length, others)
     const maxRows = maxBatchSize + (limits.maxDraftTokens ?? 0)
     this.#backend = backend
     this.#model = model
     this.#pool = pool
-    this.#sampler = new Sampler(backend, maxRows)
+    this.#sampler = new Sampler(sampling, maxRows)
     this.#maxPages = Math.ceil(contextLength / pool.pageSize)
     this.#inputIds = ints(maxBatchTokens)
     this.#positions = ints(maxBatchTokens)
@@ -150,7 +155,8 @@ export class ModelRunner implements StepRunner {
       const bucket = this.#bucketOf(batch)
       if (this.#graphs === undefined || bucket === undefined)
         return this.#sample(batch, forward.call(this.#model, this.#input(batch)))
-      const chooses = this.#sampler.drawsGreatest(batch.seqs)
+      const chooses =
+        this.#sampler.backend === this.#backend && this.#sampler.drawsGreatest(batch.seqs)
       const logits = this.#graphs.run(chooses ? `${bucket} greedy` : bucket, () => {
         const all = forward.call(this.#model, this.#input(batch))
         if (chooses) this.#sampler.chooseGreatest(all)
@@ -159,7 +165,7 @@ export class ModelRunner implements StepRunner {
       return this.#sample(batch, logits, chooses)
     } finally {
       // what a device still reads must not be written by the next step
-      for (const device of this.#devices) {
+      for (const device of this.#inStep) {
         device.synchronize()
         device.resetStep()
       }
@@ -420,14 +426,12 @@ export class ModelRunner implements StepRunner {
       const n = seq.params.promptLogprobs
       if (count === 0 || n === undefined) continue
       const next = seq.tokens.slice(seq.numComputed + 1, seq.numComputed + 1 + count)
-      const out = logprobs(
-        logits.narrow(0, row, count),
-        Tensor.from(this.#backend, next, [count]),
-        n,
-      )
+      const { backend } = this.#sampler
+      const own = onDevice(logits.narrow(0, row, count), backend)
+      const out = logprobs(own, Tensor.from(backend, next, [count]), n)
       row += count
-      this.#backend.synchronize()
-      const own = out.token.toFloat32Array()
+      backend.synchronize()
+      const chances = out.token.toFloat32Array()
       const ids = out.topIds?.toInt32Array() ?? new Int32Array(0)
       const values = out.topLogprobs?.toFloat32Array() ?? new Float32Array(0)
       for (let i = 0; i < count; i++) {
@@ -435,7 +439,7 @@ export class ModelRunner implements StepRunner {
           return [ids[i * n + j] as number, values[i * n + j] as number] as const
         })
         // by position: what is computed again after it lost its pages is the same
-        seq.promptLogprobs[seq.numComputed + i] = { logprob: own[i] as number, top }
+        seq.promptLogprobs[seq.numComputed + i] = { logprob: chances[i] as number, top }
       }
     }
   }

@@ -1,8 +1,9 @@
-import { ConfigError } from "../errors.ts"
+import { ConfigError, DeviceError } from "../errors.ts"
 import type { InjectionPlan } from "../inject/inject.ts"
 import { type KwargValue, ruleLabel } from "../inject/rules.ts"
 import type { AnyModel } from "../models/registry.ts"
 import type { Backend } from "../native/backend.ts"
+import { lacksOp } from "../native/library.ts"
 import { Deferral } from "../nn/deferral.ts"
 import { type Module, ModuleList, namedModules } from "../nn/module.ts"
 import { Experts } from "../nn/moe.ts"
@@ -217,8 +218,11 @@ export function applyPlacement(
   { byPath }: Placement,
   backends: ReadonlyMap<string, Backend>,
 ): void {
-  for (const [path, module] of namedModules(root))
-    module.backend = backends.get(byPath.get(path) ?? "")
+  for (const [path, module] of namedModules(root)) {
+    const backend = backends.get(byPath.get(path) ?? "")
+    module.backend = backend
+    if (backend !== undefined) checkOps(path, module, backend)
+  }
   const walk = (parent: Module, parentPath: string): void => {
     for (const [name, child] of parent.children()) {
       const path = parentPath === "" ? name : `${parentPath}.${name}`
@@ -230,6 +234,14 @@ export function applyPlacement(
     }
   }
   walk(root, "")
+}
+
+function checkOps(path: string, module: Module, { library, label }: Backend): void {
+  const lacking = module.requiredOps().find((name) => lacksOp(library, name))
+  if (lacking === undefined) return
+  throw new DeviceError(`${path} cannot be on ${label}, whose library has no ${lacking}`, {
+    hint: "a rule can put it on another device: generate_device: cpu",
+  })
 }
 
 /** Experts take their input from any device; layers are handed the residual stream; rotations are made where they are asked for. */

@@ -6,6 +6,7 @@ import {
   type Draw,
   logprobs,
   maskLogits,
+  onDevice,
   SamplingBatch,
   SamplingState,
 } from "../ops/index.ts"
@@ -18,14 +19,15 @@ import type { Sequence } from "./sequence.ts"
 
 /** Draws the next token of each row of logits; a row's draw depends on its own sequence alone. */
 export class Sampler {
-  readonly #backend: Backend
+  /** What draws; logits of another device are copied there. */
+  readonly backend: Backend
   readonly #batch: SamplingBatch
   readonly #tokens: FixedInts
   readonly #draws: Draw[] = []
   readonly #states: SamplingState[] = []
 
   constructor(backend: Backend, maxRows: number) {
-    this.#backend = backend
+    this.backend = backend
     this.#batch = new SamplingBatch(backend)
     this.#tokens = new FixedInts(backend, maxRows)
   }
@@ -41,8 +43,9 @@ export class Sampler {
     argmax(logits, this.#tokens.target([logits.dim(0)]))
   }
 
-  /** logits [rows, vocab] F32, one row per sequence; `chosen`: after chooseGreatest(). The result is valid until the next call. */
-  sample(logits: Tensor, seqs: readonly Sequence[], ahead = 0, chosen = false): StepOutput {
+  /** all [rows, vocab] F32, one row per sequence; `chosen`: after chooseGreatest(). The result is valid until the next call. */
+  sample(all: Tensor, seqs: readonly Sequence[], ahead = 0, chosen = false): StepOutput {
+    const logits = onDevice(all, this.backend)
     const known = seqs.some(isBound) ? this.#mask(logits, seqs) : []
     const tokens = this.#tokens.target([seqs.length])
     if (!chosen) {
@@ -50,7 +53,7 @@ export class Sampler {
       else this.#draw(logits, seqs, tokens, ahead)
     }
     const wantsLogprobs = seqs.some((seq) => seq.params.logprobs !== undefined)
-    this.#backend.synchronize()
+    this.backend.synchronize()
     return {
       tokens: this.#tokens.values,
       logprobs: wantsLogprobs
@@ -68,11 +71,12 @@ export class Sampler {
   }
 
   /** The greatest logit of each row, when that is all that these sequences need. */
-  bestOf(logits: Tensor, seqs: readonly Sequence[]): Int32Array | undefined {
+  bestOf(all: Tensor, seqs: readonly Sequence[]): Int32Array | undefined {
     const isPlain = (seq: Sequence): boolean => !isBound(seq) && seq.params.logprobs === undefined
     if (!seqs.every((seq) => isGreedy(seq) && isPlain(seq))) return undefined
+    const logits = onDevice(all, this.backend)
     argmax(logits, this.#tokens.target([logits.dim(0)]))
-    this.#backend.synchronize()
+    this.backend.synchronize()
     return this.#tokens.values
   }
 
@@ -93,7 +97,7 @@ export class Sampler {
       if (!isBound(seq)) return undefined
       const own = logits.narrow(0, row, 1)
       const before = seq.params.logprobs === undefined ? undefined : cast(own, F32)
-      const bits = Tensor.from(this.#backend, maskOf(seq).subarray(0, words), [1, words])
+      const bits = Tensor.from(this.backend, maskOf(seq).subarray(0, words), [1, words])
       maskLogits(own, bits)
       return before
     })
@@ -110,14 +114,14 @@ export class Sampler {
       draws.push(drawOf(seq, ahead))
     }
     this.#batch.sample(logits, states, draws, tokens)
-    this.#backend.synchronize()
+    this.backend.synchronize()
     for (const [row, state] of states.entries()) state.push(this.#tokens.values[row] as number)
   }
 
   #stateOf(seq: Sequence): SamplingState {
     if (seq.sampling instanceof SamplingState) return seq.sampling
     const prompt = seq.tokens.subarray(0, seq.promptLength)
-    const state = new SamplingState(this.#backend, seq.params, prompt)
+    const state = new SamplingState(this.backend, seq.params, prompt)
     for (let i = seq.promptLength; i < seq.length; i++) state.push(seq.tokens[i] as number)
     seq.sampling = state
     return state

@@ -3,6 +3,7 @@ import { ConfigError } from "../errors.ts"
 import { kvBytesPerPage, KVPool } from "../kvcache/pool.ts"
 import type { Backend } from "../native/backend.ts"
 import { loadWeights } from "../weights/load.ts"
+import { samplingBackend } from "./backends.ts"
 import { buildModel, type BuiltModel } from "./build.ts"
 import { DraftModel } from "./draft-model.ts"
 import type { EngineHooks } from "./engine.ts"
@@ -114,7 +115,8 @@ function loadDraft(
   const pool = resources.use(
     new KVPool(backend, layers, { pages, pageSize, dtype: kvType(own, layers) }),
   )
-  const runner = resources.use(new ModelRunner(backend, built.model, pool, limits))
+  const sampling = samplingBackend(host, backend)
+  const runner = resources.use(new ModelRunner(backend, built.model, pool, limits, { sampling }))
   hooks.onLog?.("info", `${name} guesses tokens ahead`)
   return resources.use(
     new DraftModel(runner, { pages, pageSize, maxBatchTokens, most: config.specDraft }),

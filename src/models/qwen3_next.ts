@@ -2,7 +2,7 @@ import { Attention } from "../nn/attention.ts"
 import { CausalConv1d } from "../nn/causal-conv.ts"
 import type { BatchStates, ForwardBatch, LayerStateCache } from "../nn/forward-batch.ts"
 import { Linear, RMSNorm } from "../nn/layers.ts"
-import { Module, type Parameter, registerModules } from "../nn/module.ts"
+import { Module, type OpNames, type Parameter, registerModules } from "../nn/module.ts"
 import { applyRotary, type PositionEmbeddings } from "../nn/rope.ts"
 import { add, gatedDeltaRule, gatedRmsNorm, sigmoidMul } from "../ops/index.ts"
 import { Tensor } from "../tensor/tensor.ts"
@@ -81,6 +81,10 @@ export class Qwen3NextRMSNormGated extends Module {
     return [{ name: "weight", shape: [this.dim], kind: "vector", bind }]
   }
 
+  override requiredOps(): OpNames {
+    return ["kt_gated_rms_norm"]
+  }
+
   /** x, gate [..., dim]; x is overwritten. */
   forward(x: Tensor, gate: Tensor): Tensor {
     return gatedRmsNorm(x, gate, this.weight, this.eps, x)
@@ -145,6 +149,10 @@ export class Qwen3NextGatedDeltaNet extends Module {
       { name: "A_log", shape, kind, bind: (tensor) => (this.A_log = tensor) },
       { name: "dt_bias", shape, kind, bind: (tensor) => (this.dt_bias = tensor) },
     ]
+  }
+
+  override requiredOps(): OpNames {
+    return ["kt_gated_delta_rule"]
   }
 
   override materialize(backend: Tensor["backend"]): void {

@@ -465,6 +465,19 @@ export function queryDevices(library: Library): DeviceInfo[] {
 
 const DEVICE = /^([a-z]+)(?::(\d+))?$/
 
+/** Backends as PyTorch and KTransformers call them. */
+const ALSO_CALLED: ReadonlyMap<string, string> = new Map([
+  ["xpu", "sycl"],
+  ["rocm", "hip"],
+])
+
+/** A device's name as it is kept: "xpu" is "sycl:0", the first of its backend's. */
+export function deviceName(device: string): string {
+  if (device === "cpu" || device === "cpu:0") return "cpu"
+  const [backend = "", index = "0"] = device.split(":", 2)
+  return `${ALSO_CALLED.get(backend) ?? backend}:${index}`
+}
+
 /** As how many devices each one counts: pipelines over several can be tried where there is one. */
 const LOGICAL_DEVICES = "KT_LOGICAL_DEVICES"
 
@@ -478,9 +491,8 @@ function logicalDevices(): number {
 
 /** Why a device that `--device` or a rule names cannot be used; undefined: it can. */
 export function deviceProblem(device: string): string | undefined {
-  const match = DEVICE.exec(device)
-  if (match === null) return `"${device}" is no device: expected cpu, cuda or cuda:N`
-  const [, backend = "", index = "0"] = match
+  if (!DEVICE.test(device)) return `"${device}" is no device: expected cpu, cuda or cuda:N`
+  const [backend = "", index = "0"] = deviceName(device).split(":")
   const probe = probeLibrary(backend)
   if (!probe.available) return probe.reason
   try {
@@ -506,7 +518,7 @@ export interface OpenDevice {
 export function openDevice(device: string): OpenDevice {
   const problem = deviceProblem(device)
   if (problem !== undefined) throw new DeviceError(`device ${device}: ${problem}`)
-  const [, backend = "", index = "0"] = DEVICE.exec(device) as RegExpExecArray
+  const [backend = "", index = "0"] = deviceName(device).split(":")
   const logical = Number(index)
   const library = requireLibrary(backend)
   const shared = logicalDevices()

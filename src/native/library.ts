@@ -3,7 +3,7 @@ import { existsSync, readdirSync } from "node:fs"
 import { dirname, join } from "node:path"
 
 import { KtError } from "../errors.ts"
-import { KT_ABI_HASH, symbols } from "./abi.generated.ts"
+import { KT_ABI_HASH, KT_ERR_UNSUPPORTED, symbols } from "./abi.generated.ts"
 import { embeddedLibrary } from "./embedded.ts"
 
 type Kind = "ptr" | "i32" | "i64" | "u32" | "u64" | "f32" | "f64" | "cstring" | "void"
@@ -113,6 +113,17 @@ export function requireLibrary(backend: string): Library {
   throw new KtError(`the ${backend} backend is not available: ${probe.reason}`, {
     hint: "build it with `zig build` (or `bun run setup`), or set KT_LIB_DIR to the folder that holds it",
   })
+}
+
+/** Names of the functions of kt.h. */
+export type FunctionName = keyof typeof symbols
+
+/** Whether a library has no op of this name: it says so before it looks at what it was called with. */
+export function lacksOp(library: Library, name: FunctionName): boolean {
+  const { args } = symbols[name] as Signature
+  const nothing = args.map((kind) => (kind === "ptr" ? null : kind === "u64" ? 0n : 0))
+  const call = library[name] as (...args: readonly unknown[]) => unknown
+  return call(...nothing) === KT_ERR_UNSUPPORTED
 }
 
 /** Opens one file and checks that it was built from the header this program was built from, before any other call. */

@@ -1,7 +1,7 @@
 import type { Backend } from "../native/backend.ts"
 import { causalConv1d, type StateSegments } from "../ops/index.ts"
 import { Tensor } from "../tensor/tensor.ts"
-import { Module, type Parameter, registerModules } from "./module.ts"
+import { Module, type OpNames, type Parameter, registerModules } from "./module.ts"
 
 export interface CausalConvOptions {
   readonly channels: number
@@ -27,6 +27,10 @@ export class CausalConv1d extends Module {
     const { channels, kernel } = this.options
     const bind = (tensor: Tensor): void => void (this.weight = tensor)
     return [{ name: "weight", shape: [channels, 1, kernel], kind: "vector", bind }]
+  }
+
+  override requiredOps(): OpNames {
+    return ["kt_causal_conv1d"]
   }
 
   override materialize(backend: Backend): void {

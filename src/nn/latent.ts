@@ -1,6 +1,6 @@
 import { headLinear } from "../ops/index.ts"
 import { Tensor } from "../tensor/tensor.ts"
-import { Module, type Parameter, registerModules } from "./module.ts"
+import { Module, type OpNames, type Parameter, registerModules } from "./module.ts"
 
 export interface LatentProjectionOptions {
   readonly numHeads: number
@@ -54,6 +54,10 @@ export class LatentProjection extends Module {
       this.#values = heads.narrow(1, keyDim, valueDim)
     }
     return [{ name: "weight", shape: [numHeads * (keyDim + valueDim), rank], kind, bind }]
+  }
+
+  override requiredOps(): OpNames {
+    return ["kt_head_linear"]
   }
 
   /** Queries [T, heads, key] as queries over latents [T, heads, rank]: q · k(latent) = absorb(q) · latent. */

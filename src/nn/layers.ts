@@ -1,7 +1,7 @@
 import { embedding, layerNorm, linear, rmsNorm } from "../ops/index.ts"
 import type { Tensor } from "../tensor/tensor.ts"
 import type { ForwardBatch } from "./forward-batch.ts"
-import { Module, type Parameter, registerModules, type RowGroups } from "./module.ts"
+import { Module, type OpNames, type Parameter, registerModules, type RowGroups } from "./module.ts"
 
 export interface LinearOptions {
   readonly bias?: boolean
@@ -110,6 +110,10 @@ export class LayerNorm extends Module {
       { name: "weight", shape, kind: "vector", bind: (tensor) => (this.weight = tensor) },
       { name: "bias", shape, kind: "vector", bind: (tensor) => (this.bias = tensor) },
     ]
+  }
+
+  override requiredOps(): OpNames {
+    return ["kt_layer_norm"]
   }
 
   /** x [..., dim] → the same shape; `out` may be x. */

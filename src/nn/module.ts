@@ -1,6 +1,10 @@
 import { KtError } from "../errors.ts"
 import type { Backend } from "../native/backend.ts"
+import type { FunctionName } from "../native/library.ts"
 import type { Tensor } from "../tensor/tensor.ts"
+
+/** Of ops, as kt.h names them. */
+export type OpNames = readonly FunctionName[]
 
 export type ModuleClass = abstract new (...args: never[]) => Module
 
@@ -94,6 +98,11 @@ export abstract class Module {
 
   /** Tensors of this module itself, not of its children. */
   parameters(): Parameter[] {
+    return []
+  }
+
+  /** Ops that not every backend has and this module itself, not its children, computes with. */
+  requiredOps(): OpNames {
     return []
   }
 
