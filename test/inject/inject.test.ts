@@ -498,7 +498,7 @@ describe("injection", () => {
 
 describe("the files in rules/", () => {
   const all = readdirSync(join(ROOT, "rules")).filter((name) => name.endsWith(".yaml"))
-  const files = all.filter((name) => !name.endsWith("-gpu.yaml"))
+  const files = all.filter((name) => !name.endsWith("-gpu.yaml") && !name.startsWith("xpu-"))
   const setOf = (file: string): RuleSet =>
     parseRules(readFileSync(join(ROOT, "rules", file), "utf8"), `rules/${file}`)
   /** The model each file is for. */
@@ -527,6 +527,18 @@ describe("the files in rules/", () => {
   }
 
   const gpuForm = (file: string): string => file.replace(/\.yaml$/, "-gpu.yaml")
+  /** Files for a GPU, its name and their models. */
+  const GPU_FORMS = Object.entries(HOME).flatMap(([file, name]) => {
+    const forms = [[gpuForm(file), "cuda", name]] as [string, string, string][]
+    if (all.includes(`xpu-${file}`)) forms.push([`xpu-${file}`, "xpu", name])
+    return forms
+  })
+
+  test("forms for SYCL are of these models", () => {
+    const xpu = GPU_FORMS.filter(([, device]) => device === "xpu").map(([file]) => file)
+    expect(xpu.toSorted()).toEqual(all.filter((file) => file.startsWith("xpu-")).toSorted())
+    expect(xpu.length).toBe(3)
+  })
 
   test("each but the default is for a model", () => {
     expect(files.filter((file) => file !== "default-cpu.yaml").toSorted()).toEqual(
@@ -549,26 +561,28 @@ describe("the files in rules/", () => {
     expect(modelTypes().filter((type) => !types.has(type))).toEqual([])
   })
 
-  test.each(Object.entries(HOME))(
-    "the GPU form of %s places every weight of %s",
-    async (file, name) => {
-      const set = setOf(gpuForm(file))
+  test.each(GPU_FORMS)(
+    "%s places every weight on the CPU and %s of %s",
+    async (file, gpu, name) => {
+      const set = setOf(file)
       const model = await modelOf(name)
       const cpuOnly = planInjection(model, set, operators)
-      expect(cpuOnly.warnings).toEqual([expect.stringMatching(/device cuda: the CPU stands in/)])
+      expect(cpuOnly.warnings).toEqual([
+        expect.stringContaining(`device ${gpu}: the CPU stands in`),
+      ])
       const result = planInjection(model, set, operators, { device: () => undefined })
       expect(result.warnings).toEqual([])
       const device = (path: string): unknown => result.entries.get(path)?.kwargs["generate_device"]
       expect(device("model.embed_tokens")).toBe("cpu")
-      expect(device("lm_head")).toBe("cuda")
+      expect(device("lm_head")).toBe(gpu)
       for (const [path, module] of namedModules(model)) {
         if (module.classNames()[0] === "Experts") {
           expect(device(path), path).toBe("cpu")
-          expect(result.entries.get(path)?.kwargs["out_device"]).toBe("cuda")
+          expect(result.entries.get(path)?.kwargs["out_device"]).toBe(gpu)
         } else if (module.parameters().length > 0 && path !== "model.embed_tokens") {
           const above = path.split(".").map((_, i, parts) => parts.slice(0, i + 1).join("."))
           const placed = above.toReversed().find((at) => device(at) !== undefined)
-          expect(device(placed ?? ""), path).toBe("cuda")
+          expect(device(placed ?? ""), path).toBe(gpu)
         }
       }
       applyInjection(model, result, (original, entry) =>

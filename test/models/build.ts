@@ -5,6 +5,8 @@ import { readRules, type RuleSet } from "../../src/inject/rules.ts"
 import type { ModelConfig } from "../../src/models/config.ts"
 import { type CausalLM, createModel } from "../../src/models/registry.ts"
 import type { Backend } from "../../src/native/backend.ts"
+import { lacksOp, type Library } from "../../src/native/library.ts"
+import { namedModules } from "../../src/nn/module.ts"
 import { operators } from "../../src/operators/builtin.ts"
 import { packWeight } from "../../src/ops/index.ts"
 import type { GgufFile } from "../../src/weights/gguf.ts"
@@ -37,6 +39,19 @@ export async function buildModel(
     operators.create(operator, original, kwargs, { path, root: model }),
   )
   return { model, plan }
+}
+
+/** The first op that a model computes with and a library lacks. */
+export async function lackingOp(
+  config: ModelConfig,
+  library: Library,
+): Promise<string | undefined> {
+  const { model } = await buildModel(config)
+  for (const [, module] of namedModules(model)) {
+    const lacking = module.requiredOps().find((name) => lacksOp(library, name))
+    if (lacking !== undefined) return lacking
+  }
+  return undefined
 }
 
 export interface LoadModelOptions extends BuildOptions {

@@ -3,9 +3,9 @@ import { readFileSync } from "node:fs"
 
 import type { HiddenStates } from "../../src/models/llama.ts"
 import { Backend, deviceProblem, openDevice } from "../../src/native/backend.ts"
-import { relativeError } from "../ops/harness.ts"
+import { DEVICES, relativeError } from "../ops/harness.ts"
 import { golden } from "../setup.ts"
-import { loadModel } from "./build.ts"
+import { lackingOp, loadModel } from "./build.ts"
 import { GGUF_GOLDENS, type Golden, HF_GOLDENS, openGgufGolden, openHfGolden } from "./goldens.ts"
 import { Sequences } from "./sequences.ts"
 
@@ -24,24 +24,41 @@ afterAll(() => {
 /** Where models run with float activations; a device that is not there is skipped with the reason. */
 interface Place {
   readonly name: string
-  readonly problem: string | undefined
+  /** Undefined: the CPU. */
+  readonly device?: string
   readonly backends: () => { readonly backend: Backend; readonly host?: Backend }
 }
 
-let onDevice: Backend | undefined
-afterAll(() => onDevice?.[Symbol.dispose]())
+const opened = new DisposableStack()
+afterAll(() => opened.dispose())
+
+function deviceOf(name: string): Place {
+  let backend: Backend | undefined
+  const open = (): Backend => {
+    const { library, index } = openDevice(name)
+    return opened.use(new Backend({ device: index, precision: "f32" }, library))
+  }
+  return {
+    name: ` [${name}]`,
+    device: name,
+    backends: () => ({ backend: (backend ??= open()), host: f32 }),
+  }
+}
+
+/** Why a model cannot be computed there. */
+async function problemOf({ device }: Place, open: () => Golden): Promise<string | undefined> {
+  if (device === undefined) return undefined
+  const problem = deviceProblem(device)
+  if (problem !== undefined) return problem
+  const { config, weights } = open()
+  weights.close()
+  const lacking = await lackingOp(config, openDevice(device).library)
+  return lacking && `the library has no ${lacking}`
+}
 
 const PLACES: readonly Place[] = [
-  { name: "", problem: undefined, backends: () => ({ backend: f32 }) },
-  {
-    name: " [cuda:0]",
-    problem: deviceProblem("cuda:0"),
-    backends: () => {
-      const { library, index } = openDevice("cuda:0")
-      onDevice ??= new Backend({ device: index, precision: "f32" }, library)
-      return { backend: onDevice, host: f32 }
-    },
-  },
+  { name: "", backends: () => ({ backend: f32 }) },
+  ...DEVICES.map(deviceOf),
 ]
 
 interface Reference {
@@ -146,8 +163,9 @@ for (const [place, source, open] of PLACES.flatMap((place) =>
   SOURCES.map(([source, open]) => [place, source, open] as const),
 )) {
   const title = `${source}${place.name} with float activations`
-  if (place.problem === undefined) describe(title, () => floatTests(open, place))
-  else describe.skip(`${title}: ${place.problem}`, () => {})
+  const problem = await problemOf(place, open)
+  if (problem === undefined) describe(title, () => floatTests(open, place))
+  else describe.skip(`${title}: ${problem}`, () => {})
 }
 
 function floatTests(open: () => Golden, { backends }: Place): void {

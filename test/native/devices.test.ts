@@ -6,8 +6,17 @@ import { join } from "node:path"
 import { runCommand } from "../../scripts/setup/process.ts"
 import { findZig } from "../../scripts/setup/zig.ts"
 import { KT_ABI_HASH, symbols } from "../../src/native/abi.generated.ts"
-import { Backend, deviceProblem, openDevice, queryDevices } from "../../src/native/backend.ts"
-import { backendNames, probeLibrary, requireLibrary } from "../../src/native/library.ts"
+import {
+  Backend,
+  deviceName,
+  deviceProblem,
+  openDevice,
+  queryDevices,
+} from "../../src/native/backend.ts"
+import { Graph } from "../../src/native/graph.ts"
+import { backendNames, lacksOp, probeLibrary, requireLibrary } from "../../src/native/library.ts"
+import { Slab } from "../../src/native/memory.ts"
+import { add } from "../../src/ops/index.ts"
 import { F32 } from "../../src/tensor/dtype.ts"
 import { Tensor } from "../../src/tensor/tensor.ts"
 import { ROOT } from "../setup.ts"
@@ -84,6 +93,73 @@ kt_status_t kt_device_query(uint32_t index, kt_device_info_t *out) {
     else process.env["KT_LIB_DIR"] = before
   }
 })
+
+test("backends go by their names in PyTorch too", () => {
+  expect(["xpu", "xpu:1", "rocm:0", "cuda", "cpu:0", "toy:2"].map(deviceName)).toEqual([
+    "sycl:0",
+    "sycl:1",
+    "hip:0",
+    "cuda:0",
+    "cpu",
+    "toy:2",
+  ])
+})
+
+test("an op that a library lacks is told from one that refuses what it is given", () => {
+  expect(lacksOp(requireLibrary("cpu"), "kt_head_linear")).toBe(false)
+  expect(lacksOp(requireLibrary("cpu"), "kt_sample")).toBe(false)
+})
+
+const sycl = probeLibrary("sycl")
+if (!sycl.available)
+  describe.skip(`the SYCL library [${sycl.reason}; \`zig build sycl\` makes it]`, () => {})
+else
+  describe("the SYCL library", () => {
+    const { library } = sycl
+
+    test("exports the functions of kt.h and nothing else, and says what it lacks", () => {
+      expect(library.kt_backend_name()).toBe("sycl")
+      expect(dynamicExports(readFileSync(library.path))).toEqual(Object.keys(symbols).sort())
+      expect(lacksOp(library, "kt_paged_attention")).toBe(false)
+      expect(lacksOp(library, "kt_gated_delta_rule")).toBe(true)
+    })
+
+    test("a CPU is no device unless it is asked for", async () => {
+      const file = join(import.meta.dir, "..", "..", "src", "native", "backend.ts")
+      const code = `import { deviceProblem } from ${JSON.stringify(file)}; process.stdout.write(String(deviceProblem("sycl:0")))`
+      const problemWith = async (cpu: string): Promise<string> => {
+        const command = [process.execPath, "-e", code]
+        return (await runCommand(command, { cwd: folder, env: { KT_SYCL_CPU: cpu } })).output
+      }
+      expect(await problemWith("1")).toBe("undefined")
+      expect(await problemWith("0")).toMatch(/^undefined$|no GPU answers to the SYCL runtime/)
+    })
+
+    const problem = deviceProblem("sycl:0")
+    const title = problem === undefined ? "" : ` [${problem}]`
+    test.skipIf(problem !== undefined)(`memory, copies, events and graphs${title}`, () => {
+      using backend = new Backend({}, library)
+      expect(() => backend.allocate(2 ** 50)).toThrow(
+        /cannot allocate 1125899906842624 bytes on the device: \d+ of \d+ are free/,
+      )
+      const x = Tensor.from(backend, Float32Array.of(1, 2, 3), [3], { persistent: true })
+      using shared = new Slab(library, 16, { pinned: true })
+      const values = new Float32Array(shared.view(0, 12))
+      using start = backend.fence()
+      using end = backend.fence()
+      start.record()
+      backend.copy(shared.address, add(x, x).data, 12)
+      end.record()
+      backend.synchronize()
+      expect([...values]).toEqual([2, 4, 6])
+      expect(start.until(end)).toBeGreaterThanOrEqual(0)
+      const { graph, result } = Graph.record(backend, () => add(x, x))
+      using _graph = graph
+      x.write(new Uint8Array(Float32Array.of(10, 20, 30).buffer))
+      expect(graph.launch()).toBe(true)
+      expect([...result.toFloat32Array()]).toEqual([20, 40, 60])
+    })
+  })
 
 const cuda = probeLibrary("cuda")
 const absent = cuda.available ? undefined : `${cuda.reason}; KT_CUDA=1 bun run setup builds it`

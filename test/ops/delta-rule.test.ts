@@ -32,7 +32,7 @@ function rows(values: ArrayLike<number>, width: number, from: number, to: number
   return Array.from(values).slice(from * width, to * width)
 }
 
-describeBackends("causalConv1d", (backend) => {
+describeBackends({ name: "causalConv1d", needs: ["kt_causal_conv1d"] }, (backend) => {
   for (const n of [1, 3, 4, 5, 8, 15, 16, 17, 300]) {
     for (const kernel of [2, 4, 5]) {
       test(`${n} channels, kernel ${kernel}: at once, in pieces, in a batch`, () => {
@@ -119,7 +119,7 @@ const CASES: readonly Case[] = [
   { kHeads: 2, group: 2, kDim: 128, vDim: 128 },
 ]
 
-describeBackends("gatedDeltaRule", (backend) => {
+describeBackends({ name: "gatedDeltaRule", needs: ["kt_gated_delta_rule"] }, (backend) => {
   const TOKENS = 13
 
   function inputs({ kHeads, group, kDim, vDim }: Case, seed: number): reference.DeltaRule {

@@ -7,7 +7,7 @@ import { describeBackends, expectClose, randomArray } from "./harness.ts"
 
 const WIDTHS = [1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 128, 4100]
 
-describeBackends("gates", (backend) => {
+describeBackends({ name: "gates", needs: ["kt_gated_rms_norm", "kt_sigmoid_mul"] }, (backend) => {
   for (const n of WIDTHS) {
     test(`gatedRmsNorm and sigmoidMul of [3, ${n}]`, () => {
       const x = randomArray(3 * n, n, 2)

@@ -7,23 +7,30 @@ import {
   openDevice,
   queryCpu,
 } from "../../src/native/backend.ts"
-import { probeLibrary } from "../../src/native/library.ts"
+import { type FunctionName, lacksOp, probeLibrary } from "../../src/native/library.ts"
+
+/** A suite of ops that not every backend has. */
+interface Needing {
+  readonly name: string
+  readonly needs: readonly FunctionName[]
+}
 
 /** Devices besides the CPU that have backends. */
-const DEVICES = ["cuda:0"] as const
+export const DEVICES = ["cuda:0", "sycl:0"] as const
 
 /**
  * Runs a suite once per ISA level of the CPU library that this machine has and once per device of another backend; what is
  * not there is reported as skipped. `only` is for suites of the CPU's own.
  */
 export function describeBackends(
-  name: string,
+  named: string | Needing,
   suite: (backend: Backend) => void,
   only?: "cpu",
 ): void {
+  const { name, needs } = typeof named === "string" ? { name: named, needs: [] } : named
   describeLevels(name, suite)
   for (const device of only === "cpu" ? [] : DEVICES) {
-    const problem = deviceProblem(device)
+    const problem = deviceProblem(device) ?? opProblem(device, needs)
     if (problem !== undefined) {
       describe.skip(`${name} [${device}: ${problem}]`, () => {})
       continue
@@ -35,6 +42,13 @@ export function describeBackends(
       suite(backend)
     })
   }
+}
+
+/** Why a device cannot run a suite of these ops. */
+function opProblem(device: string, needs: readonly FunctionName[]): string | undefined {
+  const { library } = openDevice(device)
+  const lacking = needs.find((name) => lacksOp(library, name))
+  return lacking === undefined ? undefined : `it has no ${lacking}`
 }
 
 function describeLevels(name: string, suite: (backend: Backend) => void): void {

@@ -11,7 +11,7 @@ import { dequantized, PLAIN, QUANTIZED, randomWeight } from "./weights.ts"
 /** Rounding of the f32 sums. */
 const TOLERANCE = 3e-6
 
-describeBackends("headLinear", (backend) => {
+describeBackends({ name: "headLinear", needs: ["kt_head_linear"] }, (backend) => {
   /** Shapes [heads, out, in] at which rows hold whole blocks, for both forms. */
   function shapes(dtype: DTypeInfo): readonly (readonly [number, number, number])[] {
     if (dtype.blockSize === 256)

@@ -56,7 +56,7 @@ const FILTERS: readonly Filter[] = [
 ]
 const UNIFORMS = [0, 0.3, 0.77, 0.95, 1 - 2 ** -24]
 
-describeBackends("samplers in any order", (backend) => {
+describeBackends({ name: "samplers in any order", needs: ["kt_sample"] }, (backend) => {
   const batch = new SamplingBatch(backend)
 
   function draw(

@@ -57,7 +57,7 @@ const FILTERS: readonly Partial<SamplingParams>[] = [
 ]
 const UNIFORMS = [0, 0.2, 0.5, 0.77, 0.95, 0.9999, 1 - 2 ** -24]
 
-describeBackends("sampling", (backend) => {
+describeBackends({ name: "sampling", needs: ["kt_sample", "kt_mask_logits"] }, (backend) => {
   const batch = new SamplingBatch(backend)
 
   /** Draws with the kernel at each uniform, checks every token against the definition, and that logits are unchanged. */
@@ -290,118 +290,121 @@ describeBackends("sampling", (backend) => {
   })
 })
 
-describeBackends("argmax and logprobs", (backend) => {
-  for (const vocabulary of [
-    1, 2, 3, 4, 5, 15, 16, 17, 63, 64, 65, 4095, 4096, 4097, 49152, 151_936,
-  ]) {
-    test(`argmax of [3, ${vocabulary}]`, () => {
-      backend.resetStep()
-      const logits = randomArray(3 * vocabulary, vocabulary)
-      const want = [0, 1, 2].map((row) => {
-        const part = logits.subarray(row * vocabulary, (row + 1) * vocabulary)
-        return reference.ranked(part)[0]
+describeBackends(
+  { name: "argmax and logprobs", needs: ["kt_argmax", "kt_logprobs"] },
+  (backend) => {
+    for (const vocabulary of [
+      1, 2, 3, 4, 5, 15, 16, 17, 63, 64, 65, 4095, 4096, 4097, 49152, 151_936,
+    ]) {
+      test(`argmax of [3, ${vocabulary}]`, () => {
+        backend.resetStep()
+        const logits = randomArray(3 * vocabulary, vocabulary)
+        const want = [0, 1, 2].map((row) => {
+          const part = logits.subarray(row * vocabulary, (row + 1) * vocabulary)
+          return reference.ranked(part)[0]
+        })
+        const got = argmax(Tensor.from(backend, logits, [3, vocabulary]))
+        expect([...got.toInt32Array()] as unknown[]).toEqual(want)
       })
-      const got = argmax(Tensor.from(backend, logits, [3, vocabulary]))
-      expect([...got.toInt32Array()] as unknown[]).toEqual(want)
-    })
-  }
+    }
 
-  for (const vocabulary of [1, 31, 32, 33, 257, 49152])
-    test(`maskLogits of [2, ${vocabulary}]`, () => {
-      backend.resetStep()
-      const words = Math.ceil(vocabulary / 32)
-      const logits = randomArray(2 * vocabulary, vocabulary)
-      const draw = randomArray(2 * words, 7)
-      // whole words of either kind too
-      const bits = Int32Array.from(draw, (x) => (x > 0.8 ? -1 : x < -0.8 ? 0 : x * 2 ** 31))
-      const tensor = Tensor.from(backend, logits, [2, vocabulary])
-      maskLogits(tensor, Tensor.from(backend, bits, [2, words]))
-      const want = logits.map((value, i) => {
-        const [row, token] = [Math.floor(i / vocabulary), i % vocabulary]
-        const word = bits[row * words + (token >> 5)] as number
-        return (word >>> (token & 31)) & 1 ? value : -Infinity
-      })
-      expect(tensor.toFloat32Array()).toEqual(want)
-      const wrong = Tensor.from(backend, new Int32Array(2 * (words + 1)), [2, words + 1])
-      expect(() => maskLogits(tensor, wrong)).toThrow("bits dimension 1")
-    })
-
-  test("argmax takes the lowest of equals and never NaN", () => {
-    const rows: [number[], number][] = [
-      [[1, 5, 5, 2], 1],
-      [[NaN, -1, NaN, -2], 1],
-      [[NaN, NaN, NaN, NaN], 0],
-      [[NaN, -Infinity, -Infinity, NaN], 1],
-      [[-0, 0, 0, -0], 0],
-      [[1, Infinity, NaN, Infinity], 1],
-    ]
-    const got = argmax(
-      Tensor.from(backend, Float32Array.from(rows.flatMap(([row]) => row)), [6, 4]),
-    )
-    expect([...got.toInt32Array()]).toEqual(rows.map(([, want]) => want))
-    const wide = new Float32Array(100_000).fill(NaN)
-    wide[70_001] = -5
-    wide[99_999] = -5
-    expect(argmax(Tensor.from(backend, wide, [1, 100_000])).toInt32Array()[0]).toBe(70_001)
-    expect(
-      argmax(Tensor.from(backend, new Float32Array(100_000), [1, 100_000])).toInt32Array()[0],
-    ).toBe(0)
-  })
-
-  for (const vocabulary of [1, 2, 31, 1000, 49152]) {
-    test(`logprobs of [2, ${vocabulary}]`, () => {
-      backend.resetStep()
-      const logits = randomArray(2 * vocabulary, vocabulary, 6)
-      const tokens = Int32Array.of(0, vocabulary - 1)
-      for (const n of [0, 1, 5, 20, vocabulary]) {
-        if (n > vocabulary) continue
+    for (const vocabulary of [1, 31, 32, 33, 257, 49152])
+      test(`maskLogits of [2, ${vocabulary}]`, () => {
+        backend.resetStep()
+        const words = Math.ceil(vocabulary / 32)
+        const logits = randomArray(2 * vocabulary, vocabulary)
+        const draw = randomArray(2 * words, 7)
+        // whole words of either kind too
+        const bits = Int32Array.from(draw, (x) => (x > 0.8 ? -1 : x < -0.8 ? 0 : x * 2 ** 31))
         const tensor = Tensor.from(backend, logits, [2, vocabulary])
-        const got = logprobs(tensor, Tensor.from(backend, tokens), n)
-        for (let row = 0; row < 2; row++) {
-          const part = logits.slice(row * vocabulary, (row + 1) * vocabulary)
-          const want = reference.logprobs(part)
-          const order = reference.ranked(part).slice(0, n)
-          const of = got.token.toFloat32Array()[row] as number
-          expect(Math.abs(of - (want[tokens[row] as number] as number))).toBeLessThan(
-            5e-7 * Math.max(1, Math.abs(of)),
-          )
-          if (n === 0) {
-            expect(got.topIds).toBeNull()
-            continue
+        maskLogits(tensor, Tensor.from(backend, bits, [2, words]))
+        const want = logits.map((value, i) => {
+          const [row, token] = [Math.floor(i / vocabulary), i % vocabulary]
+          const word = bits[row * words + (token >> 5)] as number
+          return (word >>> (token & 31)) & 1 ? value : -Infinity
+        })
+        expect(tensor.toFloat32Array()).toEqual(want)
+        const wrong = Tensor.from(backend, new Int32Array(2 * (words + 1)), [2, words + 1])
+        expect(() => maskLogits(tensor, wrong)).toThrow("bits dimension 1")
+      })
+
+    test("argmax takes the lowest of equals and never NaN", () => {
+      const rows: [number[], number][] = [
+        [[1, 5, 5, 2], 1],
+        [[NaN, -1, NaN, -2], 1],
+        [[NaN, NaN, NaN, NaN], 0],
+        [[NaN, -Infinity, -Infinity, NaN], 1],
+        [[-0, 0, 0, -0], 0],
+        [[1, Infinity, NaN, Infinity], 1],
+      ]
+      const got = argmax(
+        Tensor.from(backend, Float32Array.from(rows.flatMap(([row]) => row)), [6, 4]),
+      )
+      expect([...got.toInt32Array()]).toEqual(rows.map(([, want]) => want))
+      const wide = new Float32Array(100_000).fill(NaN)
+      wide[70_001] = -5
+      wide[99_999] = -5
+      expect(argmax(Tensor.from(backend, wide, [1, 100_000])).toInt32Array()[0]).toBe(70_001)
+      expect(
+        argmax(Tensor.from(backend, new Float32Array(100_000), [1, 100_000])).toInt32Array()[0],
+      ).toBe(0)
+    })
+
+    for (const vocabulary of [1, 2, 31, 1000, 49152]) {
+      test(`logprobs of [2, ${vocabulary}]`, () => {
+        backend.resetStep()
+        const logits = randomArray(2 * vocabulary, vocabulary, 6)
+        const tokens = Int32Array.of(0, vocabulary - 1)
+        for (const n of [0, 1, 5, 20, vocabulary]) {
+          if (n > vocabulary) continue
+          const tensor = Tensor.from(backend, logits, [2, vocabulary])
+          const got = logprobs(tensor, Tensor.from(backend, tokens), n)
+          for (let row = 0; row < 2; row++) {
+            const part = logits.slice(row * vocabulary, (row + 1) * vocabulary)
+            const want = reference.logprobs(part)
+            const order = reference.ranked(part).slice(0, n)
+            const of = got.token.toFloat32Array()[row] as number
+            expect(Math.abs(of - (want[tokens[row] as number] as number))).toBeLessThan(
+              5e-7 * Math.max(1, Math.abs(of)),
+            )
+            if (n === 0) {
+              expect(got.topIds).toBeNull()
+              continue
+            }
+            expect(got.topIds?.toInt32Array().slice(row * n, (row + 1) * n)).toEqual(
+              Int32Array.from(order),
+            )
+            const values = got.topLogprobs?.toFloat32Array().slice(row * n, (row + 1) * n)
+            order.forEach((id, i) => {
+              const [value, expected] = [values?.[i] as number, want[id] as number]
+              expect(Math.abs(value - expected)).toBeLessThan(5e-7 * Math.max(1, -expected))
+            })
           }
-          expect(got.topIds?.toInt32Array().slice(row * n, (row + 1) * n)).toEqual(
-            Int32Array.from(order),
-          )
-          const values = got.topLogprobs?.toFloat32Array().slice(row * n, (row + 1) * n)
-          order.forEach((id, i) => {
-            const [value, expected] = [values?.[i] as number, want[id] as number]
-            expect(Math.abs(value - expected)).toBeLessThan(5e-7 * Math.max(1, -expected))
-          })
         }
-      }
-    }, 30_000)
-  }
+      }, 30_000)
+    }
 
-  test("logprobs of masked, tied and NaN logits", () => {
-    const row = Float32Array.of(-Infinity, 2, NaN, 2, -200, NaN)
-    const got = logprobs(
-      Tensor.from(backend, row, [1, 6]),
-      Tensor.from(backend, Int32Array.of(2)),
-      6,
-    )
-    expect([...(got.topIds as Tensor).toInt32Array()]).toEqual([1, 3, 4, 0, 2, 5])
-    expect(got.token.toFloat32Array()[0]).toBe(-Infinity)
-    const values = (got.topLogprobs as Tensor).toFloat32Array()
-    expect(values[0]).toBeCloseTo(-Math.LN2, 6)
-    expect(values[2]).toBeCloseTo(-202 - Math.LN2, 4)
-    expect([...values.slice(3)]).toEqual([-Infinity, -Infinity, -Infinity])
-  })
+    test("logprobs of masked, tied and NaN logits", () => {
+      const row = Float32Array.of(-Infinity, 2, NaN, 2, -200, NaN)
+      const got = logprobs(
+        Tensor.from(backend, row, [1, 6]),
+        Tensor.from(backend, Int32Array.of(2)),
+        6,
+      )
+      expect([...(got.topIds as Tensor).toInt32Array()]).toEqual([1, 3, 4, 0, 2, 5])
+      expect(got.token.toFloat32Array()[0]).toBe(-Infinity)
+      const values = (got.topLogprobs as Tensor).toFloat32Array()
+      expect(values[0]).toBeCloseTo(-Math.LN2, 6)
+      expect(values[2]).toBeCloseTo(-202 - Math.LN2, 4)
+      expect([...values.slice(3)]).toEqual([-Infinity, -Infinity, -Infinity])
+    })
 
-  test.skipIf(!backend.isHost)("bad tokens and sizes are refused", () => {
-    const logits = Tensor.from(backend, randomArray(8, 1), [2, 4])
-    expect(() => logprobs(logits, Tensor.from(backend, Int32Array.of(0, 4)), 1)).toThrow(
-      "tokens[1] is 4, the vocabulary has ids 0 to 3",
-    )
-    expect(() => logprobs(logits, Tensor.from(backend, Int32Array.of(0, 1)), 5)).toThrow("n is 5")
-  })
-})
+    test.skipIf(!backend.isHost)("bad tokens and sizes are refused", () => {
+      const logits = Tensor.from(backend, randomArray(8, 1), [2, 4])
+      expect(() => logprobs(logits, Tensor.from(backend, Int32Array.of(0, 4)), 1)).toThrow(
+        "tokens[1] is 4, the vocabulary has ids 0 to 3",
+      )
+      expect(() => logprobs(logits, Tensor.from(backend, Int32Array.of(0, 1)), 5)).toThrow("n is 5")
+    })
+  },
+)
