@@ -27,6 +27,8 @@ pub const Ctx = struct {
     scratch: []align(64) u8 = &.{},
     /// Counts how often scratch memory was given back.
     scratch_moves: u32 = 0,
+    /// Of weights that are read once, so many bytes are asked for before they are read.
+    ahead: i32 = 0,
     /// What ops are kept in and not computed.
     recording: ?*Graph = null,
     /// What is computed by a thread of its own.
@@ -137,7 +139,7 @@ pub export fn kt_ctx_create(options: ?*const c.kt_ctx_options_t, out: ?*?*c.kt_c
         gpa.destroy(ctx);
         return status.fail(c.KT_ERR_INTERNAL, "cannot start {d} threads: {s}", .{ threads, @errorName(err) });
     };
-    ctx.* = .{ .isa = tableOf(level), .level = level, .precision = given.precision, .pool = pool };
+    ctx.* = .{ .isa = tableOf(level), .level = level, .precision = given.precision, .pool = pool, .ahead = cpuid.ahead(gpa) };
     if (nodes == found.topology.nodes.len) for (found.topology.nodes, ctx.system_nodes[0..nodes]) |number, *slot_of| {
         slot_of.* = number;
     };

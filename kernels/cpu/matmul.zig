@@ -16,6 +16,8 @@ const max_private_tokens = 2;
 pub const bytes_per_task = 32 << 10;
 /// The same where a task reads two weights in turns: longer pieces, since each begins anew for the prefetchers.
 pub const bytes_per_pair = 96 << 10;
+/// Rows that products of weights which are not packed take together.
+const row_group = 4;
 /// Many tokens: a task is rows times tokens. Few enough rows that its results stay in a cache, as many tasks as keep all threads
 /// busy to the end.
 const max_task_rows = 64;
@@ -220,7 +222,7 @@ pub const Input = struct {
     /// The part of a matmul job that describes the left operand, for one weight and one member.
     pub fn job(self: *const Input, w: Weight, member_index: u32) isa.kt_matmul_t {
         const copy = self.copies + if (self.private) member_index * self.copy_bytes else 0;
-        var out = weightJob(w);
+        var out = weightJob(self.ctx, w);
         if (self.bf16_tiles or (w.quantized and self.ctx.fast())) {
             out.acts = copy;
             out.tile_bytes = @intCast(self.tile_bytes);
@@ -238,7 +240,7 @@ pub const Input = struct {
     }
 };
 
-pub fn weightJob(w: Weight) isa.kt_matmul_t {
+pub fn weightJob(ctx: *const ctx_mod.Ctx, w: Weight) isa.kt_matmul_t {
     var out = std.mem.zeroes(isa.kt_matmul_t);
     out.w = w.tensor.data;
     out.row_stride = w.tensor.stride[w.tensor.ndim - 2];
@@ -246,6 +248,7 @@ pub fn weightJob(w: Weight) isa.kt_matmul_t {
     out.cols = @intCast(w.cols);
     out.dtype = w.tensor.dtype;
     out.@"packed" = @intFromBool(w.packed_rows);
+    out.ahead = ctx.ahead;
     return out;
 }
 
@@ -309,7 +312,8 @@ pub const Tasks = struct {
     /// Of one of several weights with `all_rows` rows that make one phase: tasks of all of them have as many rows where their
     /// types are the same. `bytes`: of one weight in a task, in generation.
     pub fn among(ctx: *const ctx_mod.Ctx, w: Weight, all_rows: usize, bytes: usize, tokens: usize, tile_tokens: usize) Tasks {
-        const block: usize = @intCast(ctx.isa.row_block);
+        // rows that lie apart need no whole blocks: the few of a router are enough for all threads
+        const block: usize = if (w.packed_rows or tokens > 8) @intCast(ctx.isa.row_block) else row_group;
         const blocks = (w.rows + block - 1) / block;
         const threads = ctx.pool.num_threads;
         var per_task: usize = 1;

@@ -312,7 +312,7 @@ const Experts = struct {
     fn prefetch(self: *const Experts, t: Task, m: *const Matrices) void {
         const from = m.weight.rowAddress(self.ctx, t.e.expert, t.rows[0]);
         var ahead: usize = 0;
-        while (ahead < prefetch_bytes) : (ahead += line) @prefetch(@as([*]const u8, @ptrFromInt(from + ahead)), .{});
+        while (ahead < @max(prefetch_bytes, @as(usize, @intCast(self.ctx.ahead)))) : (ahead += line) @prefetch(@as([*]const u8, @ptrFromInt(from + ahead)), .{});
     }
 
     fn gateProduct(self: *const Experts, t: Task, prepared: Prepared, room: Room) void {
@@ -365,7 +365,7 @@ const Experts = struct {
         const e = t.e;
         const rows = t.rows;
         const tokens = t.tokens;
-        var job = mm.weightJob(m.weight);
+        var job = mm.weightJob(self.ctx, m.weight);
         job.w = m.weight.matrix(self.ctx, e.expert, rows[0]);
         job.x = operand.x;
         job.x_stride = @intCast(operand.x_stride);

@@ -16,6 +16,7 @@ typedef struct kt_matmul {
   int32_t tile_tokens; /* 1, 2, 4 or 8; KT_TILE_TOKENS */
   int32_t accumulate;
   int32_t rounded; /* without acts: activations may be rounded to the weights' type */
+  int32_t ahead;   /* packed weights of one tile: bytes ahead of what is read that are asked for; 0: that is left to the processor */
   const float *x; /* without acts: rows of x_stride floats */
   int64_t x_stride;
   const float *bias;
