@@ -16,7 +16,7 @@ import type { LayerLayout, Layout } from "./auto-rules.ts"
 import { chunkTokens } from "./chunk.ts"
 import { type ExpertStats, readExpertStats } from "./expert-stats.ts"
 import { kvLayers, kvType, stateLayers, stateSlots } from "./kv-layers.ts"
-import { workspaceBytes } from "./plan.ts"
+import { DEVICE_RESERVE_BYTES, workspaceBytes } from "./plan.ts"
 import { maxRunning } from "./scheduler.ts"
 
 /** A device that a model may be placed on. */
@@ -25,8 +25,6 @@ export interface DeviceBudget {
   readonly freeBytes: number
 }
 
-/** Beside weights, caches and activations: the runtime's own, and the kernels' scratch memory. */
-const DEVICE_RESERVE_BYTES = 512 * 2 ** 20
 /** The context that room is kept for where none is asked for: experts take what longer ones would need. */
 const AUTO_TOKENS = 32_768
 

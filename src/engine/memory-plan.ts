@@ -40,7 +40,7 @@ export interface MemoryPlan {
 }
 
 /** Left to the rest of the process: runtime, tokenizer, server. */
-const RESERVE_BYTES = 192 * 2 ** 20
+export const RESERVE_BYTES = 192 * 2 ** 20
 
 /** With `--ctx 0`, memory for less than this is an error rather than an engine that answers nothing. */
 const MIN_AUTO_TOKENS = 256

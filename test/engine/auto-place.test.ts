@@ -10,7 +10,7 @@ import { buildModel } from "../../src/engine/build.ts"
 import { chunkTokens } from "../../src/engine/chunk.ts"
 import { kvLayers, kvType } from "../../src/engine/kv-layers.ts"
 import { planRows } from "../../src/engine/plan-report.ts"
-import { planDevices, workspaceBytes } from "../../src/engine/plan.ts"
+import { DEVICE_RESERVE_BYTES, planDevices, workspaceBytes } from "../../src/engine/plan.ts"
 import { createEngine, generateAll, goldenModels } from "./golden-models.ts"
 
 const folder = mkdtempSync(join(tmpdir(), "kt-auto-"))
@@ -45,7 +45,7 @@ describe("what goes where", async () => {
   const sizes: PartSizes = { embeddings: 30 * MIB, isTied: false, head: 20 * MIB, layers }
   /** Beside what does not depend on the model's parts. */
   const room = (mib: number): number =>
-    512 * MIB + workspaceBytes(config, model) + mib * MIB + 65536
+    DEVICE_RESERVE_BYTES + workspaceBytes(config, model) + mib * MIB + 65536
   const layout = (...mib: number[]): Layout =>
     chooseLayout(
       config,
@@ -184,7 +184,8 @@ test("the experts that were used most are on the device", async () => {
     layers: built.config.layer_types.map(() => ({ shared: MIB, experts: n * MIB })),
   }
   const count = built.config.layer_types.length
-  const freeBytes = 512 * MIB + workspaceBytes(config, built.config) + (2 * count + 1) * MIB + 65536
+  const freeBytes =
+    DEVICE_RESERVE_BYTES + workspaceBytes(config, built.config) + (2 * count + 1) * MIB + 65536
   const made = chooseLayout(config, built.config, parts, [{ device: "cuda:0", freeBytes }])
   expect(made.layers.map(({ onDevice }) => onDevice?.[onDevice.length - 1])).toEqual(
     new Array<number>(count).fill(n - 1),
@@ -240,11 +241,11 @@ test("the rules that are made place a model as they say, and it computes the sam
 
 test("a plan counts each byte on its device, and says what does not fit", async () => {
   const options: EngineConfig = engineConfig({ model: MOE.path, contextLength: 32 })
-  const budgets = [{ device: "cuda:0", freeBytes: 2 ** 30 }]
+  const budgets = [{ device: "cuda:0", freeBytes: 2 ** 31 }]
   const built = await buildModel(options, undefined, { budgets, areAssumed: true })
   try {
     const dtype = kvType(options, kvLayers(built.config))
-    const free = (device: string): number => (device === "cpu" ? 2 ** 32 : 2 ** 30)
+    const free = (device: string): number => (device === "cpu" ? 2 ** 32 : 2 ** 31)
     const rows = planRows(built, planDevices(options, built, dtype, free))
     expect(rows.map(({ device }) => device)).toEqual(["cuda:0"])
     expect(rows[0]?.weightBytes).toBeLessThanOrEqual(built.weights.totalBytes)
