@@ -38,7 +38,6 @@ const missing = [_][]const u8{
     "kt_mask_logits",
     "kt_sample",
     "kt_logprobs",
-    "kt_measure",
 };
 
 comptime {

@@ -16,7 +16,7 @@ import {
 import { Graph } from "../../src/native/graph.ts"
 import { backendNames, lacksOp, probeLibrary, requireLibrary } from "../../src/native/library.ts"
 import { Slab } from "../../src/native/memory.ts"
-import { add } from "../../src/ops/index.ts"
+import { add, measure } from "../../src/ops/index.ts"
 import { F32 } from "../../src/tensor/dtype.ts"
 import { Tensor } from "../../src/tensor/tensor.ts"
 import { ROOT } from "../setup.ts"
@@ -137,7 +137,7 @@ else
 
     const problem = deviceProblem("sycl:0")
     const title = problem === undefined ? "" : ` [${problem}]`
-    test.skipIf(problem !== undefined)(`memory, copies, events and graphs${title}`, () => {
+    test.skipIf(problem !== undefined)(`memory, copies, events, graphs and rates${title}`, () => {
       using backend = new Backend({}, library)
       expect(() => backend.allocate(2 ** 50)).toThrow(
         /cannot allocate 1125899906842624 bytes on the device: \d+ of \d+ are free/,
@@ -153,6 +153,8 @@ else
       backend.synchronize()
       expect([...values]).toEqual([2, 4, 6])
       expect(start.until(end)).toBeGreaterThanOrEqual(0)
+      expect(measure(backend, "read", { seconds: 0.01, bytes: 2 ** 22 })).toBeGreaterThan(1e6)
+      expect(measure(backend, "fma", { seconds: 0.01 })).toBeGreaterThan(1e6)
       const { graph, result } = Graph.record(backend, () => add(x, x))
       using _graph = graph
       x.write(new Uint8Array(Float32Array.of(10, 20, 30).buffer))
