@@ -1,6 +1,7 @@
 import type { Backend } from "../native/backend.ts"
 import { Graph } from "../native/graph.ts"
 import type { Arena, ArenaMark } from "../native/memory.ts"
+import { SAMPLE_STEPS } from "../nn/moe.ts"
 import type { Tensor } from "../tensor/tensor.ts"
 import type { StepTimes } from "../worker/protocol.ts"
 import { StepClock } from "./step-times.ts"
@@ -89,8 +90,7 @@ export class StepGraphs implements Disposable {
     for (const { arena, mark } of step.ends) arena.release(mark)
     this.#graphs.delete(bucket)
     this.#graphs.set(bucket, step)
-    step.graph.read()
-    this.#launches++
+    if (this.#launches++ % SAMPLE_STEPS === 0) step.graph.read()
     return step.logits
   }
 

@@ -4,6 +4,20 @@ import type { Backend } from "./backend.ts"
 import type { Address } from "./library.ts"
 import { outSlot } from "./memory.ts"
 
+/** Integers that a step leaves in native memory, 4 bytes each. */
+interface Integers {
+  readonly data: Address
+  readonly numel: number
+}
+
+interface Reader {
+  readonly integers: Integers
+  readonly read: (values: Int32Array) => void
+}
+
+/** What is nearer to each other than this is copied to the host together. */
+const READ_GAP = 4096
+
 /** Ops that are launched together: the device's, and the host's that take turns with them. */
 interface Part {
   readonly device: Address
@@ -18,7 +32,7 @@ interface Part {
 export class Graph implements Disposable {
   readonly #backend: Backend
   readonly #parts: (Part | (() => void))[] = []
-  readonly #readers: (() => void)[] = []
+  readonly #readers: Reader[] = []
   /** Points that the host, and the device, wait for. */
   readonly #waits = { host: [] as number[], device: [] as number[] }
   #hostMs = 0
@@ -85,9 +99,9 @@ export class Graph implements Disposable {
     this.#begin()
   }
 
-  /** While it is recorded: what reads results after every launch. */
-  afterLaunch(read: () => void): void {
-    this.#readers.push(read)
+  /** While it is recorded: who reads integers of kept memory at each read(). */
+  onRead(integers: Integers, read: (values: Int32Array) => void): void {
+    this.#readers.push({ integers, read })
   }
 
   /** Computes what was recorded; false, and nothing was done, when memory that it used has been given back since. */
@@ -131,9 +145,26 @@ export class Graph implements Disposable {
     throw error
   }
 
-  /** Calls the readers; the ops of the last launch are done. */
+  /** Calls the readers with what the last launch left: what lies side by side comes in one copy. */
   read(): void {
-    for (const read of this.#readers) read()
+    const readers = this.#readers
+    for (let first = 0; first < readers.length;) {
+      const { data: start, numel } = (readers[first] as Reader).integers
+      let end = start + numel * 4
+      let behind = first + 1
+      for (; behind < readers.length; behind++) {
+        const { data, numel: more } = (readers[behind] as Reader).integers
+        if (data < end || data > end + READ_GAP) break
+        end = data + more * 4
+      }
+      const values = new Int32Array((end - start) / 4)
+      this.#backend.copy(values, start, values.byteLength)
+      for (; first < behind; first++) {
+        const { integers, read } = readers[first] as Reader
+        const at = (integers.data - start) / 4
+        read(values.subarray(at, at + integers.numel))
+      }
+    }
   }
 
   /** Milliseconds of the last launch, whose ops are done: the host's ops, and for how long it and the device waited for each other. */

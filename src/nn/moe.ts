@@ -137,8 +137,8 @@ export interface StreamedExperts {
   readonly biases: Pick<ExpertsOperands, "gateBias" | "upBias" | "downBias">
 }
 
-/** Reading the choice of every generated token would cost more than what is learned from it. */
-const SAMPLE = 16
+/** Of steps that generate every 16th is read: to read each would cost more than what is learned from it. */
+export const SAMPLE_STEPS = 16
 /** Up to this many tokens are those of a step that generates. */
 const MAX_GENERATED = 16
 
@@ -333,8 +333,8 @@ export class Experts extends Module {
   #count(ids: Tensor): void {
     const { backend } = ids
     const { recording } = backend
-    if (recording !== undefined) recording.afterLaunch(() => this.#read(ids))
-    else if (backend.isHost || ids.dim(0) <= MAX_GENERATED) this.#read(ids)
+    if (recording !== undefined) recording.onRead(ids, (values) => this.#add(values, SAMPLE_STEPS))
+    else if (backend.isHost || ids.dim(0) <= MAX_GENERATED) this.#sample(ids)
     else this.#readLater(ids)
   }
 
@@ -342,15 +342,18 @@ export class Experts extends Module {
   #readLater(ids: Tensor): void {
     const { backend } = ids
     const at = backend.allocShared(ids.numel * 4)
-    if (at === undefined) return this.#read(ids)
+    if (at === undefined) return this.#add(ids.toInt32Array(), 1)
     const copied = copy(ids, new Tensor(backend, ids.dtype, ids.shape, at))
-    backend.atStepEnd(() => this.#read(copied))
+    backend.atStepEnd(() => this.#add(copied.toInt32Array(), 1))
   }
 
-  #read(ids: Tensor): void {
-    const generates = ids.dim(0) <= MAX_GENERATED
-    if (generates && this.#generated++ % SAMPLE !== 0) return
-    for (const id of ids.toInt32Array()) this.uses[id]! += generates ? SAMPLE : 1
+  #sample(ids: Tensor): void {
+    if (ids.dim(0) > MAX_GENERATED) this.#add(ids.toInt32Array(), 1)
+    else if (this.#generated++ % SAMPLE_STEPS === 0) this.#add(ids.toInt32Array(), SAMPLE_STEPS)
+  }
+
+  #add(ids: Int32Array, times: number): void {
+    for (const id of ids) this.uses[id]! += times
   }
 
   #operands(x: Tensor, ids: Tensor, weights: Tensor): ExpertsOperands {

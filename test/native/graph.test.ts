@@ -34,20 +34,33 @@ test("the host works between a graph's parts and reads after it", () => {
   using backend = new Backend({ threads: 1 })
   const a = values(backend, 1)
   const b = values(backend, 0)
-  const seen: number[] = []
+  const seen: number[][] = []
   const doubled = values(backend, 0)
+  const left = [1, 2, 3].map((n) =>
+    Tensor.from(backend, Int32Array.of(n, 10 * n), [2], { persistent: true }),
+  )
   const recorded = Graph.record(backend, () => {
     add(a, a, doubled)
     backend.recording?.hostWork(() => b.write(Float32Array.of(100)))
     add(doubled, b, doubled)
-    backend.recording?.afterLaunch(() => seen.push(doubled.toFloat32Array()[0] as number))
+    for (const ids of left) backend.recording?.onRead(ids, (read) => seen.push([...read]))
   })
   for (let n = 0; n < 2; n++) {
     b.write(Float32Array.of(0))
     expect(recorded.graph.launch()).toBe(true)
+    expect(doubled.toFloat32Array()[0]).toBe(102)
+    expect(seen.length).toBe(3 * n)
     recorded.graph.read()
+    for (const [i, ids] of left.entries()) ids.write(Int32Array.of(n + i, n - i))
   }
-  expect(seen).toEqual([102, 102])
+  expect(seen).toEqual([
+    [1, 10],
+    [2, 20],
+    [3, 30],
+    [0, 0],
+    [1, -1],
+    [2, -2],
+  ])
   recorded.graph[Symbol.dispose]()
 })
 
