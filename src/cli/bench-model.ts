@@ -80,7 +80,8 @@ export async function benchModel(options: EngineConfig, bench: BenchOptions): Pr
   const work = await workOf(options)
   const longest = Math.max(...cases.map(({ tokens }) => tokens)) + 1
   const streams = Math.max(...cases.map((one) => one.streams))
-  const pages = streams * Math.ceil((longest + 1) / options.pageSize)
+  // the scheduler starts a sequence only where one more page for each that runs remains
+  const pages = streams * (Math.ceil((longest + 1) / options.pageSize) + 1)
   const config = engineConfig({
     ...options,
     contextLength: longest,
