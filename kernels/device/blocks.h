@@ -106,11 +106,9 @@ KT_DEVICE float kt_e4m3_half(uint32_t x) {
 }
 
 KT_DEVICE float kt_e4m3(uint32_t code) {
-  const uint32_t exponent = code >> 3 & 15, mantissa = code & 7;
-  const float value = (code & 127) == 127 ? kt_float_of(0x7fc00000)
-                      : exponent == 0     ? (float)mantissa * 0.001953125f
-                                          : kt_float_of((exponent + 120) << 23 | mantissa << 20);
-  return code & 128 ? -value : value;
+  /* the exponent's bias is 7 and a float's 127; what has no leading bit comes out right as well */
+  const float value = kt_float_of((code & 128) << 24 | (code & 127) << 20) * 0x1p120f;
+  return (code & 127) == 127 ? kt_float_of(0x7fc00000) : value;
 }
 
 /* Bytes of a whole segment. */
@@ -263,10 +261,10 @@ KT_DEVICE void kt_load8(const uint8_t *row, int64_t col, int64_t n, float *out) 
 #pragma unroll
     for (int j = 0; j < 8; j++) out[j] = d * (float)kt_iq4_table[p[8 + sub * 16 + i % 16 + j] >> (i % 32 >= 16 ? 4 : 0) & 15];
   } else if constexpr (TYPE == KT_F8_E4M3) {
-    const uint8_t *p = row + col / 128 * 132;
-    const float d = kt_float_of(p[0] | p[1] << 8 | p[2] << 16 | (uint32_t)p[3] << 24);
+    const uint32_t *block = (const uint32_t *)(row + col / 128 * 132), *codes = block + 1 + col % 128 / 4;
+    const float d = kt_float_of(block[0]);
 #pragma unroll
-    for (int j = 0; j < 8; j++) out[j] = d * kt_e4m3(p[4 + col % 128 + j]);
+    for (int j = 0; j < 8; j++) out[j] = d * kt_e4m3(codes[j / 4] >> (8 * (j % 4)) & 255);
   } else if constexpr (TYPE == KT_Q8_K) {
     const uint8_t *p = row + col / 256 * 292;
     const float d = *(const float *)p;

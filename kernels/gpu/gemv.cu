@@ -23,6 +23,7 @@ struct gemv_args {
   const float2 *scales;
   const float *x;
   int64_t x_stride;
+  bool vectors; /* pieces of x are 16-byte aligned */
   int tokens;
   /* experts: ids of pairs, or NULL */
   const int32_t *ids;
@@ -299,8 +300,15 @@ template <uint32_t TYPE, int TOKENS> __global__ void __launch_bounds__(THREADS) 
 #pragma unroll
       for (int t = 0; t < TOKENS; t++) {
         const float *from = x + (TOKENS == 1 ? 0 : min(t, a.tokens - 1)) * a.x_stride + col;
+        float own[8];
+        if (a.vectors) {
+          *(float4 *)own = *(const float4 *)from, *(float4 *)(own + 4) = *(const float4 *)(from + 4);
+        } else {
 #pragma unroll
-        for (int j = 0; j < 8; j++) acc[0][t] += values[j] * from[j];
+          for (int j = 0; j < 8; j++) own[j] = from[j];
+        }
+#pragma unroll
+        for (int j = 0; j < 8; j++) acc[0][t] += values[j] * own[j];
       }
     }
     if constexpr (TYPE == KT_F32 || TYPE == KT_F16 || TYPE == KT_BF16) {
@@ -353,11 +361,13 @@ template <bool DUAL> static kt_status_t dispatch_int8(kt_ctx *ctx, gemv_args &a,
 
 static kt_status_t dispatch_float(kt_ctx *ctx, gemv_args &a, int64_t pairs) {
   a.parts = parts_for(ctx, a.rows, a.n / 8);
+  a.vectors = ((uintptr_t)a.x | (uintptr_t)(4 * a.x_stride)) % 16 == 0;
   const dim3 grid = grid_for(a, pairs);
   bool known = false;
 #define CASE(TYPE)                                                                                       \
   if (a.w.type == (TYPE)) {                                                                              \
     if (a.tokens == 1) gemv_float_kernel<TYPE, 1><<<grid, THREADS, 0, ctx->stream>>>(a);                  \
+    else if (a.tokens <= 4) gemv_float_kernel<TYPE, 4><<<grid, THREADS, 0, ctx->stream>>>(a);             \
     else gemv_float_kernel<TYPE, KT_GEMV_TOKENS><<<grid, THREADS, 0, ctx->stream>>>(a);                   \
     known = true;                                                                                        \
   }
