@@ -17,7 +17,11 @@ template <typename... P, typename... A> static kt_status_t kt_launch_early(kt_ct
   cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
-  if (kt_has_bulk(ctx)) config.attrs = &attribute, config.numAttrs = 1;
+  if (kt_has_bulk(ctx)) {
+    config.attrs = &attribute, config.numAttrs = 1;
+    /* alike for all, as kernels that divide a multiprocessor's memory otherwise are not there together */
+    KT_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared));
+  }
   return kt_gpu_status(cudaLaunchKernelEx(&config, kernel, (P)args...), "launch");
 #else
   kernel<<<grid, block, shared, ctx->stream>>>((P)args...);

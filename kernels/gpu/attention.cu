@@ -4,6 +4,7 @@
  * REGULARITIES dims 64 .. 256, latent attention 576 and 512; heads / kv_heads 1 .. 16, latent attention up to 128 */
 #include "async.cuh"
 #include "attention.cuh"
+#include "products.cuh"
 
 template <int KIND> __device__ __forceinline__ float cached(const char *row, int i) {
   if constexpr (KIND == CACHE_F32) return ((const float *)row)[i];
@@ -384,9 +385,7 @@ template <int DIM, bool BF16> __global__ void __launch_bounds__(THREADS) flash_k
       for (int n = 0; n < DIM / 16; n++) {
         const int row = 16 * k + lane % 8 + lane / 8 % 2 * 8, piece = 2 * n + lane / 16;
         uint32_t b[4];
-        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                     : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3])
-                     : "r"(values + row * ROW_BYTES + ((piece ^ (row & 7)) << 4)));
+        kt_load_transposed(b, values + row * ROW_BYTES + ((piece ^ (row & 7)) << 4));
         multiply_halves<BF16>(out[2 * n], a, b[0], b[1]);
         multiply_halves<BF16>(out[2 * n + 1], a, b[2], b[3]);
       }
@@ -416,13 +415,223 @@ template <int DIM, bool BF16> __global__ void __launch_bounds__(THREADS) flash_k
   }
 }
 
+/* ---- steps ---- */
+#define STEP_KEYS 16 /* a warp has at once */
+#define STEP_TILE (STEP_KEYS * WARPS)
+#define STEP_SEGMENT (2 * STEP_TILE)
+#define STEP_SEGMENTS 32 /* at most: of more keys segments are longer */
+#define STEP_HEADS 16
+
+struct step_job {
+  attention_job job;
+  uint32_t *arrived; /* [tokens][kv_heads], zeros between launches */
+};
+
+/* The same of single tokens: a block has the heads of a kv head over shares of its keys, segment by segment as above; the last of the blocks
+ * of a token's head adds the segments up in their order. */
+template <int DIM, bool BF16> __global__ void __launch_bounds__(THREADS) step_kernel(const __grid_constant__ step_job step) {
+  extern __shared__ __align__(128) uint8_t tiles[]; /* of each warp keys [STEP_KEYS][DIM], values [STEP_KEYS][DIM]; sums [WARPS][heads][DIM] */
+  constexpr int PIECES = DIM / 8, ROW_BYTES = DIM * 2, STRIDE = DIM + 2, ROWS_AT_ONCE = KT_WARP / PIECES;
+  __shared__ float2 parts[WARPS][STEP_HEADS]; /* greatest score, sum of weights */
+  __shared__ float factors[STEP_HEADS][STEP_SEGMENTS], totals[STEP_HEADS];
+  __shared__ int sequence_of;
+  __shared__ bool is_last;
+  const attention_job &job = step.job;
+  const int thread = threadIdx.x, warp = thread / KT_WARP, lane = thread % KT_WARP, row = lane / 4, kv_head = blockIdx.y, head0 = kv_head * job.group;
+  const int64_t token = blockIdx.x;
+  const uint32_t keys = (uint32_t)__cvta_generic_to_shared(tiles) + (uint32_t)(warp * 2 * STEP_KEYS * ROW_BYTES), values = keys + STEP_KEYS * ROW_BYTES;
+  float *sums = (float *)(tiles + WARPS * 2 * STEP_KEYS * ROW_BYTES);
+  kt_start_next();
+  for (int s = thread; s < job.sequences; s += THREADS)
+    if (job.query_start[s] <= token && token < job.query_start[s + 1]) sequence_of = s;
+  __syncthreads();
+  const int sequence = sequence_of;
+  const sight seen = sight_of(job, sequence, token);
+  const int length = (seen.end - seen.begin + STEP_SEGMENTS * STEP_SEGMENT - 1) / (STEP_SEGMENTS * STEP_SEGMENT) * STEP_SEGMENT;
+  const int segments = length == 0 ? 0 : (seen.end - seen.begin + length - 1) / length, blocks = min(job.splits, segments);
+  if ((int)blockIdx.z >= max(blocks, 1)) return;
+  /* lengths and tables came by copies, which no launch overtakes; queries and keys are of the kernel ahead */
+  kt_wait_previous();
+  const int32_t *table = job.block_tables + sequence * job.table_stride;
+  const auto fetch = [&](const cache_view &cache, uint32_t target, int tile) {
+    if (tile < seen.end) {
+      const int key = min(tile + warp * STEP_KEYS + lane % STEP_KEYS, seen.end - 1);
+      const int64_t own = table[key / job.page_size] * cache.page_stride + kv_head * cache.head_stride + key % job.page_size * cache.slot_stride;
+#pragma unroll
+      for (int i = 0; i < STEP_KEYS; i += ROWS_AT_ONCE) {
+        const int at = i + lane / PIECES, piece = lane % PIECES;
+        copy_async16(target + at * ROW_BYTES + ((piece ^ (at & 7)) << 4), cache.data + __shfl_sync(KT_FULL_MASK, own, at) + piece * 16);
+      }
+    }
+    commit_copies();
+  };
+  int segment = blockIdx.z, tile = seen.begin + segment * length;
+  fetch(job.k, keys, tile);
+  fetch(job.v, values, tile);
+  uint32_t q[DIM / 16][4];
+  float scale = job.params.scale;
+  if (job.params.temperature_scale != 0)
+    scale *= 1.0f + job.params.temperature_scale * logf(1.0f + floorf((float)(seen.position + 1) / job.params.temperature_floor));
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    const float *from = job.q.data + token * job.q.token_stride + (head0 + row + 8 * half) * job.q.head_stride + lane % 4 * 2;
+#pragma unroll
+    for (int k = 0; k < DIM / 8; k++) {
+      const float2 v = row + 8 * half < job.group ? __ldcg((const float2 *)(from + 8 * k)) : make_float2(0, 0);
+      q[k / 2][2 * (k % 2) + half] = halves<BF16>(v.x * scale, v.y * scale);
+    }
+  }
+  while (segment < segments) {
+    const int until = min(seen.end, seen.begin + (segment + 1) * length);
+    float out[DIM / 8][4], most[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
+#pragma unroll
+    for (int n = 0; n < DIM / 8; n++) out[n][0] = out[n][1] = out[n][2] = out[n][3] = 0;
+    for (bool is_whole = false; !is_whole;) {
+      const int next = tile + STEP_TILE < until ? tile + STEP_TILE : segment + job.splits < segments ? seen.begin + (segment + job.splits) * length : seen.end;
+      float scores[2][4] = {{0, 0, 0, 0}, {0, 0, 0, 0}};
+      wait_copies<1>();
+      __syncwarp();
+#pragma unroll
+      for (int k = 0; k < DIM / 16; k++) {
+        const int at = lane % 8 + lane / 16 * 8, piece = 2 * k + lane / 8 % 2;
+        uint32_t b[4];
+        kt_load_matrix(b, keys + at * ROW_BYTES + ((piece ^ (at & 7)) << 4));
+        multiply_halves<BF16>(scores[0], q[k], b[0], b[1]);
+        multiply_halves<BF16>(scores[1], q[k], b[2], b[3]);
+      }
+      __syncwarp();
+      fetch(job.k, keys, next);
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        float greatest = most[half];
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+          const int key = tile + warp * STEP_KEYS + k / 2 * 8 + lane % 4 * 2 + k % 2;
+          float &score = scores[k / 2][2 * half + k % 2];
+          if (job.params.soft_cap != 0) score = job.params.soft_cap * tanhf(score / job.params.soft_cap);
+          if (key >= until) score = -INFINITY;
+          greatest = fmaxf(greatest, score);
+        }
+        greatest = fmaxf(greatest, __shfl_xor_sync(KT_FULL_MASK, greatest, 1));
+        greatest = fmaxf(greatest, __shfl_xor_sync(KT_FULL_MASK, greatest, 2));
+        const float base = greatest == -INFINITY ? 0.0f : greatest, shrink = __expf(most[half] - base);
+        most[half] = greatest;
+        sum[half] *= shrink;
+#pragma unroll
+        for (int n = 0; n < DIM / 8; n++) out[n][2 * half] *= shrink, out[n][2 * half + 1] *= shrink;
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+          float &score = scores[k / 2][2 * half + k % 2];
+          score = __expf(score - base);
+          sum[half] += score;
+        }
+      }
+      const uint32_t a[4] = {halves<BF16>(scores[0][0], scores[0][1]), halves<BF16>(scores[0][2], scores[0][3]), halves<BF16>(scores[1][0], scores[1][1]), halves<BF16>(scores[1][2], scores[1][3])};
+      wait_copies<1>();
+      __syncwarp();
+#pragma unroll
+      for (int n = 0; n < DIM / 16; n++) {
+        const int at = lane % 8 + lane / 8 % 2 * 8, piece = 2 * n + lane / 16;
+        uint32_t b[4];
+        kt_load_transposed(b, values + at * ROW_BYTES + ((piece ^ (at & 7)) << 4));
+        multiply_halves<BF16>(out[2 * n], a, b[0], b[1]);
+        multiply_halves<BF16>(out[2 * n + 1], a, b[2], b[3]);
+      }
+      __syncwarp();
+      fetch(job.v, values, next);
+      is_whole = tile + STEP_TILE >= until;
+      tile = next;
+    }
+    /* the warps' sums */
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      sum[half] += __shfl_xor_sync(KT_FULL_MASK, sum[half], 1);
+      sum[half] += __shfl_xor_sync(KT_FULL_MASK, sum[half], 2);
+      if (lane % 4 == 0) parts[warp][row + 8 * half] = make_float2(most[half], sum[half]);
+    }
+    __syncthreads();
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      const int own = row + 8 * half;
+      if (own >= job.group) continue;
+      float all = parts[0][own].x;
+#pragma unroll
+      for (int w = 1; w < WARPS; w++) all = fmaxf(all, parts[w][own].x);
+      const float factor = __expf(most[half] - all);
+      float *to = sums + (warp * job.group + own) * DIM + lane % 4 * 2;
+#pragma unroll
+      for (int n = 0; n < DIM / 8; n++) *(float2 *)(to + 8 * n) = make_float2(out[n][2 * half] * factor, out[n][2 * half + 1] * factor);
+    }
+    __syncthreads();
+    for (int i = thread; i < job.group * DIM; i += THREADS) {
+      const int own = i / DIM, column = i % DIM;
+      float all = parts[0][own].x, weight = 0, value = 0;
+#pragma unroll
+      for (int w = 1; w < WARPS; w++) all = fmaxf(all, parts[w][own].x);
+#pragma unroll
+      for (int w = 0; w < WARPS; w++) {
+        weight += parts[w][own].y * __expf(parts[w][own].x - all);
+        value += sums[w * job.group * DIM + i];
+      }
+      if (segments > 1) {
+        float *to = job.partials + ((token * job.q.heads + head0 + own) * job.max_segments + segment) * STRIDE;
+        __stcg(to + column, value);
+        if (column == 0) __stcg((float2 *)(to + DIM), make_float2(all, weight));
+        continue;
+      }
+      float factor = 1.0f;
+      if (job.sinks != NULL) {
+        const join j = join_of(all, job.sinks[head0 + own], &all);
+        factor = j.before;
+        weight = joined(weight, 1.0f, j);
+      }
+      job.out[token * job.out_token_stride + (head0 + own) * job.out_head_stride + column] = __fmul_rn(value, factor) / weight;
+    }
+    segment += job.splits;
+    __syncthreads();
+  }
+  if (segments == 1) return;
+  if (blocks > 1) {
+    __threadfence();
+    __syncthreads();
+    if (thread == 0) {
+      uint32_t *arrived = step.arrived + token * job.kv_heads + kv_head;
+      is_last = atomicAdd(arrived, 1u) + 1 == (uint32_t)blocks;
+      if (is_last) *arrived = 0;
+    }
+    __syncthreads();
+    if (!is_last) return;
+    __threadfence();
+  }
+  const float *from = job.partials + (token * job.q.heads + head0) * job.max_segments * STRIDE;
+  for (int own = warp; own < job.group; own += WARPS) {
+    const float2 part = lane < segments ? __ldcg((const float2 *)(from + (own * job.max_segments + lane) * STRIDE + DIM)) : make_float2(-INFINITY, 0);
+    float most = kt_warp_max(part.x);
+    if (job.sinks != NULL) most = fmaxf(most, job.sinks[head0 + own]);
+    const float factor = expf(part.x - most);
+    float total = kt_warp_sum(part.y * factor);
+    if (job.sinks != NULL) total += expf(job.sinks[head0 + own] - most);
+    factors[own][lane] = factor;
+    if (lane == 0) totals[own] = total;
+  }
+  __syncthreads();
+  for (int i = thread; i < job.group * DIM; i += THREADS) {
+    const int own = i / DIM, column = i % DIM;
+    float value = 0;
+#pragma unroll 8
+    for (int s = 0; s < segments; s++) value += factors[own][s] * __ldcg(from + (own * job.max_segments + s) * STRIDE + column);
+    job.out[token * job.out_token_stride + (head0 + own) * job.out_head_stride + column] = value / totals[own];
+  }
+}
+
 /* Fewer tokens are better divided among blocks by their keys. */
 #define FLASH_TOKENS 32
 
-static bool takes_flash(kt_ctx *ctx, const attention_job &job, int kind) {
-  if (ctx->precision != KT_PRECISION_FAST || (kind != CACHE_F16 && kind != CACHE_BF16) || job.q.tokens < FLASH_TOKENS || job.group > FLASH_ROWS) return false;
-  if (job.q.dim != job.v_dim || (job.v_dim != 64 && job.v_dim != 128)) return false;
+static bool takes_halves(kt_ctx *ctx, const attention_job &job, int kind) {
+  if (ctx->precision != KT_PRECISION_FAST || (kind != CACHE_F16 && kind != CACHE_BF16)) return false;
+  if (job.q.dim != job.v_dim || (job.v_dim != 64 && job.v_dim != 128) || job.group > (job.q.tokens < FLASH_TOKENS ? STEP_HEADS : FLASH_ROWS)) return false;
   const int64_t apart = job.k.page_stride | job.k.head_stride | job.k.slot_stride | job.v.page_stride | job.v.head_stride | job.v.slot_stride;
+  if (((uintptr_t)job.q.data | (uintptr_t)(4 * (job.q.token_stride | job.q.head_stride))) % 8 != 0) return false;
   return (((uintptr_t)job.k.data | (uintptr_t)job.v.data | (uintptr_t)apart) & 15) == 0;
 }
 
@@ -434,6 +643,28 @@ template <int DIM, bool BF16> static kt_status_t launch_flash(kt_ctx *ctx, const
   return kt_launch_early(ctx, kernel, dim3((unsigned)blocks, (unsigned)job.kv_heads), dim3(THREADS), (size_t)shared, job);
 }
 
+template <int DIM, bool BF16> static kt_status_t launch_step(kt_ctx *ctx, const attention_job &job) {
+  step_job step = {job, NULL};
+  attention_job &own = step.job;
+  const int64_t segments = kt_div_up(job.max_keys, STEP_SEGMENT);
+  own.max_segments = (int)(segments < STEP_SEGMENTS ? segments : STEP_SEGMENTS);
+  const int64_t blocks = job.q.tokens * job.kv_heads, room = kt_div_up(4 * ctx->multiprocessors, blocks);
+  own.splits = (int)(room < own.max_segments ? room : own.max_segments);
+  if (own.max_segments > 1) {
+    void *partials = NULL;
+    KT_TRY(kt_gpu_scratch(ctx, KT_SCRATCH_PARTIAL, job.q.tokens * job.q.heads * own.max_segments * (DIM + 2) * 4, &partials));
+    own.partials = (float *)partials;
+    KT_TRY(kt_gpu_counters(ctx, blocks, &step.arrived));
+  }
+  const int shared = WARPS * (2 * STEP_KEYS * DIM * 2 + job.group * DIM * 4);
+  const auto kernel = step_kernel<DIM, BF16>;
+  KT_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, WARPS * (2 * STEP_KEYS * DIM * 2 + STEP_HEADS * DIM * 4)));
+  return kt_launch_early(ctx, kernel, dim3((unsigned)job.q.tokens, (unsigned)job.kv_heads, (unsigned)own.splits), dim3(THREADS), (size_t)shared, step);
+}
+
+template <int DIM, bool BF16> static kt_status_t launch_halves(kt_ctx *ctx, const attention_job &job) {
+  return job.q.tokens < FLASH_TOKENS ? launch_step<DIM, BF16>(ctx, job) : launch_flash<DIM, BF16>(ctx, job);
+}
 #endif
 
 /* One block a head of a token: its segments in their order. */
@@ -531,9 +762,9 @@ extern "C" kt_status_t kt_paged_attention(kt_ctx_t *handle, const kt_tensor_t *q
   job.max_keys = block_tables->shape[1] * job.page_size;
 #if KT_HAS_MMA
   if ((kind == CACHE_F16 || kind == CACHE_BF16) && kt_gpu_takes_mla(ctx, job)) return kt_gpu_mla(ctx, job, kind == CACHE_BF16);
-  if (takes_flash(ctx, job, kind)) {
-    if (kind == CACHE_BF16) return job.v_dim == 64 ? launch_flash<64, true>(ctx, job) : launch_flash<128, true>(ctx, job);
-    return job.v_dim == 64 ? launch_flash<64, false>(ctx, job) : launch_flash<128, false>(ctx, job);
+  if (takes_halves(ctx, job, kind)) {
+    if (kind == CACHE_BF16) return job.v_dim == 64 ? launch_halves<64, true>(ctx, job) : launch_halves<128, true>(ctx, job);
+    return job.v_dim == 64 ? launch_halves<64, false>(ctx, job) : launch_halves<128, false>(ctx, job);
   }
 #endif
   const int per_block = job.group >= 8 ? 8 : job.group >= 3 ? 4 : job.group;

@@ -1,6 +1,7 @@
 /* kt_linear, kt_norm_linear, kt_linear_residual, kt_gate_up_act, kt_qkv_rope_store: products chosen by type, tokens and precision.
  *   f32 precision     float activations; the sums of a row do not depend on the batch
- *   one token         int8 activations, made by the product itself, weights copied ahead (stream.cu, sm_90), else by gemv.cu
+ *   one token         int8 activations, made by the product itself, weights copied ahead (row.cu, sm_90), else by gemv.cu
+ *   2 .. 16 tokens    activations as halves, weights copied ahead (rows.cu, sm_90)
  *   2 .. 32 tokens    bf16 activations, packed weights read once (few.cu)
  *   more tokens       bf16 by warpgroups straight from packed weights (tile.cu, sm_90a), else weights made bf16 for gemm.cu
  * F32 weights (routers) keep float activations. Types without packed layout: int8 or float up to 8 tokens, then gemm.cu. */
@@ -67,10 +68,12 @@ struct activations {
   const void *panels;
 };
 
-enum product_way { WAY_FLOAT, WAY_INT8, WAY_GEMM, WAY_FEW, WAY_TILES };
+enum product_way { WAY_FLOAT, WAY_INT8, WAY_GEMM, WAY_ROWS, WAY_FEW, WAY_TILES };
 
-static product_way way_of(kt_ctx *ctx, const kt_tensor_t *w, int64_t tokens) {
+static product_way way_of(kt_ctx *ctx, const kt_tensor_t *w, kt_frows x) {
+  const int64_t tokens = x.count;
   if (ctx->precision == KT_PRECISION_F32 || w->dtype == KT_F32) return WAY_FLOAT;
+  if (kt_gpu_takes_rows(ctx, kt_weight_of(w), x.n, tokens) && (uintptr_t)x.data % 16 == 0 && x.stride % 4 == 0) return WAY_ROWS;
   if (tokens > 1 && tokens <= KT_FEW_TOKENS && kt_gpu_takes_few(kt_weight_of(w), w->shape[w->ndim - 1])) return WAY_FEW;
   if (tokens > KT_FEW_TOKENS && kt_gpu_takes_tiles(ctx, kt_weight_of(w), w->shape[w->ndim - 1])) return WAY_TILES;
   if (tokens > KT_GEMV_TOKENS && w->shape[w->ndim - 1] % 32 == 0) return WAY_GEMM;
@@ -93,10 +96,14 @@ static kt_status_t by_panels(kt_ctx *ctx, activations *in, const kt_product &p) 
 }
 
 static kt_status_t multiply(kt_ctx *ctx, activations *in, const kt_tensor_t *w, const float *bias, bool add, kt_frows out) {
-  switch (way_of(ctx, w, in->x.count)) {
+  switch (way_of(ctx, w, in->x)) {
     case WAY_INT8:
       if (in->codes.codes == NULL) KT_TRY(kt_gpu_quantize(ctx, in->x, &in->codes));
       return kt_gpu_gemv_int8(ctx, product_of(w, bias, add, out), in->codes, in->x.count);
+    case WAY_ROWS: {
+      const kt_product p = product_of(w, bias, add, out);
+      return kt_gpu_rows(ctx, in->x, &p, 1);
+    }
     case WAY_FEW:
     case WAY_TILES: return by_panels(ctx, in, product_of(w, bias, add, out));
     case WAY_GEMM: {
@@ -117,7 +124,7 @@ static kt_status_t multiply(kt_ctx *ctx, activations *in, const kt_tensor_t *w, 
 
 /* Products of one row of activations, or of its norm, by the kernels that copy weights ahead. False: not for these operands. */
 static bool stream(kt_ctx *ctx, kt_frows x, const kt_norm *norm, const kt_product *products, int count, kt_status_t *status) {
-  return ctx->precision == KT_PRECISION_FAST && kt_gpu_stream(ctx, x, norm, products, count, status);
+  return ctx->precision == KT_PRECISION_FAST && kt_gpu_row(ctx, x, norm, products, count, status);
 }
 
 kt_status_t kt_gpu_matmul(kt_ctx *ctx, kt_frows x, const kt_tensor_t *w, const float *bias, bool add, kt_frows out) {
@@ -151,7 +158,7 @@ static kt_status_t normed(kt_ctx *ctx, kt_frows x, const kt_norm *norm, activati
   *out = {x, {}, NULL, NULL};
   if (norm == NULL) return KT_OK;
   bool codes = kt_gpu_can_norm_quantize(x, *norm);
-  for (int i = 0; i < count; i++) codes = codes && way_of(ctx, weights[i], x.count) == WAY_INT8;
+  for (int i = 0; i < count; i++) codes = codes && way_of(ctx, weights[i], x) == WAY_INT8;
   if (codes) return kt_gpu_norm_quantize(ctx, x, *norm, &out->codes);
   void *memory = NULL;
   KT_TRY(kt_gpu_scratch(ctx, KT_SCRATCH_TEMP, x.count * x.n * 4, &memory));
@@ -237,13 +244,15 @@ extern "C" kt_status_t kt_gate_up_act(kt_ctx_t *handle, const kt_tensor_t *x, co
   activations in;
   const kt_tensor_t *weights[2] = {wg, wu};
   KT_TRY(normed(ctx, from, norm.weight == NULL ? NULL : &norm, &in, weights, 2));
-  if (way_of(ctx, wg, from.count) == WAY_INT8 && way_of(ctx, wu, from.count) == WAY_INT8 && up.type == kt_weight_of(wg).type) {
+  if (way_of(ctx, wg, in.x) == WAY_INT8 && way_of(ctx, wu, in.x) == WAY_INT8 && up.type == kt_weight_of(wg).type) {
     if (in.codes.codes == NULL) KT_TRY(kt_gpu_quantize(ctx, in.x, &in.codes));
     return kt_gpu_gemv_int8(ctx, both, in.codes, from.count);
   }
   void *memory = NULL;
-  const product_way way = way_of(ctx, wg, from.count);
-  if ((way == WAY_FEW || way == WAY_TILES) && up.type == both.w.type && (uintptr_t)up.data % 16 == 0) return by_panels(ctx, &in, both);
+  const product_way way = way_of(ctx, wg, in.x);
+  const bool alike = up.type == both.w.type && (uintptr_t)up.data % 16 == 0;
+  if (way == WAY_ROWS && alike) return kt_gpu_rows(ctx, in.x, &both, 1);
+  if ((way == WAY_FEW || way == WAY_TILES) && alike) return by_panels(ctx, &in, both);
   KT_TRY(kt_gpu_scratch(ctx, KT_SCRATCH_TEMP2, 2 * to.count * to.n * 4, &memory));
   const kt_frows gate = {(float *)memory, to.count, to.n, to.n}, other = {(float *)memory + to.count * to.n, to.count, to.n, to.n};
   KT_TRY(multiply(ctx, &in, wg, NULL, false, gate));
@@ -267,21 +276,30 @@ struct heads_job {
 };
 
 #define HEAD_WARPS 4
+#define ROPE_AHEAD 2 /* angles a lane, loaded with the values */
 
 __global__ void finish_heads_kernel(const heads_job job) {
   extern __shared__ float memory[]; /* [HEAD_WARPS][longest dim] */
   const int lane = threadIdx.x % KT_WARP, warp = threadIdx.x / KT_WARP, longest = max(job.k_dim, job.v_dim);
   const int head = blockIdx.y * HEAD_WARPS + warp;
-  const int64_t token = blockIdx.x;
-  kt_wait_previous();
+  const int64_t token = blockIdx.x, slot = job.slots[token]; /* slots came by copies, which no launch overtakes */
   kt_start_next();
+  kt_wait_previous();
   if (head >= job.heads + 2 * job.kv_heads) return;
   const bool is_q = head < job.heads, is_k = !is_q && head < job.heads + job.kv_heads;
   const int own = is_q ? head : is_k ? head - job.heads : head - job.heads - job.kv_heads;
   const int dim = is_q || is_k ? job.k_dim : job.v_dim;
   float *at = is_q ? job.q + token * job.q_stride + own * job.k_dim : is_k ? job.k + token * job.k_stride + own * job.k_dim : job.v + token * job.v_stride + own * job.v_dim;
   float *row = memory + warp * longest;
-  float sum = 0;
+  const float *table = job.rope + token * job.rope_stride;
+  float cosines[ROPE_AHEAD], sines[ROPE_AHEAD], sum = 0;
+  if (is_q || is_k)
+#pragma unroll
+    for (int j = 0; j < ROPE_AHEAD; j++) {
+      const int i = lane + j * KT_WARP;
+      if (i < job.rope_n) cosines[j] = __ldcg(table + i), sines[j] = __ldcg(table + job.rope_n + i);
+    }
+#pragma unroll 4
   for (int i = lane; i < dim; i += KT_WARP) {
     row[i] = __ldcg(at + i);
     sum += row[i] * row[i];
@@ -293,20 +311,22 @@ __global__ void finish_heads_kernel(const heads_job job) {
       for (int i = lane; i < dim; i += KT_WARP) row[i] = row[i] * scale * (norm.weight != NULL ? norm.weight[i] + norm.offset : 1.0f);
     }
     __syncwarp();
-    const float *table = job.rope + token * job.rope_stride;
-    for (int i = lane; i < job.rope_n; i += KT_WARP) {
+    const auto turn = [&](int i, float c, float s) {
       float *pa = job.interleaved ? row + 2 * i : row + i, *pb = job.interleaved ? row + 2 * i + 1 : row + i + job.rope_n;
-      const float a = *pa, b = *pb, c = table[i], s = table[job.rope_n + i];
+      const float a = *pa, b = *pb;
       *pa = a * c - b * s;
       *pb = b * c + a * s;
-    }
+    };
+#pragma unroll
+    for (int j = 0; j < ROPE_AHEAD; j++)
+      if (lane + j * KT_WARP < job.rope_n) turn(lane + j * KT_WARP, cosines[j], sines[j]);
+    for (int i = lane + ROPE_AHEAD * KT_WARP; i < job.rope_n; i += KT_WARP) turn(i, __ldcg(table + i), __ldcg(table + job.rope_n + i));
   }
   __syncwarp();
   if (is_q) {
     for (int i = lane; i < dim; i += KT_WARP) at[i] = row[i];
     return;
   }
-  const int64_t slot = job.slots[token];
   if (slot < 0 || slot >= job.limit) return;
   const int64_t *strides = is_k ? job.k_strides : job.v_strides;
   char *to = (is_k ? job.k_cache : job.v_cache) + slot / job.page_size * strides[0] + own * strides[1] + slot % job.page_size * strides[2];
@@ -375,9 +395,13 @@ extern "C" kt_status_t kt_qkv_rope_store(kt_ctx_t *handle, const kt_qkv_args_t *
     activations in;
     const kt_tensor_t *weights[3] = {a->wq, a->wk, a->wv};
     KT_TRY(normed(ctx, x, before, &in, weights, 3));
-    KT_TRY(multiply(ctx, &in, a->wq, bq, false, qr));
-    KT_TRY(multiply(ctx, &in, a->wk, bk, false, kr));
-    KT_TRY(multiply(ctx, &in, a->wv, bv, false, vr));
+    /* those of one type at once */
+    int together = 0;
+    while (together < 3 && way_of(ctx, weights[together], in.x) == WAY_ROWS && products[together].w.type == products[0].w.type) together++;
+    if (together > 0) KT_TRY(kt_gpu_rows(ctx, in.x, products, together));
+    if (together < 1) KT_TRY(multiply(ctx, &in, a->wq, bq, false, qr));
+    if (together < 2) KT_TRY(multiply(ctx, &in, a->wk, bk, false, kr));
+    if (together < 3) KT_TRY(multiply(ctx, &in, a->wv, bv, false, vr));
   }
   KT_TRY(status);
   if (whole) {

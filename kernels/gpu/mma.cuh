@@ -15,5 +15,8 @@ __device__ __forceinline__ void kt_mma(float *c, const uint32_t *a, uint32_t b0,
 __device__ __forceinline__ void kt_load_matrix(uint32_t *r, uint32_t shared) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared));
 }
+__device__ __forceinline__ void kt_load_transposed(uint32_t *r, uint32_t shared) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared));
+}
 #endif
 #endif

@@ -55,8 +55,7 @@ struct kt_expert_pairs {
 kt_status_t kt_gpu_experts_int8(kt_ctx *ctx, const kt_product &p, const kt_int8_rows &x, const kt_expert_pairs &e);
 kt_status_t kt_gpu_experts_float(kt_ctx *ctx, const kt_product &p, kt_frows x, const kt_expert_pairs &e);
 
-/* The same products of one row of activations by kernels that copy weights ahead (stream.cu): each makes its own codes of x or of its
- * norm. `count` weights of the same columns, 1 .. KT_STREAM_PARTS, which agree in `add` and `act`. False: not for these operands. */
+/* Operands of the kernels that copy weights ahead. */
 #define KT_STREAM_PARTS 3
 struct kt_stream_part {
   const uint8_t *w, *up;
@@ -66,7 +65,15 @@ struct kt_stream_part {
   uint32_t type; /* without KT_PACKED */
   int row_bytes, segment_bytes;
 };
-bool kt_gpu_stream(kt_ctx *ctx, kt_frows x, const kt_norm *norm, const kt_product *products, int count, kt_status_t *status);
+/* The same products of one row of activations (row.cu), codes of x or of its norm made by the kernel. `count` weights of the same columns,
+ * 1 .. KT_STREAM_PARTS, which agree in `add` and `act`. False: not for these operands. */
+bool kt_gpu_row(kt_ctx *ctx, kt_frows x, const kt_norm *norm, const kt_product *products, int count, kt_status_t *status);
+/* The same of 2 .. KT_ROWS_TOKENS rows, 16-byte aligned, without norm (rows.cu); weights of one type that kt_gpu_takes_rows takes. */
+#define KT_ROWS_TOKENS 16
+bool kt_gpu_takes_rows(const kt_ctx *ctx, const kt_weight &w, int64_t n, int64_t tokens);
+kt_status_t kt_gpu_rows(kt_ctx *ctx, kt_frows x, const kt_product *products, int count);
+
+/* Experts of a few tokens by kernels that copy weights ahead (stream.cu), each making its own codes of x. */
 /* out[pair] as kt_gpu_experts_int8. */
 bool kt_gpu_stream_pairs(kt_ctx *ctx, const kt_product &p, kt_frows x, const kt_expert_pairs &e, kt_status_t *status);
 /* out[token] (+)= the sum of its pairs' products times their weights (NULL: ones); known_ids: the call before was kt_gpu_stream_pairs of

@@ -2,7 +2,7 @@
  * SHAPES       x, out [rows, n] f32, weight [n] f32
  * DEFINITION   out = x / sqrt(mean(x^2) + eps) * (weight + offset)
  * REGULARITIES n is a hidden size (1024 .. 16384), or a head's (64 .. 256); out may be x */
-#include "gpu.h"
+#include "async.cuh"
 
 /* One block a row. With `add`, x += add first. */
 __global__ void rms_norm_kernel(kt_frows x, const float *add, int64_t add_stride, kt_norm norm, kt_frows out) {
@@ -10,9 +10,11 @@ __global__ void rms_norm_kernel(kt_frows x, const float *add, int64_t add_stride
   float *row = x.data + blockIdx.x * x.stride;
   float *to = out.data + blockIdx.x * out.stride;
   float sum = 0;
+  kt_start_next();
+  kt_wait_previous();
   for (int64_t i = threadIdx.x; i < x.n; i += blockDim.x) {
-    float v = row[i];
-    if (add != NULL) row[i] = v = v + add[blockIdx.x * add_stride + i];
+    float v = __ldcg(row + i);
+    if (add != NULL) row[i] = v = v + __ldcg(add + blockIdx.x * add_stride + i);
     sum += v * v;
   }
   const float scale = 1.0f / sqrtf(kt_block_sum(sum, shared) / (float)x.n + norm.eps);
@@ -25,10 +27,12 @@ __global__ void rms_norm4_kernel(kt_frows x, const float *add, int64_t add_strid
   float4 *row = (float4 *)(x.data + blockIdx.x * x.stride);
   const int64_t i = threadIdx.x;
   const bool own = 4 * i < x.n;
-  float4 v = own ? row[i] : make_float4(0, 0, 0, 0);
   const float4 w = own && norm.weight != NULL ? ((const float4 *)norm.weight)[i] : make_float4(1 - norm.offset, 1 - norm.offset, 1 - norm.offset, 1 - norm.offset);
+  kt_start_next();
+  kt_wait_previous();
+  float4 v = own ? __ldcg(row + i) : make_float4(0, 0, 0, 0);
   if (add != NULL && own) {
-    const float4 more = ((const float4 *)(add + blockIdx.x * add_stride))[i];
+    const float4 more = __ldcg((const float4 *)(add + blockIdx.x * add_stride) + i);
     row[i] = v = make_float4(v.x + more.x, v.y + more.y, v.z + more.z, v.w + more.w);
   }
   const float sum = kt_block_sum(v.x * v.x + v.y * v.y + (v.z * v.z + v.w * v.w), shared);
@@ -44,13 +48,9 @@ static int threads_for(int64_t n) { return n <= 128 ? 32 : n <= 512 ? 128 : 1024
 
 static kt_status_t launch(kt_ctx *ctx, kt_frows x, const float *add, int64_t add_stride, kt_norm norm, kt_frows out) {
   if (x.n % 4 == 0 && x.n > 512 && x.n <= 4096 && aligned(x.data, x.stride) && aligned(out.data, out.stride) && aligned(norm.weight, 0) && aligned(add, add_stride)) {
-    rms_norm4_kernel<<<(unsigned)x.count, (unsigned)(kt_div_up(x.n / 4, KT_WARP) * KT_WARP), 0, ctx->stream>>>(x, add, add_stride, norm, out);
-    KT_LAUNCHED("rms_norm");
-    return KT_OK;
+    return kt_launch_early(ctx, rms_norm4_kernel, dim3((unsigned)x.count), dim3((unsigned)(kt_div_up(x.n / 4, KT_WARP) * KT_WARP)), 0, x, add, add_stride, norm, out);
   }
-  rms_norm_kernel<<<(unsigned)x.count, threads_for(x.n), 0, ctx->stream>>>(x, add, add_stride, norm, out);
-  KT_LAUNCHED("rms_norm");
-  return KT_OK;
+  return kt_launch_early(ctx, rms_norm_kernel, dim3((unsigned)x.count), dim3((unsigned)threads_for(x.n)), 0, x, add, add_stride, norm, out);
 }
 
 kt_status_t kt_gpu_rms_norm(kt_ctx *ctx, kt_frows x, kt_norm norm, kt_frows out) { return launch(ctx, x, NULL, 0, norm, out); }

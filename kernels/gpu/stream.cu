@@ -1,9 +1,9 @@
-/* Products of one row of activations (and of a few where experts choose): blocks that stay, a warp a row, weights by bulk copies.
- * SHAPES       x [1, n] f32, codes made here after an optional norm; packed weights of up to three matrices with common columns
- * DEFINITION   out[r] = x . w[r] (+ bias[r]) (+ out[r]), or act(gate . x, up . x) of two weights
+/* Products of experts for a few rows of activations: blocks that stay, a warp a row, weights by bulk copies.
+ * SHAPES       x [rows, n] f32, codes made here; packed weights of stacks of experts
+ * DEFINITION   out[pair][r] = act(gate . x, up . x) of the pair's expert; out[token][r] (+)= sum of its pairs' w[r] . x times their weights
  * REGULARITIES one block a multiprocessor; each warp has its own ring of chunks in shared memory (KT_SEGMENT columns of a row), filled
- *              before the kernel waits for the one ahead of it, so that memory is read while that one ends. Shared memory leaves room
- *              for a second block, which is the next kernel's */
+ *              before the kernel waits for the one ahead of it where ids are known, so that memory is read while that one ends. Shared
+ *              memory leaves room for a second block, which is the next kernel's */
 #include "activation.cuh"
 #include "async.cuh"
 #include "products.cuh"
@@ -219,75 +219,6 @@ struct ring {
 };
 #endif
 
-/* Where row `row` of all parts lies. */
-__device__ __forceinline__ int part_of(const stream_args &a, int *row) {
-  int part = 0;
-  while (part + 1 < a.num_parts && *row >= a.parts[part].rows) *row -= a.parts[part++].rows;
-  return part;
-}
-
-/* Dense matrices. Two streams: gate and up of a row, or two rows of one matrix. */
-template <uint32_t TYPE, int STREAMS> __global__ void __launch_bounds__(THREADS, 2) stream_kernel(const __grid_constant__ stream_args a) {
-#if __CUDA_ARCH__ >= 900
-  extern __shared__ __align__(128) uint8_t memory[];
-  __shared__ float shared[32];
-  const int lane = threadIdx.x % KT_WARP, chunks = (a.n + KT_SEGMENT - 1) / KT_SEGMENT;
-  const bool dual = a.parts[0].up != NULL;
-  const int rows = STREAMS == 2 && !dual ? 2 : 1, units = (a.total + rows - 1) / rows;
-  const int first = (int)(threadIdx.x / KT_WARP * gridDim.x + blockIdx.x), step = (int)gridDim.x * WARPS;
-  uint8_t *codes = memory + BARRIER_BYTES + WARPS * a.slots * a.slot_bytes;
-  float4 *scales = (float4 *)(codes + (a.n + 511) / 512 * 512);
-  ring r;
-  r.begin(a, memory);
-  int ahead = first, ahead_chunk = 0, row_bytes = 0, segment_bytes = 0;
-  const uint8_t *from = NULL, *second = NULL;
-  const auto point = [&]() {
-    int row = ahead * rows;
-    const kt_stream_part &p = a.parts[TYPE != 0 && a.num_parts == 1 ? 0 : part_of(a, &row)];
-    row_bytes = p.row_bytes, segment_bytes = p.segment_bytes;
-    from = p.w + (int64_t)row * row_bytes;
-    /* behind a part's last row there may be none: it comes twice */
-    second = dual ? p.up + (int64_t)row * row_bytes : row + 1 < p.rows ? from + row_bytes : from;
-  };
-  const auto issue = [&]() {
-    if (ahead >= units) return;
-    r.issue<STREAMS>(from + ahead_chunk * segment_bytes, second + ahead_chunk * segment_bytes, ahead_chunk + 1 < chunks ? segment_bytes : row_bytes - ahead_chunk * segment_bytes);
-    if (++ahead_chunk == chunks) {
-      ahead_chunk = 0, ahead += step;
-      if (ahead < units) point();
-    }
-  };
-  if (first < units) point();
-  for (int i = 0; i < a.slots; i++) issue();
-  kt_wait_previous();
-  quantize_rows(a, codes, 0, scales, shared);
-  __syncthreads();
-  kt_start_next();
-  for (int at = first; at < units; at += step) {
-    int row = at * rows;
-    const kt_stream_part &p = a.parts[TYPE != 0 && a.num_parts == 1 ? 0 : part_of(a, &row)];
-    const int own = rows == 2 ? lane : 0; /* lane r ends row r */
-    const bool mine = lane < rows && row + own < p.rows;
-    float before = 0;
-    if (mine && a.add) before = __ldcg(p.out + row + own);
-    float acc[2] = {0, 0};
-    for (int chunk = 0; chunk < chunks; chunk++) {
-      any_sums<TYPE, STREAMS>(p.type, r.next(), a.slot_bytes / 2, min(KT_SEGMENT, a.n - chunk * KT_SEGMENT), codes + chunk * KT_SEGMENT,
-                              (const uint8_t *)(scales + chunk * (KT_SEGMENT / 32)), lane, acc);
-      __syncwarp();
-      issue();
-    }
-    acc[0] = kt_warp_sum(acc[0]);
-    if (STREAMS == 2) acc[1] = kt_warp_sum(acc[1]);
-    if (mine) {
-      float value = (own == 0 ? acc[0] : acc[1]) + (p.bias != NULL ? __ldg(p.bias + row + own) : 0.0f);
-      if (dual) value = kt_activate(a.act, value, acc[1]);
-      p.out[row + own] = a.add ? before + value : value;
-    }
-  }
-#endif
-}
-
 /* A pair's rows of gate and up: out[pair][row]. */
 template <uint32_t TYPE> __global__ void __launch_bounds__(THREADS, 2) stream_pairs_kernel(const __grid_constant__ stream_args a) {
 #if __CUDA_ARCH__ >= 900
@@ -417,7 +348,6 @@ static bool aligned16(const void *p) { return (uintptr_t)p % 16 == 0; }
 
 static bool can_stream(const kt_ctx *ctx, const kt_weight &w, int64_t n) { return kt_has_bulk(ctx) && kt_has_int8(w.type) && n % 32 == 0 && aligned16(w.data); }
 
-/* Slots of each warp's ring beside `held` bytes of activations; 0 where there is no room for two. */
 static int slots_for(stream_args &a, int streams, int64_t held) {
   a.slot_bytes = 0;
   for (int i = 0; i < a.num_parts; i++) {
@@ -448,37 +378,6 @@ static kt_stream_part with_bytes(kt_stream_part p, const kt_weight &w) {
 #define OF_TYPE(NAME, ...) \
   (type == KT_Q4_K ? NAME<KT_Q4_K __VA_ARGS__> : type == KT_Q6_K ? NAME<KT_Q6_K __VA_ARGS__> : type == KT_Q8_0 ? NAME<KT_Q8_0 __VA_ARGS__> : type == KT_Q4_0 ? NAME<KT_Q4_0 __VA_ARGS__> : NAME<0 __VA_ARGS__>)
 #define COMMA ,
-
-bool kt_gpu_stream(kt_ctx *ctx, kt_frows x, const kt_norm *norm, const kt_product *products, int count, kt_status_t *status) {
-  if (x.count != 1 || x.n > 65536 || !aligned16(x.data) || (norm != NULL && (norm->weight == NULL || !aligned16(norm->weight)))) return false;
-  stream_args a = {};
-  a.num_parts = count;
-  a.n = (int)x.n;
-  a.x = x.data;
-  a.x_rows = 1;
-  if (norm != NULL) a.norm_weight = norm->weight, a.eps = norm->eps, a.offset = norm->offset;
-  a.add = products[0].add;
-  a.act = products[0].act;
-  const bool dual = products[0].up.data != NULL;
-  uint32_t type = products[0].w.type & ~KT_PACKED_BIT;
-  bool even = true;
-  for (int i = 0; i < count; i++) {
-    const kt_product &p = products[i];
-    if (!can_stream(ctx, p.w, x.n) || (dual && (p.up.type != p.w.type || !aligned16(p.up.data)))) return false;
-    a.parts[i] = with_bytes({p.w.data, p.up.data, p.out, p.bias, NULL, (int)p.rows, 0, 0, 0}, p.w);
-    a.total += (int)p.rows;
-    if (a.parts[i].type != type) type = 0;
-    if (p.rows % 2 != 0) even = false;
-  }
-  /* two rows a warp share its activations, but leave more of the last turn idle */
-  const int64_t held = held_bytes(1, x.n), warps = (int64_t)ctx->multiprocessors * WARPS;
-  const int64_t single = kt_div_up(a.total, warps) * 5, twice = kt_div_up(a.total, 2 * warps) * 8;
-  const int streams = dual || (even && twice <= single) ? 2 : 1;
-  const bool both = streams == 2 && slots_for(a, 2, held) != 0;
-  if (!both && (dual || slots_for(a, 1, held) == 0)) return false;
-  *status = launch(ctx, both ? OF_TYPE(stream_kernel, COMMA 2) : OF_TYPE(stream_kernel, COMMA 1), a, held);
-  return true;
-}
 
 static bool pairs_fit(const kt_ctx *ctx, stream_args &a, int streams, const kt_product &p, kt_frows x, const kt_expert_pairs &e) {
   a.num_parts = 1;
@@ -524,7 +423,6 @@ bool kt_gpu_stream_fits(int64_t pairs, int64_t n, const kt_tensor_t *down) {
   return pairs <= MAX_PAIRS && n % 32 == 0 && slots_for(a, 1, held_bytes(pairs, n)) >= 2;
 }
 #else
-bool kt_gpu_stream(kt_ctx *, kt_frows, const kt_norm *, const kt_product *, int, kt_status_t *) { return false; }
 bool kt_gpu_stream_pairs(kt_ctx *, const kt_product &, kt_frows, const kt_expert_pairs &, kt_status_t *) { return false; }
 bool kt_gpu_stream_down(kt_ctx *, const kt_product &, kt_frows, const kt_expert_pairs &, const float *, int64_t, bool, kt_status_t *) { return false; }
 bool kt_gpu_stream_fits(int64_t, int64_t, const kt_tensor_t *) { return false; }

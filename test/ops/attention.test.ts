@@ -223,12 +223,21 @@ const SMALL: readonly Part[] = [
   { cached: 3, queries: 19 },
   { cached: 300, queries: 2 },
 ]
+const FEW: readonly Part[] = [
+  { cached: 300, queries: 2 },
+  { cached: 0, queries: 3 },
+  { cached: 127, queries: 1 },
+]
 
 describeBackends("pagedAttention", (backend) => {
   // devices give sums in halves to prompts with precision fast, which have their own test
   if (!backend.isHost) backend.precision = "f32"
 
-  test.skipIf(backend.isHost)("prompts by tensor cores: halves, with float sums", () => {
+  // few tokens' keys are shared out to several blocks
+  test.skipIf(backend.isHost).each([
+    ["prompts", MIXED],
+    ["steps", FEW],
+  ] as const)("%s by tensor cores: halves, with float sums", (_, parts) => {
     backend.precision = "fast"
     try {
       for (const dim of [64, 128])
@@ -237,6 +246,7 @@ describeBackends("pagedAttention", (backend) => {
           [4, 2],
           [6, 2],
           [8, 1],
+          [16, 1],
         ] as const)
           for (const how of [
             {},
@@ -246,7 +256,7 @@ describeBackends("pagedAttention", (backend) => {
             { sinks: randomArray(heads, 9) },
           ]) {
             const layout = { ...BASE, ...how, heads, kvHeads, kDim: dim, vDim: dim, pageSize: 16 }
-            new Fixture(layout, MIXED, dim + heads).check(backend, 2e-3)
+            new Fixture(layout, parts, dim + heads).check(backend, 2e-3)
           }
     } finally {
       backend.precision = "f32"
