@@ -43,8 +43,8 @@ export const ARCH_ISAS: readonly (typeof ISA_NAMES)[number][] =
     : ["scalar", "avx2", "avx512", "avx512bf16", "amx"]
 
 const STEP_BYTES = 4 << 20
-/** Page-locked memory taken at first: what a few tokens hand over. */
-const SHARED_BYTES = 1 << 20
+/** Page-locked memory taken at first: what the tokens of a step that generates hand over. */
+const SHARED_BYTES = 4 << 20
 /** Address space taken at a time for rearranged weights; only what is written becomes resident. */
 const WEIGHT_BYTES = 64 << 20
 const KEPT_BYTES = 1 << 20
@@ -224,14 +224,8 @@ export class Backend {
 
   #turns: Turns | undefined
 
-  /** Points of recorded steps that the host takes part in; undefined before the first of them. */
+  /** Points of recorded steps that the host takes part in; undefined where the device and the host share no memory. */
   get turns(): Turns | undefined {
-    return this.#turns
-  }
-
-  /** @throws NativeError where there is no memory that this device and the host share */
-  openTurns(): Turns {
-    this.#turns ??= new Turns(this.library, this.label)
     return this.#turns
   }
 
@@ -278,6 +272,19 @@ export class Backend {
       if (!(error instanceof NativeError)) throw error
       this.#sharedProblem = error.message
       return undefined
+    }
+  }
+
+  /** Takes what a recorded step that the host takes part in needs: nothing can be page-locked while one is recorded. */
+  prepareSharing(): void {
+    if (this.isHost) return
+    this.allocShared(1)
+    if (this.#turns !== undefined || this.#sharedProblem !== undefined) return
+    try {
+      this.#turns = new Turns(this.library, this.label)
+    } catch (error) {
+      if (!(error instanceof NativeError)) throw error
+      this.#sharedProblem = error.message
     }
   }
 

@@ -3,6 +3,7 @@ import { KT_ERR_CANCELLED, KT_ERR_UNSUPPORTED } from "./abi.generated.ts"
 import type { Backend } from "./backend.ts"
 import type { Address } from "./library.ts"
 import { outSlot } from "./memory.ts"
+import type { Turns } from "./turns.ts"
 
 /** Integers that a step leaves in native memory, 4 bytes each. */
 interface Integers {
@@ -54,6 +55,7 @@ export class Graph implements Disposable {
     if (backend.recording !== undefined) throw new KtError("a graph is being recorded already")
     const graph = new Graph(backend)
     backend.kept.rewind()
+    backend.prepareSharing()
     backend.turns?.rewind()
     graph.#begin()
     try {
@@ -70,7 +72,6 @@ export class Graph implements Disposable {
   beside(host: Backend): void {
     if (this.#host === host) return
     if (this.#host !== undefined) throw new KtError("two hosts take part in one launch")
-    this.#backend.openTurns()
     host.check(host.library.kt_graph_begin(host.ctx), "kt_graph_begin")
     host.recording = this
     this.#host = host
@@ -79,7 +80,7 @@ export class Graph implements Disposable {
 
   /** While it is recorded: a point after the ops so far of the device or its host, for the other one's await(). */
   signal(by: Backend): number {
-    const turns = this.#backend.openTurns()
+    const turns = this.#turns()
     const point = turns.next()
     by.check(by.library.kt_turn_signal(by.ctx, turns.address, point), "kt_turn_signal")
     return point
@@ -87,9 +88,15 @@ export class Graph implements Disposable {
 
   /** While it is recorded: ops of the device or its host from here on come after a point of the other one. */
   await(by: Backend, point: number): void {
-    const { address } = this.#backend.openTurns()
+    const { address } = this.#turns()
     by.check(by.library.kt_turn_wait(by.ctx, address, point), "kt_turn_wait")
     this.#waits[by === this.#backend ? "device" : "host"].push(point)
+  }
+
+  #turns(): Turns {
+    const { turns, label } = this.#backend
+    if (turns === undefined) throw new KtError(`${label} and the CPU have no memory in common`)
+    return turns
   }
 
   /** While it is recorded: what every launch does here, before the ops that follow; it waits for what it needs itself. */

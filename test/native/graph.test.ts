@@ -1,6 +1,7 @@
-import { describe, expect, test } from "bun:test"
+import { describe, expect, spyOn, test } from "bun:test"
 
 import { KtError, NativeError } from "../../src/errors.ts"
+import { KT_SLAB_PINNED } from "../../src/native/abi.generated.ts"
 import { Backend } from "../../src/native/backend.ts"
 import { Graph } from "../../src/native/graph.ts"
 import { embedding } from "../../src/ops/embedding.ts"
@@ -190,6 +191,25 @@ describe("a device and the host take turns within a launch", () => {
     ids.write(Int32Array.of(0))
     expect(graph.launch()).toBe(true)
     device.synchronize()
+    graph[Symbol.dispose]()
+  })
+
+  test("nothing is page-locked while a step is recorded", () => {
+    using device = new Backend({ threads: 1, logical: 1 })
+    using host = new Backend({ threads: 1 })
+    const create = spyOn(device.library, "kt_slab_create")
+    const pinned = (): number =>
+      create.mock.calls.filter(([, flags]) => Number(flags) & KT_SLAB_PINNED).length
+    let before = -1
+    const { graph } = Graph.record(device, () => {
+      before = pinned()
+      device.recording?.beside(host)
+      device.allocShared(1 << 20)
+      device.recording?.await(host, device.recording.signal(device))
+    })
+    expect(before).toBe(2)
+    expect(pinned()).toBe(2)
+    create.mockRestore()
     graph[Symbol.dispose]()
   })
 
