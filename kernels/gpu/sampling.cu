@@ -2,6 +2,7 @@
  * SHAPES       logits [rows, vocab] f32
  * DEFINITION   see kt.h. Of equal logits the lower id comes first; NaN comes last and weighs nothing
  * REGULARITIES vocab 32 000 .. 260 000; one block a row */
+#include "async.cuh"
 #include "sampling.cuh"
 
 #define THREADS KT_SAMPLING_THREADS
@@ -16,10 +17,31 @@ __device__ u64 best_key(const float *logits, int64_t vocab, u64 below, u64 *shar
   return block_reduce(best, max_u64(), shared);
 }
 
-__global__ void argmax_kernel(kt_frows logits, int32_t *out) {
+/* A row is PARTS blocks'. */
+#define CLUSTER 8
+template <int PARTS> __global__ void __launch_bounds__(THREADS) argmax_kernel(kt_frows logits, int32_t *out) {
   __shared__ u64 shared[32];
-  const u64 best = best_key(logits.data + blockIdx.x * logits.stride, logits.n, ~0ull, shared);
-  if (threadIdx.x == 0) out[blockIdx.x] = (int32_t)id_of(best);
+  kt_wait_previous();
+  const int64_t share = (logits.n + PARTS - 1) / PARTS, begin = blockIdx.x * share, end = min(begin + share, logits.n);
+  const float *row = logits.data + blockIdx.y * logits.stride;
+  u64 best = 0;
+#pragma unroll 8
+  for (int64_t i = begin + threadIdx.x; i < end; i += THREADS) {
+    const u64 key = key_of(__ldcg(row + i), (uint32_t)i);
+    best = key > best ? key : best;
+  }
+  best = block_reduce(best, max_u64(), shared);
+#if __CUDA_ARCH__ >= 900
+  if constexpr (PARTS > 1) {
+    __shared__ u64 parts[PARTS];
+    kt_cluster_sync(); /* all blocks are there */
+    if (threadIdx.x == 0) kt_store_remote(parts + blockIdx.x, 0, best);
+    kt_cluster_sync();
+    if (blockIdx.x == 0)
+      for (int p = 0; p < PARTS; p++) best = parts[p] > best ? parts[p] : best;
+  }
+#endif
+  if (blockIdx.x == 0 && threadIdx.x == 0) out[blockIdx.y] = (int32_t)id_of(best);
 }
 
 kt_status_t kt_gpu_logits(kt_ctx *ctx, const kt_tensor_t *logits, kt_frows *rows) {
@@ -39,9 +61,9 @@ extern "C" kt_status_t kt_argmax(kt_ctx_t *handle, const kt_tensor_t *logits, co
   kt_frows rows;
   KT_TRY(kt_gpu_logits(ctx, logits, &rows));
   KT_TRY(kt_gpu_ids_out(ctx, "out", out, rows.count));
-  argmax_kernel<<<(unsigned)rows.count, THREADS, 0, ctx->stream>>>(rows, (int32_t *)out->data);
-  KT_LAUNCHED("argmax");
-  return KT_OK;
+  int32_t *to = (int32_t *)out->data;
+  if (kt_has_bulk(ctx)) return kt_launch_clusters(ctx, argmax_kernel<CLUSTER>, CLUSTER, dim3(CLUSTER, (unsigned)rows.count), dim3(THREADS), 0, rows, to);
+  return kt_launch_early(ctx, argmax_kernel<1>, dim3(1, (unsigned)rows.count), dim3(THREADS), 0, rows, to);
 }
 
 __global__ void mask_kernel(kt_frows logits, const int32_t *bits, int64_t bits_stride) {

@@ -4,18 +4,22 @@
  *              Tokens are ordered by key, logit and then id. What a sampler keeps are the keys low .. high of what there was, so that
  *              most of them only move a bound; the bounds of top-k, top-p, typical and the draw are found by search over keys. Weights are
  *              whole numbers of 2^-40: sums do not depend on the order of addition
- * REGULARITIES vocab 32 000 .. 260 000; one block a row. As soon as few tokens are left they are listed in shared memory */
-#include "sampling.cuh"
+ * REGULARITIES vocab 32 000 .. 260 000. A row is PARTS blocks', each with the logits of its share of ids in shared memory, or one block's, with
+ *              all of them in global memory. As soon as few tokens are left they are listed in the first block's shared memory,
+ *              and the others leave */
 #include <float.h>
+#include "async.cuh"
+#include "sampling.cuh"
 
 #define THREADS KT_SAMPLING_THREADS
 #define UNIT 1099511627776.0f /* 2^40 */
-#define LISTED 2048
-#define NARROW 1024
+#define LISTED 1024           /* one a thread */
 #define PIECES 8
+#define CLUSTER 8
 #define MIROSTAT_HEAD 100
 #define LN_2 0.69314718055994531
 #define LEAST_LOG (-87.0f) /* of weights that count in mirostat's estimate */
+#define NO_LOG 28.0f       /* below that a weight is less than a unit */
 
 __device__ __forceinline__ float value_of(u64 key) {
   const uint32_t order = (uint32_t)(key >> 32);
@@ -25,11 +29,12 @@ __device__ __forceinline__ float value_of(u64 key) {
 __device__ __forceinline__ u64 floor_key(float value) { return key_of(value, 0xffffffffu); }
 
 struct shared_memory {
-  u64 keys[LISTED];                              /* of a list, in any order; 0 where one was taken out */
-  u64 narrow_keys[NARROW], narrow_weights[NARROW]; /* what a search has come down to */
+  u64 keys[LISTED];                     /* of a list, in any order; 0 where one was taken out */
+  u64 found_keys[LISTED], found_weights[LISTED]; /* what a search has come down to */
   u64 sums[PIECES][32];
   double doubles[32];
   int counts[PIECES][32];
+  u64 parts[2][CLUSTER][2 * PIECES]; /* what the blocks of a row tell each other, by turns */
   int counter;
 };
 
@@ -55,12 +60,14 @@ struct typicality {
   __device__ __forceinline__ u64 operator()(u64 key) const { return key_of(-fabsf(offset - weights.log_of(key)), id_of(key)); }
 };
 
-/* All threads have the same. */
-struct chain {
+/* All threads of all blocks of a row have the same, but for their share of the ids. What is used in many places is not inlined: the kernel would
+ * be compiled for minutes. */
+template <int PARTS> struct chain {
   kt_sampling_row_t row;
-  float *values;
+  float *values; /* of ids begin .. end */
   int32_t *seen;
-  int vocab, count; /* of the list */
+  int vocab, begin, end, rank, count; /* count: of the list */
+  uint32_t turn;
   bool listed, cut; /* cut: low or high leave something out that is still in its place */
   u64 low, high, best, first; /* first: the best of all */
   float max, scale;
@@ -77,30 +84,102 @@ struct chain {
       }
     } else {
 #pragma unroll 4
-      for (int i = threadIdx.x; i < vocab; i += THREADS) {
-        const u64 key = key_of(values[i], (uint32_t)i);
+      for (int i = begin + (int)threadIdx.x; i < end; i += THREADS) {
+        const u64 key = key_of(values[i - begin], (uint32_t)i);
         if (key >= low && key <= high) f(key);
       }
     }
   }
 
-  __device__ u64 sum(u64 v) const { return block_reduce(v, sum_u64(), shared->sums[0]); }
-  __device__ double sum(double v) const { return block_reduce(v, sum_f64(), shared->doubles); }
+  /* ---- what blocks tell each other ---- */
+  /* N values of each block, known to the threads below N, to all blocks: of block p the i-th is at(p)[i] afterwards. */
+  template <int N> __device__ const u64 *tell(u64 v) {
+    turn ^= 1;
+    u64 *own = shared->parts[turn][rank];
+    if constexpr (PARTS > 1) {
+#if __CUDA_ARCH__ >= 900
+      if ((int)threadIdx.x < N)
+        for (int p = 0; p < PARTS; p++) kt_store_remote(own + threadIdx.x, (uint32_t)p, v);
+      kt_cluster_sync();
+#endif
+    } else {
+      if ((int)threadIdx.x < N) own[threadIdx.x] = v;
+      __syncthreads();
+    }
+    return shared->parts[turn][0];
+  }
+  __device__ const u64 *at(const u64 *told, int part) const { return told + part * 2 * PIECES; }
+  /* Over all tokens there are; v: over a block's threads. */
+  template <typename F> __device__ u64 over_parts(u64 v, F join) {
+    v = block_reduce(v, join, shared->sums[0]);
+    if (PARTS == 1 || listed) return v;
+    const u64 *told = tell<1>(v);
+    v = told[0];
+    for (int p = 1; p < PARTS; p++) v = join(v, at(told, p)[0]);
+    return v;
+  }
+  __device__ u64 sum(u64 v) { return over_parts(v, sum_u64()); }
+  __device__ u64 greatest(u64 v) { return over_parts(v, max_u64()); }
+  __device__ double sum(double v) {
+    v = block_reduce(v, sum_f64(), shared->doubles);
+    if (PARTS == 1 || listed) return v;
+    const u64 *told = tell<1>((u64)__double_as_longlong(v));
+    v = 0;
+    for (int p = 0; p < PARTS; p++) v += __longlong_as_double((long long)at(told, p)[0]);
+    return v;
+  }
+  /* What the first block knows. */
+  __device__ u64 from_first(u64 v) { return PARTS == 1 || listed ? v : tell<1>(v)[0]; }
 
-  __device__ void refresh() {
+  /* PIECES sums and counts over all tokens there are, in shared->sums[j][0] and shared->counts[j][0]. */
+  __device__ __noinline__ void sum_pieces(u64 *sums, int *counts) {
+    const int lane = threadIdx.x % KT_WARP, warp = threadIdx.x / KT_WARP;
+#pragma unroll
+    for (int j = 0; j < PIECES; j++)
+      for (int other = KT_WARP / 2; other > 0; other /= 2) {
+        sums[j] += __shfl_xor_sync(KT_FULL_MASK, sums[j], other);
+        counts[j] += __shfl_xor_sync(KT_FULL_MASK, counts[j], other);
+      }
+    __syncthreads();
+    if (lane == 0)
+#pragma unroll
+      for (int j = 0; j < PIECES; j++) shared->sums[j][warp] = sums[j], shared->counts[j][warp] = counts[j];
+    __syncthreads();
+    if (warp < PIECES) {
+      u64 w = shared->sums[warp][lane];
+      int n = shared->counts[warp][lane];
+      for (int other = KT_WARP / 2; other > 0; other /= 2) {
+        w += __shfl_xor_sync(KT_FULL_MASK, w, other);
+        n += __shfl_xor_sync(KT_FULL_MASK, n, other);
+      }
+      if (lane == 0) shared->sums[warp][0] = w, shared->counts[warp][0] = n;
+    }
+    __syncthreads();
+    if (PARTS == 1 || listed) return;
+    const int j = threadIdx.x % PIECES;
+    const u64 *told = tell<2 * PIECES>((int)threadIdx.x < PIECES ? shared->sums[j][0] : (u64)shared->counts[j][0]);
+    if ((int)threadIdx.x < PIECES) {
+      u64 w = 0, n = 0;
+      for (int p = 0; p < PARTS; p++) w += at(told, p)[j], n += at(told, p)[PIECES + j];
+      shared->sums[j][0] = w, shared->counts[j][0] = (int)n;
+    }
+    __syncthreads();
+  }
+
+  __device__ __noinline__ void refresh() {
     u64 own = 0;
     each([&](u64 key) { own = own > key ? own : key; });
-    best = block_reduce(own, max_u64(), shared->sums[0]);
+    best = greatest(own);
     max = value_of(best);
   }
 
-  __device__ u64 size() const {
+  __device__ u64 size() {
     u64 own = 0;
     each([&](u64) { own++; });
     return sum(own);
   }
 
-  __device__ u64 mass() const {
+  __device__ __noinline__ u64 mass() {
     const weighing w = weights();
     u64 own = 0;
     each([&](u64 key) { own += w(key); });
@@ -108,7 +187,7 @@ struct chain {
   }
 
   /* Mass in units, and entropy in nats. */
-  __device__ u64 entropy(double *out) const {
+  __device__ __noinline__ u64 entropy(double *out) {
     const weighing w = weights();
     u64 own = 0, surprise = 0;
     each([&](u64 key) {
@@ -122,96 +201,166 @@ struct chain {
     return own;
   }
 
-  __device__ void raise(u64 to) {
+  /* Keys of what is sorted from .. to, at most LISTED of them, into `keys` of the first block, with their weights where there is room for these; how
+   * many there are. Other blocks have no more than their own. */
+  template <typename K, typename W> __device__ int gather(K sort_key, W weight, u64 from, u64 to, u64 *keys, u64 *room) {
+    __syncthreads();
+    if (threadIdx.x == 0) shared->counter = 0;
+    __syncthreads();
+    each([&](u64 key) {
+      const u64 k = sort_key(key);
+      if (k < from || k > to) return;
+      const int i = atomicAdd(&shared->counter, 1);
+      keys[i] = k;
+      if (room != NULL) room[i] = weight(key);
+    });
+    __syncthreads();
+    const int own = shared->counter;
+    if (PARTS == 1 || listed) return own;
+    const u64 *told = tell<1>((u64)own);
+    int all = 0;
+    for (int p = 0; p < PARTS; p++) all += (int)at(told, p)[0];
+#if __CUDA_ARCH__ >= 900
+    if constexpr (PARTS > 1) {
+      int before = 0;
+      for (int p = 0; p < rank; p++) before += (int)at(told, p)[0];
+      if (rank > 0)
+        for (int i = threadIdx.x; i < own; i += THREADS) {
+          kt_store_remote(keys + before + i, 0, keys[i]);
+          if (room != NULL) kt_store_remote(room + before + i, 0, room[i]);
+        }
+      kt_cluster_sync();
+    }
+#endif
+    return all;
+  }
+
+  __device__ __noinline__ void raise(u64 to) {
     if (to <= low) return;
     low = to;
     cut = true;
-    if (listed) return;
-    const u64 n = size();
-    if (n > LISTED) return;
-    if (threadIdx.x == 0) shared->counter = 0;
-    __syncthreads();
-    each([&](u64 key) { shared->keys[atomicAdd(&shared->counter, 1)] = key; });
-    __syncthreads();
+    if (listed || size() > LISTED) return;
+    count = gather(key_itself(), one_each(), 0, ~0ull, shared->keys, NULL);
     listed = true, cut = false;
-    count = (int)n;
+    begin = 0, end = vocab; /* all that is left is the first block's */
   }
 
-  /* The greatest floor such that what is sorted at or above it weighs `wanted`; 0 where all together do not. */
-  template <typename K, typename W> __device__ u64 floor_of(K sort_key, W weight, u64 wanted) const {
-    u64 first = 0, total = 0;
-    each([&](u64 key) {
-      const u64 k = sort_key(key);
-      first = first > k ? first : k;
-      total += weight(key);
-    });
-    u64 hi = block_reduce(first, max_u64(), shared->sums[0]), lo = 1, beyond = 0;
-    if (sum(total) < wanted) return 0;
-    int narrow = -1;
-    const int lane = threadIdx.x % KT_WARP, warp = threadIdx.x / KT_WARP;
-    while (lo < hi) {
+  /* Of n found keys, by one block: the greatest such that what is found at or above it weighs `wanted` together with `beyond`. */
+  __device__ __noinline__ u64 pick(int n, u64 wanted, u64 beyond) {
+    const int thread = threadIdx.x, lane = thread % KT_WARP, warp = thread / KT_WARP;
+    u64 *keys = shared->found_keys, *found = shared->found_weights;
+    int size = 2;
+    while (size < n) size *= 2;
+    if (thread >= n && thread < size) keys[thread] = found[thread] = 0;
+    __syncthreads();
+    /* the greatest first (bitonic) */
+    for (int run = 2; run <= size; run *= 2)
+      for (int apart = run / 2; apart > 0; apart /= 2) {
+        const int other = thread ^ apart;
+        if (thread < size && other > thread) {
+          const u64 a = keys[thread], b = keys[other];
+          if ((a < b) == ((thread & run) == 0)) {
+            const u64 w = found[thread];
+            keys[thread] = b, keys[other] = a;
+            found[thread] = found[other], found[other] = w;
+          }
+        }
+        __syncthreads();
+      }
+    u64 all = thread < size ? found[thread] : 0;
+    for (int by = 1; by < KT_WARP; by *= 2) {
+      const u64 v = __shfl_up_sync(KT_FULL_MASK, all, by);
+      if (lane >= by) all += v;
+    }
+    if (lane == KT_WARP - 1) shared->sums[1][warp] = all;
+    __syncthreads();
+    for (int w = 0; w < warp; w++) all += shared->sums[1][w];
+    return block_reduce(thread < n && all + beyond >= wanted ? keys[thread] : 0, max_u64(), shared->sums[0]);
+  }
+  template <typename K, typename W> __device__ __noinline__ u64 pick_of(K sort_key, W weight, u64 from, u64 to, u64 wanted, u64 beyond) {
+    const int n = gather(sort_key, weight, from, to, shared->found_keys, shared->found_weights);
+    u64 found = 0;
+    if (rank == 0) found = pick(n, wanted, beyond);
+    return from_first(found);
+  }
+
+  /* The greatest floor such that what is sorted at or above it weighs `wanted`; 0 where all together do not. In lo .. hi; `beyond`: weight
+   * of what is above. */
+  template <typename K, typename W> __device__ __noinline__ u64 search(K sort_key, W weight, u64 wanted, u64 lo, u64 hi, u64 beyond) {
+    if (hi < lo) return 0;
+    for (;;) {
       const u64 step = (hi - lo) / PIECES + 1;
       u64 sums[PIECES];
       int counts[PIECES];
 #pragma unroll
       for (int j = 0; j < PIECES; j++) sums[j] = 0, counts[j] = 0;
-      const auto add = [&](u64 k, u64 w) {
+      each([&](u64 key) {
+        const u64 k = sort_key(key);
         if (k < lo || k > hi) return;
+        const u64 w = weight(key);
 #pragma unroll
         for (int j = 0; j < PIECES; j++)
           if (k >= (hi - lo > j * step ? lo + j * step : hi)) sums[j] += w, counts[j]++;
-      };
-      if (narrow >= 0) {
-        for (int i = threadIdx.x; i < narrow; i += THREADS) add(shared->narrow_keys[i], shared->narrow_weights[i]);
-      } else {
-        each([&](u64 key) { add(sort_key(key), weight(key)); });
-      }
-#pragma unroll
-      for (int j = 0; j < PIECES; j++)
-        for (int other = KT_WARP / 2; other > 0; other /= 2) {
-          sums[j] += __shfl_xor_sync(KT_FULL_MASK, sums[j], other);
-          counts[j] += __shfl_xor_sync(KT_FULL_MASK, counts[j], other);
-        }
-      __syncthreads();
-      if (lane == 0)
-#pragma unroll
-        for (int j = 0; j < PIECES; j++) shared->sums[j][warp] = sums[j], shared->counts[j][warp] = counts[j];
-      __syncthreads();
-      int chosen = 0, inside = 0, above = 0;
-      u64 above_weight = 0;
-#pragma unroll
-      for (int j = 0; j < PIECES; j++) {
-        u64 w = shared->sums[j][lane];
-        int n = shared->counts[j][lane];
-        for (int other = KT_WARP / 2; other > 0; other /= 2) {
-          w += __shfl_xor_sync(KT_FULL_MASK, w, other);
-          n += __shfl_xor_sync(KT_FULL_MASK, n, other);
-        }
-        if (w + beyond >= wanted) chosen = j, inside = n, above = 0, above_weight = 0;
-        else if (j == chosen + 1) above = n, above_weight = w;
-      }
+      });
+      sum_pieces(sums, counts);
+      if (shared->sums[0][0] + beyond < wanted) return 0;
+      int chosen = 0;
+      for (int j = 1; j < PIECES; j++)
+        if (shared->sums[j][0] + beyond >= wanted) chosen = j;
+      int inside = shared->counts[chosen][0];
       const u64 next_lo = hi - lo > chosen * step ? lo + chosen * step : hi;
       if (chosen + 1 < PIECES && lo + (chosen + 1) * step <= hi) {
         hi = lo + (chosen + 1) * step - 1;
-        beyond += above_weight;
-        inside -= above;
+        beyond += shared->sums[chosen + 1][0];
+        inside -= shared->counts[chosen + 1][0];
       }
       lo = next_lo;
-      if (narrow < 0 && lo < hi && inside <= NARROW) {
-        if (threadIdx.x == 0) shared->counter = 0;
-        __syncthreads();
-        each([&](u64 key) {
-          const u64 k = sort_key(key);
-          if (k < lo || k > hi) return;
-          const int at = atomicAdd(&shared->counter, 1);
-          shared->narrow_keys[at] = k;
-          shared->narrow_weights[at] = weight(key);
-        });
-        __syncthreads();
-        narrow = inside;
-      }
+      if (inside <= LISTED) return pick_of(sort_key, weight, lo, hi, wanted, beyond);
     }
-    return lo;
+  }
+  template <typename K, typename W> __device__ __noinline__ u64 floor_of_all(K sort_key, W weight, u64 wanted) {
+    if (listed) return pick_of(sort_key, weight, 0, ~0ull, wanted, 0);
+    u64 most = 0;
+    each([&](u64 key) {
+      const u64 k = sort_key(key);
+      most = most > k ? most : k;
+    });
+    return search(sort_key, weight, wanted, 1, greatest(most), 0);
+  }
+
+  /* The same of the keys themselves: mostly it lies among the few near the greatest logit, which are then the only ones searched. */
+  template <typename W> __device__ __noinline__ u64 floor_of(W weight, u64 wanted) {
+    if (listed) return floor_of_all(key_itself(), weight, wanted);
+    u64 sums[PIECES], bounds[PIECES];
+    int counts[PIECES];
+    float width = 16.0f / scale;
+#pragma unroll
+    for (int j = 0; j < PIECES; j++, width *= 0.5f) bounds[j] = floor_key(fmaxf(max - width, -FLT_MAX)), counts[j] = 0, sums[j] = 0;
+    each([&](u64 key) {
+      if (key < bounds[0]) return;
+#pragma unroll
+      for (int j = 0; j < PIECES; j++) counts[j] += key >= bounds[j];
+    });
+    sum_pieces(sums, counts);
+    u64 bound = 0;
+#pragma unroll
+    for (int j = PIECES - 1; j >= 0; j--)
+      if (shared->counts[j][0] <= LISTED) bound = bounds[j];
+    if (bound == 0 || bound > best) return search(key_itself(), weight, wanted, 1, best, 0);
+    u64 own = 0;
+    each([&](u64 key) {
+      if (key >= bound) own += weight(key);
+    });
+    const u64 head = sum(own);
+    if (head >= wanted) return pick_of(key_itself(), weight, bound, ~0ull, wanted, 0);
+    const u64 least = floor_key(fmaxf(max - NO_LOG / scale, -FLT_MAX));
+    const u64 found = least < bound ? search(key_itself(), weight, wanted, least, bound - 1, head) : 0;
+    if (found != 0 || least <= lowest()) return found;
+    own = 0;
+    each([&](u64 key) {
+      if (key >= least) own += weight(key);
+    });
+    return search(key_itself(), weight, wanted, 1, least - 1, sum(own));
   }
 
   /* What was cut off is taken out, so that values may change. */
@@ -221,9 +370,9 @@ struct chain {
         for (int i = threadIdx.x; i < count; i += THREADS)
           if (shared->keys[i] < low || shared->keys[i] > high) shared->keys[i] = 0;
       } else {
-        for (int i = threadIdx.x; i < vocab; i += THREADS) {
-          const u64 key = key_of(values[i], (uint32_t)i);
-          if (key < low || key > high) values[i] = __int_as_float(0x7fc00000);
+        for (int i = begin + (int)threadIdx.x; i < end; i += THREADS) {
+          const u64 key = key_of(values[i - begin], (uint32_t)i);
+          if (key < low || key > high) values[i - begin] = __int_as_float(0x7fc00000);
         }
       }
     }
@@ -237,7 +386,7 @@ struct chain {
       for (int i = threadIdx.x; i < count; i += THREADS)
         if (shared->keys[i] != 0) shared->keys[i] = key_of(f(value_of(shared->keys[i]), (int)id_of(shared->keys[i])), id_of(shared->keys[i]));
     } else {
-      for (int i = threadIdx.x; i < vocab; i += THREADS) values[i] = f(values[i], i);
+      for (int i = begin + (int)threadIdx.x; i < end; i += THREADS) values[i - begin] = f(values[i - begin], i);
     }
     __syncthreads();
     refresh();
@@ -247,19 +396,20 @@ struct chain {
   __device__ void penalise() {
     if (row.history_len <= 0 || (row.repetition_penalty == 1 && row.presence_penalty == 0 && row.frequency_penalty == 0)) return;
     freeze();
-    for (int i = threadIdx.x; i < vocab; i += THREADS) seen[i] = 0;
+    for (int i = begin + (int)threadIdx.x; i < end; i += THREADS) seen[i] = 0;
     __syncthreads();
     /* how often in the output, and a bit for those of the prompt */
     for (int i = threadIdx.x; i < row.history_len; i += THREADS) {
       const int32_t token = row.history[i];
-      if (token < 0 || token >= vocab) continue;
+      if (token < begin || token >= end) continue;
       if (i < row.prompt_len) atomicOr(&seen[token], 1 << 30);
       else atomicAdd(&seen[token], 1);
     }
     __syncthreads();
     change([&](float x, int id) {
-      if (seen[id] == 0) return x;
-      const int times = seen[id] & ((1 << 30) - 1);
+      const int own = seen[id];
+      if (own == 0) return x;
+      const int times = own & ((1 << 30) - 1);
       x = x > 0 ? x / row.repetition_penalty : x * row.repetition_penalty;
       return times > 0 ? x - (row.presence_penalty + __fmul_rn((float)times, row.frequency_penalty)) / scale : x;
     });
@@ -277,7 +427,7 @@ struct chain {
       return;
     }
     for (int i = threadIdx.x; i < row.dry_len; i += THREADS)
-      if (row.dry_ids[i] >= 0 && row.dry_ids[i] < vocab) values[row.dry_ids[i]] -= row.dry_penalties[i] / scale;
+      if (row.dry_ids[i] >= begin && row.dry_ids[i] < end) values[row.dry_ids[i] - begin] -= row.dry_penalties[i] / scale;
     __syncthreads();
     refresh();
   }
@@ -296,13 +446,13 @@ struct chain {
 
   __device__ void top_k() {
     if (row.top_k <= 0 || row.top_k >= vocab) return;
-    raise(row.top_k == 1 ? best : floor_of(key_itself(), one_each(), (u64)row.top_k));
+    raise(row.top_k == 1 ? best : floor_of(one_each(), (u64)row.top_k));
   }
 
   __device__ void top_p() {
     if (!(row.top_p < 1)) return;
     const u64 wanted = (u64)ceil((double)row.top_p * (double)mass());
-    raise(floor_of(key_itself(), weights(), wanted > 0 ? wanted : 1));
+    raise(floor_of(weights(), wanted > 0 ? wanted : 1));
   }
 
   __device__ void min_p() {
@@ -318,16 +468,16 @@ struct chain {
     const typicality order = {weights(), (float)(log((double)total / UNIT) - h)};
     u64 wanted = (u64)((double)row.typical_p * (double)total) + 1;
     if (wanted > total) wanted = total;
-    const u64 floor = floor_of(order, weights(), wanted);
+    const u64 floor = floor_of_all(order, weights(), wanted);
     if (listed) {
       for (int i = threadIdx.x; i < count; i += THREADS) {
         const u64 key = shared->keys[i];
         if (key < low || key > high || order(key) < floor) shared->keys[i] = 0;
       }
     } else {
-      for (int i = threadIdx.x; i < vocab; i += THREADS) {
-        const u64 key = key_of(values[i], (uint32_t)i);
-        if (key < low || key > high || order(key) < floor) values[i] = __int_as_float(0x7fc00000);
+      for (int i = begin + (int)threadIdx.x; i < end; i += THREADS) {
+        const u64 key = key_of(values[i - begin], (uint32_t)i);
+        if (key < low || key > high || order(key) < floor) values[i - begin] = __int_as_float(0x7fc00000);
       }
     }
     __syncthreads();
@@ -347,7 +497,7 @@ struct chain {
       last = last > ~key ? last : ~key;
     });
     above = sum(above);
-    last = ~block_reduce(last, max_u64(), shared->sums[0]);
+    last = ~greatest(last);
     if (above < 2) return;
     high = best = last;
     max = value_of(best);
@@ -387,40 +537,39 @@ struct chain {
   }
 
   /* ---- the draw ---- */
-  __device__ u64 draw(u64 total) const {
+  __device__ u64 draw(u64 total) {
     u64 wanted = (u64)((double)row.uniform * (double)total) + 1;
     if (wanted > total) wanted = total;
-    const u64 drawn = floor_of(key_itself(), weights(), wanted);
+    const u64 drawn = floor_of(weights(), wanted);
     return total > 0 && drawn != 0 ? drawn : best != 0 ? best : first;
   }
 
   /* Mirostat (arXiv:2007.14966) as llama.cpp computes it. */
   __device__ void mirostat() {
-    const u64 floor = floor_of(key_itself(), one_each(), MIROSTAT_HEAD);
-    if (threadIdx.x == 0) shared->counter = 0;
-    __syncthreads();
-    each([&](u64 key) {
-      if (key >= floor) shared->narrow_keys[atomicAdd(&shared->counter, 1)] = key;
-    });
-    __syncthreads();
-    const int n = shared->counter, own = (int)threadIdx.x;
-    if (own < n) {
-      int rank = 0;
-      for (int i = 0; i < n; i++) rank += shared->narrow_keys[i] > shared->narrow_keys[own];
-      shared->narrow_weights[rank] = shared->narrow_keys[own];
+    const u64 floor = floor_of(one_each(), MIROSTAT_HEAD);
+    const int n = gather(key_itself(), one_each(), floor, ~0ull, shared->found_keys, NULL), own = (int)threadIdx.x;
+    u64 *sorted = shared->found_weights;
+    u64 kept = 1;
+    if (rank == 0) {
+      if (own < n) {
+        int above = 0;
+        for (int i = 0; i < n; i++) above += shared->found_keys[i] > shared->found_keys[own];
+        sorted[above] = shared->found_keys[own];
+      }
+      __syncthreads();
+      double products = 0, squares = 0;
+      if (own > 0 && own < n) {
+        const float before = weights().log_of(sorted[own - 1]), here = weights().log_of(sorted[own]);
+        const double step = log((double)(own + 1) / (double)own);
+        if (here >= LEAST_LOG) products = step * ((double)before - (double)here), squares = step * step;
+      }
+      products = block_reduce(products, sum_f64(), shared->doubles), squares = block_reduce(squares, sum_f64(), shared->doubles);
+      const double exponent = products / squares, excess = exponent - 1;
+      const double k = pow(excess * exp2((double)row.mirostat_mu) / (1 - pow((double)vocab, -excess)), 1 / exponent);
+      kept = !(k >= 1) ? 1 : k < (double)vocab ? (u64)k : (u64)vocab;
     }
-    __syncthreads();
-    double products = 0, squares = 0;
-    if (own > 0 && own < n) {
-      const float before = weights().log_of(shared->narrow_weights[own - 1]), here = weights().log_of(shared->narrow_weights[own]);
-      const double step = log((double)(own + 1) / (double)own);
-      if (here >= LEAST_LOG) products = step * ((double)before - (double)here), squares = step * step;
-    }
-    products = sum(products), squares = sum(squares);
-    const double exponent = products / squares, excess = exponent - 1;
-    const double k = pow(excess * exp2((double)row.mirostat_mu) / (1 - pow((double)vocab, -excess)), 1 / exponent);
-    const u64 kept = !(k >= 1) ? 1 : k < (double)vocab ? (u64)k : (u64)vocab;
-    raise(kept == 1 ? best : floor_of(key_itself(), one_each(), kept));
+    kept = from_first(kept);
+    raise(kept == 1 ? best : floor_of(one_each(), kept));
   }
 
   /* Mirostat 2.0: tokens whose surprise is at most mu. */
@@ -437,45 +586,65 @@ struct chain {
   (ORDER_2(KT_SAMPLER_PENALTIES, KT_SAMPLER_DRY) | ORDER_2(KT_SAMPLER_TOP_N_SIGMA, KT_SAMPLER_TEMPERATURE) << 8 |                  \
    ORDER_2(KT_SAMPLER_TOP_K, KT_SAMPLER_TYPICAL_P) << 16 | ORDER_2(KT_SAMPLER_TOP_P, KT_SAMPLER_MIN_P) << 24 | (uint64_t)KT_SAMPLER_XTC << 32)
 
+template <int PARTS>
 __global__ void __launch_bounds__(THREADS) sample_kernel(kt_frows logits, kt_sampling_row_t *rows, float *work, int32_t *seen, int32_t *out) {
   __shared__ shared_memory shared;
-  chain c;
-  c.row = rows[blockIdx.x];
+  extern __shared__ float own_values[];
+  const int64_t own = blockIdx.y;
+  __shared__ __align__(8) uint32_t words[sizeof(kt_sampling_row_t) / 4];
+  chain<PARTS> c;
+  kt_wait_previous();
+  /* the host's memory is far: it is read once */
+  for (int i = threadIdx.x; i < (int)(sizeof words / 4); i += THREADS) words[i] = ((const uint32_t *)(rows + own))[i];
+  __syncthreads();
+  c.row = *(const kt_sampling_row_t *)words;
   c.vocab = (int)logits.n;
-  c.values = work + blockIdx.x * logits.n;
-  c.seen = seen + blockIdx.x * logits.n;
+  const int share = (c.vocab + PARTS - 1) / PARTS;
+  c.rank = (int)blockIdx.x;
+  c.begin = min(c.rank * share, c.vocab), c.end = min(c.begin + share, c.vocab);
+  c.values = PARTS > 1 ? own_values : work + own * logits.n;
+  c.seen = seen + own * logits.n;
   c.count = 0;
+  c.turn = 0;
   c.listed = c.cut = false;
   c.low = c.first = 0, c.high = ~0ull;
   c.scale = 1;
   c.shared = &shared;
-  const float *from = logits.data + blockIdx.x * logits.stride;
-#pragma unroll 4
-  for (int i = threadIdx.x; i < c.vocab; i += THREADS) c.values[i] = from[i];
+  const float *from = logits.data + own * logits.stride;
+#pragma unroll 8
+  for (int i = c.begin + (int)threadIdx.x; i < c.end; i += THREADS) c.values[i - c.begin] = __ldcg(from + i);
   __syncthreads();
   if (threadIdx.x == 0)
     for (int i = 0; i < c.row.bias_len; i++)
-      if (c.row.bias_ids[i] >= 0 && c.row.bias_ids[i] < c.vocab) c.values[c.row.bias_ids[i]] += c.row.bias_values[i];
+      if (c.row.bias_ids[i] >= c.begin && c.row.bias_ids[i] < c.end) c.values[c.row.bias_ids[i] - c.begin] += c.row.bias_values[i];
+#if __CUDA_ARCH__ >= 900
+  if constexpr (PARTS > 1) kt_cluster_sync(); /* all blocks are there before they tell each other anything */
+#endif
   __syncthreads();
   c.refresh();
   c.first = c.best;
   if (!(c.max > -INFINITY)) {
-    if (threadIdx.x == 0) out[blockIdx.x] = (int32_t)id_of(c.best);
+    if (c.rank == 0 && threadIdx.x == 0) out[own] = (int32_t)id_of(c.best);
     return;
   }
-  c.low = chain::lowest();
+  c.low = chain<PARTS>::lowest();
   /* differences to an infinite logit tell nothing: what else there is cannot be drawn */
   if (c.max == INFINITY) c.raise(floor_key(INFINITY));
   uint64_t order = c.row.mirostat != 0 ? MIROSTAT_ORDER : c.row.order != 0 ? c.row.order : USUAL_ORDER;
-  for (; order != 0; order >>= 4) c.apply((int)(order & 15));
+  for (; order != 0; order >>= 4) {
+    if (PARTS > 1 && c.listed && c.rank > 0) return;
+    c.apply((int)(order & 15));
+  }
+  if (PARTS > 1 && c.listed && c.rank > 0) return;
   if (c.row.mirostat == 1) c.mirostat();
   else if (c.row.mirostat == 2) c.mirostat_2();
+  if (PARTS > 1 && c.listed && c.rank > 0) return;
   const u64 total = c.mass(), drawn = c.draw(total);
-  if (threadIdx.x != 0) return;
-  out[blockIdx.x] = (int32_t)id_of(drawn);
+  if (c.rank != 0 || threadIdx.x != 0) return;
+  out[own] = (int32_t)id_of(drawn);
   if (c.row.mirostat != 0) {
     const double surprise = log((double)total / UNIT) / LN_2 - (double)c.weights().log_of(drawn) / LN_2;
-    rows[blockIdx.x].mirostat_mu = c.row.mirostat_mu - c.row.mirostat_eta * (float)(surprise - (double)c.row.mirostat_tau);
+    rows[own].mirostat_mu = c.row.mirostat_mu - c.row.mirostat_eta * (float)(surprise - (double)c.row.mirostat_tau);
   }
 }
 
@@ -533,9 +702,13 @@ extern "C" kt_status_t kt_sample(kt_ctx_t *handle, const kt_tensor_t *logits, kt
   if (rows == NULL) return KT_INVALID("rows are NULL");
   for (int64_t i = 0; i < from.count; i++) KT_TRY(check_row(i, rows[i], from.n));
   void *memory = NULL;
-  const int64_t each = from.count * from.n;
+  const int64_t each = from.count * from.n, share = kt_div_up(from.n, CLUSTER) * 4;
   KT_TRY(kt_gpu_scratch(ctx, KT_SCRATCH_TEMP, each * 8, &memory));
-  sample_kernel<<<(unsigned)from.count, THREADS, 0, ctx->stream>>>(from, rows, (float *)memory, (int32_t *)memory + each, (int32_t *)out->data);
-  KT_LAUNCHED("sample");
-  return KT_OK;
+  float *work = (float *)memory;
+  int32_t *seen = (int32_t *)memory + each, *to = (int32_t *)out->data;
+  if (kt_has_bulk(ctx) && share + (int64_t)sizeof(shared_memory) <= ctx->shared_bytes) {
+    KT_CUDA(cudaFuncSetAttribute(sample_kernel<CLUSTER>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)share));
+    return kt_launch_clusters(ctx, sample_kernel<CLUSTER>, CLUSTER, dim3(CLUSTER, (unsigned)from.count), dim3(THREADS), (size_t)share, from, rows, work, seen, to);
+  }
+  return kt_launch_early(ctx, sample_kernel<1>, dim3(1, (unsigned)from.count), dim3(THREADS), 0, from, rows, work, seen, to);
 }

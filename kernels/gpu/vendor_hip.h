@@ -97,6 +97,14 @@ __device__ __forceinline__ int __reduce_add_sync(unsigned int, int v) {
   for (int lane = 16; lane > 0; lane /= 2) v += kt_shuffle_xor(v, lane);
   return v;
 }
+__device__ __forceinline__ unsigned int __reduce_max_sync(unsigned int, unsigned int v) {
+  for (int lane = 16; lane > 0; lane /= 2) v = max(v, kt_shuffle_xor(v, lane));
+  return v;
+}
+__device__ __forceinline__ unsigned int __reduce_min_sync(unsigned int, unsigned int v) {
+  for (int lane = 16; lane > 0; lane /= 2) v = min(v, kt_shuffle_xor(v, lane));
+  return v;
+}
 /* Of all lanes of the wave: a hint, nothing more. */
 #define __any_sync(mask, v) __any(v)
 #define __ldcs(p) (*(p))
