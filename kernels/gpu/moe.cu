@@ -2,8 +2,8 @@
  * SHAPES       logits [tokens, experts], ids and weights [tokens, k], stacks [experts, inter, hidden] and [experts, hidden, inter]
  * DEFINITION   see kt.h and, for the choice, the scores, groups and ties in kernels/cpu/isa/router.inc's terms: softmax, sigmoid or
  *              chosen softmax; bias for the choice only; the best groups by their greatest or the sum of their two greatest
- * REGULARITIES 8 .. 512 experts, k 1 .. 16. Few tokens: a product a pair of token and expert. Many: pairs are grouped by expert,
- *              stacks made bf16, and tiles of 128 pairs go through the tensor cores */
+ * REGULARITIES 8 .. 512 experts, k 1 .. 16. Up to 4 tokens: each pair of token and expert reads its own weights (stream.cu). More: pairs are
+ *              grouped by expert, for int8 products while an expert has a few tokens (grouped.cu), else for tensor cores */
 #include "async.cuh"
 #include "products.cuh"
 
@@ -13,24 +13,31 @@
 /* Most tokens whose pairs each read their own expert. */
 #define STREAM_TOKENS 4
 
-struct best {
-  float value;
+/* The greatest values of a list, one after the other: of equals the lower index; NaN is none. All lanes of a warp, each with its own of them. */
+struct picker {
+  float *values;
+  int n;
+  uint32_t key;
   int index;
-};
-
-/* The greater value, of equals the lower index; NaN never wins. */
-__device__ __forceinline__ best better(best a, best b) { return b.value > a.value || (b.value == a.value && b.index < a.index) ? b : a; }
-
-__device__ best warp_best(const float *values, int n) {
-  best own = {-INFINITY, n};
-  for (int i = threadIdx.x; i < n; i += KT_WARP)
-    if (values[i] == values[i]) own = better(own, {values[i], i});
-  for (int lane = KT_WARP / 2; lane > 0; lane /= 2) {
-    const best other = {__shfl_xor_sync(KT_FULL_MASK, own.value, lane), __shfl_xor_sync(KT_FULL_MASK, own.index, lane)};
-    own = better(own, other);
+  __device__ __forceinline__ void look() {
+    key = 0, index = n;
+    for (int i = threadIdx.x; i < n; i += KT_WARP) {
+      const float v = values[i] + 0.0f;
+      const uint32_t bits = __float_as_uint(v), order = v != v ? 0 : bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+      if (order > key) key = order, index = i;
+    }
   }
-  return own;
-}
+  /* Its index, or n where there is none; it is NaN from then on. */
+  __device__ __forceinline__ int next() {
+    const uint32_t most = __reduce_max_sync(KT_FULL_MASK, key);
+    const int found = (int)__reduce_min_sync(KT_FULL_MASK, most != 0 && key == most ? (uint32_t)index : (uint32_t)n);
+    if (found == index && index < n) {
+      values[found] = __int_as_float(0x7fc00000);
+      look();
+    }
+    return found;
+  }
+};
 
 struct router_job {
   const float *logits, *bias;
@@ -41,18 +48,17 @@ struct router_job {
   float *weights;
 };
 
-/* The choice of one token, by the first warp of a block. */
-__device__ void choose(const router_job &job, int64_t token) {
+/* The choice of one token by the first warp of a block. SHARED: its logits lie in shared memory. */
+template <bool SHARED> __device__ void choose(const router_job &job, int64_t token, const float *logits) {
   __shared__ float choice[MAX_EXPERTS], scores[MAX_EXPERTS], groups[MAX_EXPERTS];
   __shared__ uint8_t kept[MAX_EXPERTS];
   const int lane = threadIdx.x, n = job.experts;
-  const float *logits = job.logits + token * job.logits_stride;
   int32_t *ids = job.ids + token * job.ids_stride;
   float *weights = job.weights + token * job.weights_stride;
   float most = -INFINITY;
   double sum = 0;
   for (int i = lane; i < n; i += KT_WARP) {
-    const float x = __ldcg(logits + i);
+    const float x = SHARED ? logits[i] : __ldcg(logits + i);
     choice[i] = x == x ? x : -INFINITY;
     most = fmaxf(most, choice[i]);
   }
@@ -67,7 +73,6 @@ __device__ void choose(const router_job &job, int64_t token) {
 #pragma unroll
   for (int other = KT_WARP / 2; other > 0; other /= 2) sum += __shfl_xor_sync(KT_FULL_MASK, sum, other);
   double inverse = job.params.score == KT_SCORE_SOFTMAX ? 1.0 / sum : 1.0;
-  __syncwarp();
   if (job.bias != NULL)
     for (int i = lane; i < n; i += KT_WARP) {
       const float x = (float)(scores[i] * inverse) + job.bias[i];
@@ -87,28 +92,23 @@ __device__ void choose(const router_job &job, int64_t token) {
       kept[g] = 0;
     }
     __syncwarp();
+    picker best = {groups, count, 0, 0};
+    best.look();
     for (int j = 0; j < job.params.topk_groups; j++) {
-      const best b = warp_best(groups, count);
-      __syncwarp();
-      if (lane == 0 && b.index < count) groups[b.index] = __int_as_float(0x7fc00000), kept[b.index] = 1;
-      __syncwarp();
+      const int g = best.next();
+      if (lane == 0 && g < count) kept[g] = 1;
     }
+    __syncwarp();
     for (int i = lane; i < n; i += KT_WARP)
       if (!kept[i / size]) choice[i] = __int_as_float(0x7fc00000);
-    __syncwarp();
   }
   double chosen = 0;
   float greatest = -INFINITY;
+  picker best = {choice, n, 0, 0};
+  best.look();
   for (int j = 0; j < job.k; j++) {
-    const best b = warp_best(choice, n);
-    const int id = b.index < n ? b.index : 0;
-    __syncwarp();
-    if (lane == 0) {
-      choice[id] = __int_as_float(0x7fc00000);
-      ids[j] = id;
-      weights[j] = scores[id];
-    }
-    __syncwarp();
+    const int found = best.next(), id = found < n ? found : 0;
+    if (lane == 0) ids[j] = id, weights[j] = scores[id];
     greatest = fmaxf(greatest, scores[id]);
     chosen += scores[id] * inverse;
   }
@@ -126,13 +126,15 @@ __device__ void choose(const router_job &job, int64_t token) {
 
 /* One warp a token. */
 __global__ void router_kernel(const router_job job) {
-  kt_wait_previous();
   kt_start_next();
-  choose(job, blockIdx.x);
+  kt_wait_previous();
+  choose<false>(job, blockIdx.x, job.logits + blockIdx.x * job.logits_stride);
 }
 
-/* Norm, logits and choice of a few tokens: a warp an expert, the last block of a token chooses. */
-#define ROUTER_WARPS 8
+/* Norm, logits and choice of a few tokens: a warp an expert. Where a cluster of blocks has all experts of a token its first block gets their
+ * logits and chooses, else the last block of a token does. */
+#define ROUTER_CLUSTER 8
+#define CLUSTERS 8 /* of more tokens each block would read more weights than its smaller ones do */
 struct norm_router_job {
   router_job router;
   kt_frows x, normed;
@@ -143,20 +145,28 @@ struct norm_router_job {
   uint32_t *arrived;
 };
 
-__global__ void __launch_bounds__(ROUTER_WARPS * KT_WARP) norm_router_kernel(const __grid_constant__ norm_router_job job) {
+template <bool CLUSTER> struct router_shape {
+  static constexpr int WARPS = CLUSTER ? 16 : 8, THREADS = WARPS * KT_WARP, HELD = CLUSTER ? 16 : 8; /* HELD: four weights a lane each */
+};
+
+template <bool CLUSTER> __global__ void __launch_bounds__(router_shape<CLUSTER>::THREADS) norm_router_kernel(const __grid_constant__ norm_router_job job) {
+  constexpr int WARPS = router_shape<CLUSTER>::WARPS, HELD = router_shape<CLUSTER>::HELD;
   extern __shared__ float4 row[]; /* [n / 4] */
   __shared__ float shared[32];
   __shared__ bool is_last;
-  const int lane = threadIdx.x % KT_WARP, expert = (int)(blockIdx.x * ROUTER_WARPS + threadIdx.x / KT_WARP), quads = (int)(job.x.n / 4);
+  const int lane = threadIdx.x % KT_WARP, expert = (int)(blockIdx.x * WARPS + threadIdx.x / KT_WARP), quads = (int)(job.x.n / 4);
   const int64_t token = blockIdx.y;
   const float4 *w = (const float4 *)(job.w + min(expert, job.router.experts - 1) * job.w_stride);
+  kt_start_next();
   /* weights do not wait */
-  constexpr int HELD = 8;
   float4 held[HELD];
 #pragma unroll
   for (int i = 0; i < HELD; i++) held[i] = lane + i * KT_WARP < quads ? __ldg(w + lane + i * KT_WARP) : make_float4(0, 0, 0, 0);
+  const float4 first = (int)threadIdx.x < quads ? __ldg((const float4 *)job.norm.weight + threadIdx.x) : make_float4(0, 0, 0, 0);
+  const float bias = job.bias != NULL && expert < job.router.experts ? __ldg(job.bias + expert) : 0.0f, o = job.norm.offset;
   kt_wait_previous();
   const float4 *x = (const float4 *)(job.x.data + token * job.x.stride);
+  const auto weight_of = [&](int i) { return i < (int)blockDim.x ? first : __ldg((const float4 *)job.norm.weight + i); };
   float sum = 0;
   for (int i = threadIdx.x; i < quads; i += blockDim.x) {
     const float4 v = __ldcg(x + i);
@@ -165,8 +175,7 @@ __global__ void __launch_bounds__(ROUTER_WARPS * KT_WARP) norm_router_kernel(con
   }
   const float scale = 1.0f / sqrtf(kt_block_sum(sum, shared) / (float)job.x.n + job.norm.eps);
   for (int i = threadIdx.x; i < quads; i += blockDim.x) {
-    const float4 v = row[i], m = __ldg((const float4 *)job.norm.weight + i);
-    const float o = job.norm.offset;
+    const float4 v = row[i], m = weight_of(i);
     const float4 y = make_float4(v.x * scale * (m.x + o), v.y * scale * (m.y + o), v.z * scale * (m.z + o), v.w * scale * (m.w + o));
     row[i] = y;
     if (blockIdx.x == 0) ((float4 *)(job.normed.data + token * job.normed.stride))[i] = y;
@@ -183,18 +192,27 @@ __global__ void __launch_bounds__(ROUTER_WARPS * KT_WARP) norm_router_kernel(con
     const float4 v = row[i], m = __ldg(w + i);
     acc += v.x * m.x + v.y * m.y + (v.z * m.z + v.w * m.w);
   }
-  acc = kt_warp_sum(acc);
-  if (lane == 0 && expert < job.router.experts) __stcg(job.logits + token * job.router.experts + expert, acc + (job.bias != NULL ? job.bias[expert] : 0.0f));
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    is_last = atomicAdd(job.arrived + token, 1u) + 1 == gridDim.x;
-    if (is_last) job.arrived[token] = 0;
+  acc = kt_warp_sum(acc) + bias;
+  if constexpr (CLUSTER) {
+#if __CUDA_ARCH__ >= 900
+    __shared__ float all[ROUTER_CLUSTER * WARPS];
+    if (lane == 0) kt_store_remote(all + expert, 0, acc);
+    kt_cluster_sync();
+    if (blockIdx.x == 0 && threadIdx.x < KT_WARP) choose<true>(job.router, token, all);
+#endif
+  } else {
+    if (lane == 0 && expert < job.router.experts) __stcg(job.logits + token * job.router.experts + expert, acc);
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      is_last = atomicAdd(job.arrived + token, 1u) + 1 == gridDim.x;
+      if (is_last) job.arrived[token] = 0;
+    }
+    __syncthreads();
+    if (!is_last || threadIdx.x >= KT_WARP) return;
+    __threadfence();
+    choose<false>(job.router, token, job.router.logits + token * job.router.logits_stride);
   }
-  __syncthreads();
-  if (!is_last || threadIdx.x >= KT_WARP) return;
-  __threadfence();
-  choose(job.router, token);
 }
 
 static kt_status_t route(kt_ctx *ctx, kt_frows logits, const kt_tensor_t *bias, const kt_router_params_t *params, const kt_tensor_t *ids, const kt_tensor_t *weights,
@@ -228,8 +246,11 @@ static kt_status_t route(kt_ctx *ctx, kt_frows logits, const kt_tensor_t *bias, 
   if (fused == NULL) return kt_launch_early(ctx, router_kernel, dim3((unsigned)logits.count), dim3(KT_WARP), 0, job);
   fused->router = job;
   fused->logits = logits.data;
+  const size_t bytes = (size_t)fused->x.n * 4;
+  if (kt_has_bulk(ctx) && logits.count <= CLUSTERS && logits.n <= ROUTER_CLUSTER * router_shape<true>::WARPS)
+    return kt_launch_clusters(ctx, norm_router_kernel<true>, ROUTER_CLUSTER, dim3(ROUTER_CLUSTER, (unsigned)logits.count), dim3(router_shape<true>::THREADS), bytes, *fused);
   KT_TRY(kt_gpu_counters(ctx, logits.count, &fused->arrived));
-  return kt_launch_early(ctx, norm_router_kernel, dim3((unsigned)kt_div_up(logits.n, ROUTER_WARPS), (unsigned)logits.count), dim3(ROUTER_WARPS * KT_WARP), (size_t)fused->x.n * 4, *fused);
+  return kt_launch_early(ctx, norm_router_kernel<false>, dim3((unsigned)kt_div_up(logits.n, router_shape<false>::WARPS), (unsigned)logits.count), dim3(router_shape<false>::THREADS), bytes, *fused);
 }
 
 extern "C" kt_status_t kt_moe_router(kt_ctx_t *handle, const kt_tensor_t *logits, const kt_tensor_t *bias, const kt_router_params_t *params,
@@ -282,11 +303,13 @@ __global__ void scale_rows_kernel(kt_frows x, const float *weights, int64_t weig
 /* out[t] (+)= sum_j weights[t][j] * rows[t * k + j]; weights NULL: ones. */
 __global__ void combine_experts_kernel(const float *rows, const float *weights, int64_t weights_stride, int64_t k, bool add, kt_frows out) {
   const int64_t token = blockIdx.y;
+  kt_start_next();
+  kt_wait_previous();
   for (int64_t i = blockIdx.x * (int64_t)blockDim.x + threadIdx.x; i < out.n; i += (int64_t)gridDim.x * blockDim.x) {
     float sum = 0;
-    for (int64_t j = 0; j < k; j++) sum += (weights != NULL ? weights[token * weights_stride + j] : 1.0f) * rows[(token * k + j) * out.n + i];
+    for (int64_t j = 0; j < k; j++) sum += (weights != NULL ? __ldcg(weights + token * weights_stride + j) : 1.0f) * __ldcg(rows + (token * k + j) * out.n + i);
     float *to = out.data + token * out.stride + i;
-    *to = add ? *to + sum : sum;
+    *to = add ? __ldcg(to) + sum : sum;
   }
 }
 
@@ -586,6 +609,40 @@ static kt_status_t by_panels(kt_ctx *ctx, experts_job &job, bool few, float *row
   return few ? kt_gpu_few(ctx, t) : kt_gpu_tiles(ctx, t);
 }
 
+static bool takes_grouped(kt_ctx *ctx, const experts_job &job) {
+  const kt_experts_args_t *a = job.a;
+  return ctx->precision == KT_PRECISION_FAST && a->gate->dtype == a->up->dtype && kt_matrix_stride(a->gate) == kt_matrix_stride(a->up) && (uintptr_t)a->up->data % 16 == 0 &&
+         (uintptr_t)job.x.data % 16 == 0 && job.x.stride % 4 == 0 && kt_gpu_takes_grouped(ctx, a->gate, true) && kt_gpu_takes_grouped(ctx, a->down, false);
+}
+
+/* Experts' weights read once for their few tokens, activations as int8 codes. */
+static kt_status_t by_grouped(kt_ctx *ctx, experts_job &job, float *rows) {
+  const kt_experts_args_t *a = job.a;
+  const int64_t pairs = job.pairs.tokens * job.pairs.k, experts = job.pairs.experts, num_tiles = pairs / KT_GROUPED_TOKENS + (experts < pairs ? experts : pairs);
+  const int64_t tile_bytes = kt_div_up(num_tiles * (int64_t)sizeof(kt_gemm_tile), 256) * 256;
+  void *memory = NULL, *records = NULL, *gated = NULL;
+  KT_TRY(kt_gpu_scratch(ctx, KT_SCRATCH_ROUTE, tile_bytes + pairs * 4, &memory));
+  KT_TRY(kt_gpu_scratch(ctx, KT_SCRATCH_PANELS, kt_grouped_bytes(job.x.count, job.x.n), &records));
+  KT_TRY(kt_gpu_scratch(ctx, KT_SCRATCH_PANELS2, kt_grouped_bytes(pairs, job.inter), &gated));
+  kt_gemm_tile *tiles = (kt_gemm_tile *)memory;
+  int32_t *list = (int32_t *)((char *)memory + tile_bytes);
+  KT_TRY(kt_launch_early(ctx, group_panels_kernel, dim3(1), dim3(MAX_EXPERTS), 0, job.pairs.ids, job.pairs.ids_stride, (int)job.pairs.k, (int)pairs, (int)experts, list, (int)pairs, tiles,
+                         (int)num_tiles, 1, KT_GROUPED_TOKENS));
+  KT_TRY(kt_gpu_code_rows(ctx, job.x, records));
+  kt_grouped g = {};
+  g.w = a->gate, g.up = a->up;
+  g.bias = job.gate_bias, g.up_bias = job.up_bias, g.act = a->act;
+  g.tiles = tiles, g.num_tiles = num_tiles, g.list = list;
+  g.records = records, g.divisor = a->flags & KT_EXPERTS_SCALE_INPUT ? 1 : job.pairs.k;
+  g.out_records = gated;
+  KT_TRY(kt_gpu_grouped(ctx, g));
+  g.w = a->down, g.up = NULL;
+  g.bias = job.down_bias, g.up_bias = NULL;
+  g.records = gated, g.divisor = 0;
+  g.out_records = NULL, g.out = rows;
+  return kt_gpu_grouped(ctx, g);
+}
+
 extern "C" kt_status_t kt_fused_experts(kt_ctx_t *handle, const kt_experts_args_t *a) {
   kt_ctx *ctx = kt_gpu_ctx(handle);
   if (ctx == NULL) return KT_ERR_INVALID_ARG;
@@ -634,10 +691,9 @@ extern "C" kt_status_t kt_fused_experts(kt_ctx_t *handle, const kt_experts_args_
   const bool plain = a->gate->dtype == KT_F32 || a->up->dtype == KT_F32 || a->down->dtype == KT_F32;
   const bool few = tokens > 1 && likely_pairs(job) <= KT_FEW_TOKENS && takes_panels(ctx, job, true), tiles = few || (tokens > KT_FEW_TOKENS && takes_panels(ctx, job, false));
   const bool groups = ctx->precision == KT_PRECISION_FAST && !plain && hidden % 32 == 0 && job.inter % 32 == 0 && tokens > 32;
-  if (!groups && !tiles && pairs > 65535) return kt_gpu_fail(KT_ERR_UNSUPPORTED, "%lld pairs of tokens and experts in one call, at most 65535", (long long)pairs);
-  KT_TRY(tiles ? by_panels(ctx, job, few, rows) : groups ? by_groups(ctx, job, h, h_up, rows) : by_pairs(ctx, job, h, h_up, rows));
-  combine_experts_kernel<<<dim3((unsigned)kt_div_up(hidden, 256), (unsigned)tokens), 256, 0, ctx->stream>>>(
-      rows, scaled ? NULL : job.weights, job.weights_stride, k, a->flags & KT_EXPERTS_ADD, out);
-  KT_LAUNCHED("fused_experts");
-  return KT_OK;
+  const bool grouped = tokens > 1 && likely_pairs(job) <= KT_GROUPED_TOKENS && takes_grouped(ctx, job);
+  if (!groups && !tiles && !grouped && pairs > 65535) return kt_gpu_fail(KT_ERR_UNSUPPORTED, "%lld pairs of tokens and experts in one call, at most 65535", (long long)pairs);
+  KT_TRY(grouped ? by_grouped(ctx, job, rows) : tiles ? by_panels(ctx, job, few, rows) : groups ? by_groups(ctx, job, h, h_up, rows) : by_pairs(ctx, job, h, h_up, rows));
+  return kt_launch_early(ctx, combine_experts_kernel, dim3((unsigned)kt_div_up(hidden, 256), (unsigned)tokens), dim3(256), 0, rows, scaled ? NULL : job.weights, job.weights_stride, k,
+                         (a->flags & KT_EXPERTS_ADD) != 0, out);
 }

@@ -125,6 +125,25 @@ int64_t kt_panel_bytes(int64_t positions, int64_t n);
 kt_status_t kt_gpu_to_panels(kt_ctx *ctx, kt_frows x, const int32_t *list, int divisor, int64_t positions, void *panels);
 kt_status_t kt_gpu_tiles(kt_ctx *ctx, const kt_tiles &t);
 
+/* Products of experts with a few tokens each (grouped.cu, sm_90): rows of activations are records of codes. */
+#define KT_GROUPED_TOKENS 8
+struct kt_grouped {
+  const kt_tensor_t *w, *up; /* up, or NULL */
+  const float *bias, *up_bias;
+  uint32_t act;
+  const kt_gemm_tile *tiles; /* count at most KT_GROUPED_TOKENS, those of none behind all others */
+  int64_t num_tiles;
+  const int32_t *list; /* position -> pair */
+  const void *records;
+  int64_t divisor; /* of a pair, its record; 0: records lie by position */
+  void *out_records; /* with up: by position */
+  float *out;        /* else [pairs][rows] */
+};
+bool kt_gpu_takes_grouped(const kt_ctx *ctx, const kt_tensor_t *w, bool dual);
+int64_t kt_grouped_bytes(int64_t rows, int64_t n);
+kt_status_t kt_gpu_code_rows(kt_ctx *ctx, kt_frows x, void *records);
+kt_status_t kt_gpu_grouped(kt_ctx *ctx, const kt_grouped &g);
+
 /* The same for a few tokens (few.cu), any device: weights are read once. Tiles of experts begin at multiples of their width. */
 #define KT_FEW_TOKENS 32
 bool kt_gpu_takes_few(const kt_weight &w, int64_t n);
