@@ -49,8 +49,8 @@ fn bit(word: u32, index: u5) bool {
     return (word >> index) & 1 == 1;
 }
 
-/// How many bytes ahead weights are asked for. Intel's server processors read 1.3 to 2.5 times as much then, of products as of plain
-/// reads; AMD's own prefetchers are ahead already, and read 0.8 to 0.95 of it. KT_PREFETCH_BYTES is that number otherwise.
+/// How many bytes ahead weights are asked for. An Emerald Rapids machine generated 1.1 to 2.2 times as fast then; Zen 4's own
+/// prefetchers are ahead already, and read 0.8 to 0.95 as much. KT_PREFETCH_BYTES is that number otherwise.
 pub fn ahead(gpa: std.mem.Allocator) i32 {
     if (std.process.getEnvVarOwned(gpa, "KT_PREFETCH_BYTES")) |text| {
         defer gpa.free(text);
