@@ -40,12 +40,11 @@ export function openBackends(
   return { host, main: computing[0] ?? host, byDevice, computing }
 }
 
-/** From so many cores on the CPU's experts leave some to the process's other threads. */
+/** From so many cores on the CPU's experts leave one to the process's other threads. */
 const MANY_CORES = 8
-const SPARE_CORES = 2
 
 /**
- * Compute threads of the CPU: as asked for, or 0, all its cores. Beside a device it leaves two of many to the driver's threads
+ * Compute threads of the CPU: as asked for, or 0, all its cores. Beside a device it leaves one of many to the driver's threads
  * and the process's own: a region lasts as long as its slowest thread.
  */
 export function computeThreads(
@@ -55,8 +54,8 @@ export function computeThreads(
   const isHybrid = devices.includes("cpu") && devices.some((device) => device !== "cpu")
   const cores = isHybrid && asked === 0 ? queryCpu().physicalCores : 0
   if (cores < MANY_CORES) return { threads: asked, note: undefined }
-  const threads = cores - SPARE_CORES
-  const note = `${threads} CPU threads compute: ${SPARE_CORES} of ${cores} cores are left to the driver and the host (--threads sets another number)`
+  const threads = cores - 1
+  const note = `${threads} CPU threads compute: one of ${cores} cores is left to the driver and the host (--threads sets another number)`
   return { threads, note }
 }
 
