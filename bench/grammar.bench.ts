@@ -10,6 +10,7 @@ import { parseArgs } from "node:util"
 import { median } from "../src/cli/bench-model.ts"
 import { openSession } from "../src/cli/session.ts"
 import { engineConfig } from "../src/config.ts"
+import { GREEDY } from "../src/engine/params.ts"
 import { tokenTable } from "../src/server/token-table.ts"
 import type { GenerateParams } from "../src/worker/protocol.ts"
 import { report } from "./report.ts"
@@ -28,18 +29,7 @@ const [model] = positionals
 if (model === undefined) throw new Error("which model? bun bench/grammar.bench.ts MODEL")
 const tokens = Number(flags.tokens)
 
-const GREEDY: GenerateParams = {
-  temperature: 0,
-  topK: 0,
-  topP: 1,
-  minP: 0,
-  repetitionPenalty: 1,
-  presencePenalty: 0,
-  frequencyPenalty: 0,
-  maxTokens: tokens,
-  stopTokens: [0],
-  ignoreEos: true,
-}
+const PARAMS: GenerateParams = { ...GREEDY, maxTokens: tokens, stopTokens: [0], ignoreEos: true }
 
 const { client, tokenizer } = await openSession(
   engineConfig({
@@ -55,7 +45,7 @@ client.setVocabulary(tokenTable(tokenizer))
 
 /** When the tokens of an answer came, into `came` while they do. */
 async function times(grammar?: string, came: number[] = []): Promise<number[]> {
-  const params = grammar === undefined ? GREEDY : { ...GREEDY, grammar }
+  const params = grammar === undefined ? PARAMS : { ...PARAMS, grammar }
   for await (const events of client.generate(PROMPT, params)) {
     const [event] = events
     if (event?.finish === "error") throw new Error(event.error)

@@ -9,6 +9,7 @@ import { parseArgs } from "node:util"
 
 import { engineConfig } from "../src/config.ts"
 import { Engine } from "../src/engine/engine.ts"
+import { GREEDY } from "../src/engine/params.ts"
 import { report } from "./report.ts"
 
 const { values: flags } = parseArgs({
@@ -38,18 +39,7 @@ const config = engineConfig({
   cacheDir,
 })
 
-const GREEDY = {
-  temperature: 0,
-  topK: 0,
-  topP: 1,
-  minP: 0,
-  repetitionPenalty: 1,
-  presencePenalty: 0,
-  frequencyPenalty: 0,
-  maxTokens: 4,
-  stopTokens: [],
-  ignoreEos: true,
-}
+const PARAMS = { ...GREEDY, maxTokens: 4, ignoreEos: true }
 
 interface Answer {
   readonly ids: readonly number[]
@@ -63,7 +53,7 @@ function ask(engine: Engine, prompt: Int32Array): Answer {
   let seconds = 0
   let cached = 0
   const start = performance.now()
-  engine.add(nextId++, prompt, GREEDY)
+  engine.add(nextId++, prompt, PARAMS)
   while (engine.hasWork) {
     for (const event of engine.step()) {
       if (event.finish === "error") throw new Error(event.error)

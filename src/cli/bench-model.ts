@@ -2,6 +2,7 @@ import type { EngineConfig } from "../config.ts"
 import { engineConfig } from "../config.ts"
 import { buildModel } from "../engine/build.ts"
 import { Engine } from "../engine/engine.ts"
+import { GREEDY } from "../engine/params.ts"
 import { KtError } from "../errors.ts"
 import type { StepTimes } from "../worker/protocol.ts"
 import {
@@ -289,18 +290,7 @@ export function randomIds(count: number, vocabSize: number): Int32Array {
 }
 
 export function addSequence(engine: Engine, id: number, ids: Int32Array, maxTokens: number): void {
-  engine.add(id, ids, {
-    maxTokens,
-    stopTokens: [],
-    ignoreEos: true,
-    temperature: 0,
-    topK: 0,
-    topP: 1,
-    minP: 0,
-    repetitionPenalty: 1,
-    presencePenalty: 0,
-    frequencyPenalty: 0,
-  })
+  engine.add(id, ids, { ...GREEDY, maxTokens, ignoreEos: true })
 }
 
 /** Prompt tokens that were known from before. @throws KtError where a step fails */

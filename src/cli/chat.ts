@@ -1,7 +1,7 @@
 import { createInterface } from "node:readline"
 
 import type { TemplateMessage } from "../server/types.ts"
-import { SAMPLING_FLAGS } from "./args/common.ts"
+import { SAMPLING_FLAGS, SYSTEM_FLAG } from "./args/common.ts"
 import { parseArguments } from "./args/parse.ts"
 import { type Command, defineCommand } from "./args/spec.ts"
 import { CHAT_COMMANDS, ChatSession, type Drawing } from "./chat-session.ts"
@@ -29,13 +29,7 @@ and leaves when there is none. Piped input is answered line by line.`,
   engine: [...SINGLE_KEYS, "maxBatchSize"],
   flags: {
     ...CONFIG_FLAG,
-    system: {
-      type: "string",
-      short: "s",
-      aliases: ["-sys", "system-prompt"],
-      hint: "text",
-      help: "system prompt",
-    },
+    ...SYSTEM_FLAG,
     load: { type: "string", hint: "file.json", help: "continue a conversation that /save wrote" },
     "max-tokens": {
       type: "integer",

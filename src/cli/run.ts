@@ -1,6 +1,6 @@
 import { UsageError } from "../errors.ts"
 import { answer, speedLine } from "./answer.ts"
-import { JSON_FLAG, SAMPLING_FLAGS } from "./args/common.ts"
+import { JSON_FLAG, SAMPLING_FLAGS, SYSTEM_FLAG } from "./args/common.ts"
 import { defineCommand } from "./args/spec.ts"
 import { createdModel, ownMessages, stopsOf, withSettings } from "./created-model.ts"
 import { engineOptions, givenModel, MODEL_POSITIONAL, SINGLE_KEYS } from "./engine-options.ts"
@@ -20,13 +20,7 @@ export const run = defineCommand({
   flags: {
     prompt: { type: "string", short: "p", hint: "text", help: "the prompt" },
     file: { type: "string", short: "f", hint: "file", help: "file with the prompt; - for stdin" },
-    system: {
-      type: "string",
-      short: "s",
-      aliases: ["-sys", "system-prompt"],
-      hint: "text",
-      help: "system prompt",
-    },
+    ...SYSTEM_FLAG,
     raw: { type: "boolean", help: "continue the prompt as it is, without a chat template" },
     "max-tokens": {
       type: "integer",

@@ -10,7 +10,7 @@ import type {
   TokenEvent,
 } from "../worker/protocol.ts"
 import type { SequenceGrammar } from "./grammar.ts"
-import { checkParams, checkTokens } from "./params.ts"
+import { checkParams, checkTokens, GREEDY } from "./params.ts"
 import { checkPoolParams, Pooler, type PoolingLimits } from "./pooling.ts"
 import { type Batch, draftOf, isReady, type Scheduler, wantsToken } from "./scheduler.ts"
 import { type RopeKey, Sequence } from "./sequence.ts"
@@ -55,17 +55,7 @@ export interface CacheFacts {
 const SHORT_WAIT_MS = 5
 
 /** Of a sequence that generates nothing. */
-const NO_SAMPLING: GenerateParams = {
-  temperature: 0,
-  topK: 0,
-  topP: 1,
-  minP: 0,
-  repetitionPenalty: 1,
-  presencePenalty: 0,
-  frequencyPenalty: 0,
-  maxTokens: 1,
-  stopTokens: [],
-}
+const NO_SAMPLING: GenerateParams = { ...GREEDY, maxTokens: 1 }
 
 /** What the steps of one kind have taken and computed. */
 class Phase {

@@ -44,6 +44,7 @@ import {
 } from "./kv-layers.ts"
 import type { MemoryPlan } from "./memory-plan.ts"
 import { ModelRunner } from "./model-runner.ts"
+import { GREEDY } from "./params.ts"
 import { applyPlacement, cacheDevices, deferExperts, placeResidents } from "./placement.ts"
 import { crossingLayers, estimateStep, memoryRate, planLines, planRows } from "./plan-report.ts"
 import { type ModelPlan, planDevices } from "./plan.ts"
@@ -414,17 +415,6 @@ function warmUp(runner: ModelRunner, blocks: BlockManager, model: ModelConfig): 
   blocks.release(page)
   if (slot !== undefined) blocks.states?.release(slot)
 }
-
-const GREEDY = {
-  temperature: 0,
-  topK: 0,
-  topP: 1,
-  minP: 0,
-  repetitionPenalty: 1,
-  presencePenalty: 0,
-  frequencyPenalty: 0,
-  stopTokens: [],
-} as const
 
 function describe(
   config: EngineConfig,

@@ -8,6 +8,18 @@ export const MAX_LOGPROBS = 128
 /** Biases of one request: OpenAI's bound is 1024. */
 export const MAX_LOGIT_BIAS = 1024
 
+/** Always the likeliest token, nothing changed by samplers or penalties. */
+export const GREEDY = {
+  temperature: 0,
+  topK: 0,
+  topP: 1,
+  minP: 0,
+  repetitionPenalty: 1,
+  presencePenalty: 0,
+  frequencyPenalty: 0,
+  stopTokens: [],
+} as const satisfies Partial<GenerateParams>
+
 /** @throws ConfigError naming the first parameter that is out of range */
 export function checkParams(params: GenerateParams, vocabSize: number): void {
   within("maxTokens", params.maxTokens, 1, Number.MAX_SAFE_INTEGER, true)

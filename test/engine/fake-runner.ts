@@ -1,4 +1,5 @@
 import { EngineCore, type StepOutput, type StepRunner } from "../../src/engine/core.ts"
+import { GREEDY as LIKELIEST } from "../../src/engine/params.ts"
 import { type Batch, maxRunning, Scheduler, wantsToken } from "../../src/engine/scheduler.ts"
 import type { RopeKey, Sequence } from "../../src/engine/sequence.ts"
 import { BlockManager } from "../../src/kvcache/block-manager.ts"
@@ -12,17 +13,7 @@ import type { GenerateParams, TokenEvent } from "../../src/worker/protocol.ts"
 import type { FakeDisk } from "../kvcache/fake-disk.ts"
 
 export const VOCAB = 50
-export const GREEDY: GenerateParams = {
-  temperature: 0,
-  topK: 0,
-  topP: 1,
-  minP: 0,
-  repetitionPenalty: 1,
-  presencePenalty: 0,
-  frequencyPenalty: 0,
-  maxTokens: 16,
-  stopTokens: [],
-}
+export const GREEDY: GenerateParams = { ...LIKELIEST, maxTokens: 16 }
 
 /** What a "model" knows before its first token, and after one more; it tells every prefix from every other. */
 const NOTHING = 17

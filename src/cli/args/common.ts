@@ -10,6 +10,16 @@ export const JSON_FLAG = {
   json: { type: "boolean", help: "print one JSON value instead of text" },
 } as const
 
+export const SYSTEM_FLAG = {
+  system: {
+    type: "string",
+    short: "s",
+    aliases: ["-sys", "system-prompt"],
+    hint: "text",
+    help: "system prompt",
+  },
+} as const
+
 /** How answers are drawn; commands that generate share them. */
 export const SAMPLING_FLAGS = {
   temperature: {
