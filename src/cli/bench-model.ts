@@ -153,7 +153,7 @@ export interface MeanStep {
 
 function meanStep(before: StepTimes, after: StepTimes): MeanStep | undefined {
   const steps = after.steps - before.steps
-  if (steps === 0) return undefined
+  if (steps === 0 || after.gpuSeconds === before.gpuSeconds) return undefined
   const ms = (key: Exclude<keyof StepTimes, "steps">): number =>
     ((after[key] - before[key]) * 1000) / steps
   return {
@@ -167,7 +167,7 @@ function meanStep(before: StepTimes, after: StepTimes): MeanStep | undefined {
 /** Tokens/s. */
 export interface Repetition {
   readonly rate: number
-  /** Absent where steps are not launched as graphs. */
+  /** Of steps that a GPU takes part in, launched as graphs. */
   readonly step?: MeanStep
   readonly limit?: number
 }
@@ -194,9 +194,8 @@ function stepText(step: MeanStep | undefined): string {
   if (step === undefined) return ""
   const { gpu, cpu, sync, host } = step
   const parts = [
-    ...(gpu > 0 ? [`GPU ${gpu.toFixed(2)}`] : []),
-    ...(cpu > 0 ? [`CPU ${cpu.toFixed(2)}`] : []),
-    ...(gpu > 0 && cpu > 0 ? [`waiting ${sync.toFixed(2)}`] : []),
+    `GPU ${gpu.toFixed(2)}`,
+    ...(cpu > 0 ? [`CPU ${cpu.toFixed(2)}`, `waiting ${sync.toFixed(2)}`] : []),
     `host ${host.toFixed(2)}`,
   ]
   return `, a step of ${(gpu + cpu + sync + host).toFixed(2)} ms: ${parts.join(", ")}`
