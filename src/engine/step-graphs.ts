@@ -90,7 +90,7 @@ export class StepGraphs implements Disposable {
     for (const { arena, mark } of step.ends) arena.release(mark)
     this.#graphs.delete(bucket)
     this.#graphs.set(bucket, step)
-    if (this.#launches++ % SAMPLE_STEPS === 0) step.graph.read()
+    if (++this.#launches % SAMPLE_STEPS === 0) step.graph.read()
     return step.logits
   }
 

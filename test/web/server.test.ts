@@ -128,7 +128,7 @@ describeInBrowser("the page on our server", (browser) => {
     await s.page.locator('.views a[href="#/machine"]').click()
     await eventually(
       () => s.texts("#placement tbody tr"),
-      ["model.layers.0.mlp.experts1Expertsdefault-cpu.yaml:3cpuQ4_1packed1000 B"],
+      ["model.layers.0.mlp.experts1Expertsdefault-cpu.yaml:3cpuQ4_1 packed1000 B"],
     )
     await s.page.waitForSelector('canvas[aria-label="Use of 3 experts in 1 layers"]')
     await s.page.waitForSelector(".chart-area canvas")
