@@ -68,7 +68,7 @@ function ask(engine: Engine, prompt: Int32Array): Answer {
 const prompt = (seed: number): Int32Array =>
   Int32Array.from(
     { length: tokens },
-    (_, i) => (i * 7919 + seed * 104_729 + ((i * i) % 97)) % 40_000,
+    (_, i) => (i * 7919 + seed * 104_729 + ((i * i) % 97)) % 30_000,
   )
 
 function median(values: readonly number[]): number {
