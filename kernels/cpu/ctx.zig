@@ -221,3 +221,13 @@ test "a context comes up on the best level, refuses nonsense, and is checked aft
     options.isa = 99;
     try std.testing.expectEqual(c.KT_ERR_INVALID_ARG, kt_ctx_create(&options, &handle));
 }
+
+/// For tests: a context that computes with one thread.
+pub fn ofOneThread() !?*c.kt_ctx_t {
+    var options: c.kt_ctx_options_t = std.mem.zeroes(c.kt_ctx_options_t);
+    options.struct_size = @sizeOf(c.kt_ctx_options_t);
+    options.num_threads = 1;
+    var handle: ?*c.kt_ctx_t = null;
+    try std.testing.expectEqual(c.KT_OK, kt_ctx_create(&options, &handle));
+    return handle;
+}

@@ -114,11 +114,7 @@ export fn kt_event_elapsed(start: ?*c.kt_event_t, end: ?*c.kt_event_t, out_ms: ?
 }
 
 test "events measure the time between them; a destroyed one is refused" {
-    var options: c.kt_ctx_options_t = std.mem.zeroes(c.kt_ctx_options_t);
-    options.struct_size = @sizeOf(c.kt_ctx_options_t);
-    options.num_threads = 1;
-    var handle: ?*c.kt_ctx_t = null;
-    try std.testing.expectEqual(c.KT_OK, ctxs.kt_ctx_create(&options, &handle));
+    const handle = try ctxs.ofOneThread();
     defer ctxs.kt_ctx_destroy(handle);
     var events = [_]?*c.kt_event_t{ null, null };
     for (&events) |*event| try std.testing.expectEqual(c.KT_OK, kt_event_create(handle, event));

@@ -386,11 +386,7 @@ export fn kt_graph_destroy(given: ?*c.kt_graph_t) void {
 }
 
 test "a graph is made, launched and refused where it is not one" {
-    var options: c.kt_ctx_options_t = std.mem.zeroes(c.kt_ctx_options_t);
-    options.struct_size = @sizeOf(c.kt_ctx_options_t);
-    options.num_threads = 1;
-    var handle: ?*c.kt_ctx_t = null;
-    try std.testing.expectEqual(c.KT_OK, ctxs.kt_ctx_create(&options, &handle));
+    const handle = try ctxs.ofOneThread();
     defer ctxs.kt_ctx_destroy(handle);
     var graph: ?*c.kt_graph_t = null;
     try std.testing.expectEqual(c.KT_ERR_INVALID_ARG, kt_graph_end(handle, &graph));

@@ -68,11 +68,7 @@ pub fn kt_turn_wait(handle: ?*c.kt_ctx_t, turns: ?*anyopaque, point: u32) status
 }
 
 test "a point that was signalled is waited for no longer, and a launch that is given up leaves nobody waiting" {
-    var options: c.kt_ctx_options_t = std.mem.zeroes(c.kt_ctx_options_t);
-    options.struct_size = @sizeOf(c.kt_ctx_options_t);
-    options.num_threads = 1;
-    var handle: ?*c.kt_ctx_t = null;
-    try std.testing.expectEqual(c.KT_OK, ctxs.kt_ctx_create(&options, &handle));
+    const handle = try ctxs.ofOneThread();
     defer ctxs.kt_ctx_destroy(handle);
     const Memory = extern struct { head: c.kt_turns_t, turns: [2]c.kt_turn_t };
     var memory: Memory = std.mem.zeroes(Memory);

@@ -24,6 +24,8 @@ kt_block_size kt_gpu_block(uint32_t dtype);
 kt_status_t kt_gpu_tensor(kt_ctx *ctx, const char *name, const kt_tensor_t *t, uint32_t ndim);
 kt_status_t kt_gpu_typed(kt_ctx *ctx, const char *name, const kt_tensor_t *t, uint32_t ndim, uint32_t dtype);
 kt_status_t kt_gpu_size(const char *name, const kt_tensor_t *t, int dim, int64_t expected);
+/* NULL, or of the shape of `like`. */
+kt_status_t kt_gpu_alike(const char *name, const kt_tensor_t *t, const kt_tensor_t *like);
 /* An f32 vector of n values, or NULL. */
 kt_status_t kt_gpu_vector(kt_ctx *ctx, const char *name, const kt_tensor_t *t, int64_t n, const float **out);
 /* All of a tensor as rows of its innermost dimension, `stride` bytes apart. */
@@ -38,6 +40,8 @@ struct kt_frows {
   int64_t count, stride, n;
 };
 kt_status_t kt_gpu_frows(kt_ctx *ctx, const char *name, const kt_tensor_t *t, uint32_t ndim, kt_frows *out);
+/* The same of a product's result [tokens, n]. */
+kt_status_t kt_gpu_result(kt_ctx *ctx, const char *name, const kt_tensor_t *t, int64_t tokens, int64_t n, kt_frows *out);
 
 /* Outer dimensions and byte strides of a tensor of up to 4 dimensions, its innermost one apart. */
 struct kt_view {
@@ -63,9 +67,14 @@ struct kt_norm {
   const float *weight;
   float eps, offset;
 };
+/* Of an f32 vector of n weights, or NULL. */
+kt_status_t kt_gpu_norm(kt_ctx *ctx, const char *name, const kt_tensor_t *weight, float eps, float offset, int64_t n, kt_norm *out);
 /* x [tokens, heads, dim] with strides in values. */
 struct kt_heads {
   float *data;
   int64_t tokens, heads, dim, token_stride, head_stride;
 };
+static inline kt_heads kt_heads_of(const kt_tensor_t *t) {
+  return {(float *)t->data, t->shape[0], t->shape[1], t->shape[2], t->stride[0] / 4, t->stride[1] / 4};
+}
 #endif

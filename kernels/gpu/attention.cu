@@ -73,9 +73,7 @@ extern "C" kt_status_t kt_store_kv(kt_ctx_t *handle, const kt_tensor_t *k, const
   KT_TRY(kt_gpu_size("v", v, 1, k_cache->shape[1]));
   KT_TRY(kt_gpu_size("v", v, 2, v_cache->shape[3]));
   KT_TRY(kt_gpu_size("slot_mapping", slot_mapping, 0, k->shape[0]));
-  const kt_heads hk = {(float *)k->data, k->shape[0], k->shape[1], k->shape[2], k->stride[0] / 4, k->stride[1] / 4};
-  const kt_heads hv = {(float *)v->data, v->shape[0], v->shape[1], v->shape[2], v->stride[0] / 4, v->stride[1] / 4};
-  return kt_gpu_store_kv(ctx, hk, hv, (const int32_t *)slot_mapping->data, k_cache, v_cache);
+  return kt_gpu_store_kv(ctx, kt_heads_of(k), kt_heads_of(v), (const int32_t *)slot_mapping->data, k_cache, v_cache);
 }
 
 #define THREADS 128

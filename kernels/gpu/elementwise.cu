@@ -116,12 +116,6 @@ __global__ void add_kernel(kt_frows a, kt_frows b, kt_frows out) {
     out.data[row * out.stride + i] = a.data[row * a.stride + i] + b.data[row * b.stride + i];
 }
 
-static kt_status_t same_shape(const char *name, const kt_tensor_t *t, const kt_tensor_t *like) {
-  if (t != NULL && t->ndim != like->ndim) return KT_INVALID("%s has %u dimensions, expected %u", name, t->ndim, like->ndim);
-  for (uint32_t i = 0; t != NULL && i < like->ndim; i++) KT_TRY(kt_gpu_size(name, t, (int)i, like->shape[i]));
-  return KT_OK;
-}
-
 /* Rows in pieces of what a grid's second dimension takes. */
 template <typename F> static kt_status_t for_rows(int64_t count, F launch) {
   for (int64_t first = 0; first < count; first += 65535) launch(first, count - first < 65535 ? count - first : 65535);
@@ -143,8 +137,8 @@ extern "C" kt_status_t kt_add(kt_ctx_t *handle, const kt_tensor_t *a, const kt_t
   KT_TRY(kt_gpu_frows(ctx, "a", a, 0, &ra));
   KT_TRY(kt_gpu_frows(ctx, "b", b, 0, &rb));
   KT_TRY(kt_gpu_frows(ctx, "out", out, 0, &ro));
-  KT_TRY(same_shape("b", b, a));
-  KT_TRY(same_shape("out", out, a));
+  KT_TRY(kt_gpu_alike("b", b, a));
+  KT_TRY(kt_gpu_alike("out", out, a));
   return for_rows(ra.count, [&](int64_t first, int64_t count) {
     add_kernel<<<row_grid(ra.n, count), THREADS, 0, ctx->stream>>>(from_row(ra, first), from_row(rb, first), from_row(ro, first));
   });
@@ -170,8 +164,8 @@ extern "C" kt_status_t kt_act_mul(kt_ctx_t *handle, const kt_tensor_t *gate, con
   KT_TRY(kt_gpu_frows(ctx, "up", up, 2, &ru));
   KT_TRY(kt_gpu_frows(ctx, "out", out, 2, &ro));
   if (act > KT_ACT_SWIGLU_OAI) return KT_INVALID("act is %u", act);
-  KT_TRY(same_shape("up", up, gate));
-  KT_TRY(same_shape("out", out, gate));
+  KT_TRY(kt_gpu_alike("up", up, gate));
+  KT_TRY(kt_gpu_alike("out", out, gate));
   return kt_gpu_act_mul(ctx, rg, ru, act, ro);
 }
 
@@ -191,7 +185,7 @@ extern "C" kt_status_t kt_sigmoid_mul(kt_ctx_t *handle, const kt_tensor_t *x, co
   KT_TRY(kt_gpu_typed(ctx, "x", x, ndim, KT_F32));
   KT_TRY(kt_gpu_typed(ctx, "gate", gate, ndim, KT_F32));
   KT_TRY(kt_gpu_typed(ctx, "out", out, ndim, KT_F32));
-  KT_TRY(same_shape("out", out, x));
+  KT_TRY(kt_gpu_alike("out", out, x));
   const int64_t n = x->shape[ndim - 1], gate_n = gate->shape[ndim - 1];
   for (uint32_t i = 0; i + 1 < ndim; i++) KT_TRY(kt_gpu_size("gate", gate, (int)i, x->shape[i]));
   if (gate_n != 1) KT_TRY(kt_gpu_size("gate", gate, (int)ndim - 1, n));

@@ -35,12 +35,6 @@ __global__ void act_kernel(kt_frows x, uint32_t act, kt_frows out) {
   }
 }
 
-static kt_status_t same_shape(const char *name, const kt_tensor_t *t, const kt_tensor_t *like) {
-  if (t->ndim != like->ndim) return KT_INVALID("%s has %u dimensions, expected %u", name, t->ndim, like->ndim);
-  for (uint32_t i = 0; i < like->ndim; i++) KT_TRY(kt_gpu_size(name, t, (int)i, like->shape[i]));
-  return KT_OK;
-}
-
 static int threads_for(int64_t n) { return n <= 128 ? 32 : n <= 1024 ? 128 : 512; }
 
 extern "C" kt_status_t kt_layer_norm(kt_ctx_t *handle, const kt_tensor_t *x, const kt_tensor_t *weight, const kt_tensor_t *bias, float eps, const kt_tensor_t *out) {
@@ -50,7 +44,7 @@ extern "C" kt_status_t kt_layer_norm(kt_ctx_t *handle, const kt_tensor_t *x, con
   const float *w = NULL, *b = NULL;
   KT_TRY(kt_gpu_frows(ctx, "x", x, 0, &rx));
   KT_TRY(kt_gpu_frows(ctx, "out", out, 0, &ro));
-  KT_TRY(same_shape("out", out, x));
+  KT_TRY(kt_gpu_alike("out", out, x));
   KT_TRY(kt_gpu_vector(ctx, "weight", weight, rx.n, &w));
   if (w == NULL) return KT_INVALID("weight is NULL");
   KT_TRY(kt_gpu_vector(ctx, "bias", bias, rx.n, &b));
@@ -68,8 +62,8 @@ extern "C" kt_status_t kt_gated_rms_norm(kt_ctx_t *handle, const kt_tensor_t *x,
   KT_TRY(kt_gpu_typed(ctx, "x", x, ndim, KT_F32));
   KT_TRY(kt_gpu_typed(ctx, "gate", gate, ndim, KT_F32));
   KT_TRY(kt_gpu_typed(ctx, "out", out, ndim, KT_F32));
-  KT_TRY(same_shape("gate", gate, x));
-  KT_TRY(same_shape("out", out, x));
+  KT_TRY(kt_gpu_alike("gate", gate, x));
+  KT_TRY(kt_gpu_alike("out", out, x));
   const int64_t n = x->shape[ndim - 1];
   KT_TRY(kt_gpu_vector(ctx, "weight", weight, n, &w));
   if (w == NULL) return KT_INVALID("weight is NULL");
@@ -84,7 +78,7 @@ extern "C" kt_status_t kt_act(kt_ctx_t *handle, const kt_tensor_t *x, uint32_t a
   kt_frows rx, ro;
   KT_TRY(kt_gpu_frows(ctx, "x", x, 0, &rx));
   KT_TRY(kt_gpu_frows(ctx, "out", out, 0, &ro));
-  KT_TRY(same_shape("out", out, x));
+  KT_TRY(kt_gpu_alike("out", out, x));
   if (act > KT_ACT_TANH || act == KT_ACT_SWIGLU_OAI) return KT_INVALID("act is %u", act);
   act_kernel<<<dim3((unsigned)rx.count, (unsigned)kt_div_up(rx.n, 1024)), 256, 0, ctx->stream>>>(rx, act, ro);
   KT_LAUNCHED("act");

@@ -55,19 +55,13 @@ static kt_status_t launch(kt_ctx *ctx, kt_frows x, const float *add, int64_t add
 
 kt_status_t kt_gpu_rms_norm(kt_ctx *ctx, kt_frows x, kt_norm norm, kt_frows out) { return launch(ctx, x, NULL, 0, norm, out); }
 
-static kt_status_t same_rows(const char *name, const kt_tensor_t *t, const kt_tensor_t *like) {
-  if (t->ndim != like->ndim) return KT_INVALID("%s has %u dimensions, expected %u", name, t->ndim, like->ndim);
-  for (uint32_t i = 0; i < like->ndim; i++) KT_TRY(kt_gpu_size(name, t, (int)i, like->shape[i]));
-  return KT_OK;
-}
-
 extern "C" kt_status_t kt_rms_norm(kt_ctx_t *handle, const kt_tensor_t *x, const kt_tensor_t *weight, float eps, float offset, const kt_tensor_t *out) {
   kt_ctx *ctx = kt_gpu_ctx(handle);
   if (ctx == NULL) return KT_ERR_INVALID_ARG;
   kt_frows rx, ro;
   KT_TRY(kt_gpu_frows(ctx, "x", x, 0, &rx));
   KT_TRY(kt_gpu_frows(ctx, "out", out, 0, &ro));
-  KT_TRY(same_rows("out", out, x));
+  KT_TRY(kt_gpu_alike("out", out, x));
   kt_norm norm = {NULL, eps, offset};
   KT_TRY(kt_gpu_vector(ctx, "weight", weight, rx.n, &norm.weight));
   return kt_gpu_rms_norm(ctx, rx, norm, ro);
@@ -81,8 +75,8 @@ extern "C" kt_status_t kt_add_rms_norm(kt_ctx_t *handle, const kt_tensor_t *resi
   KT_TRY(kt_gpu_frows(ctx, "residual", residual, 0, &rr));
   KT_TRY(kt_gpu_frows(ctx, "x", x, 0, &rx));
   KT_TRY(kt_gpu_frows(ctx, "out", out, 0, &ro));
-  KT_TRY(same_rows("x", x, residual));
-  KT_TRY(same_rows("out", out, residual));
+  KT_TRY(kt_gpu_alike("x", x, residual));
+  KT_TRY(kt_gpu_alike("out", out, residual));
   kt_norm norm = {NULL, eps, offset};
   KT_TRY(kt_gpu_vector(ctx, "weight", weight, rr.n, &norm.weight));
   return launch(ctx, rr, rx.data, rx.stride, norm, ro);

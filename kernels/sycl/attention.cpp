@@ -108,8 +108,6 @@ kt_status_t kt_sycl_store_kv(kt_ctx *ctx, kt_heads k, kt_heads v, const int32_t 
   return store_any(ctx, v, slots, v_cache);
 }
 
-static kt_heads heads_of(const kt_tensor_t *t) { return {(float *)t->data, t->shape[0], t->shape[1], t->shape[2], t->stride[0] / 4, t->stride[1] / 4}; }
-
 extern "C" kt_status_t kt_store_kv(kt_ctx_t *handle, const kt_tensor_t *k, const kt_tensor_t *v, const kt_tensor_t *slot_mapping,
                                    const kt_tensor_t *k_cache, const kt_tensor_t *v_cache) {
   kt_ctx *ctx = kt_sycl_ctx(handle);
@@ -124,7 +122,7 @@ extern "C" kt_status_t kt_store_kv(kt_ctx_t *handle, const kt_tensor_t *k, const
   KT_TRY(kt_gpu_size("v", v, 1, k_cache->shape[1]));
   KT_TRY(kt_gpu_size("v", v, 2, v_cache->shape[3]));
   KT_TRY(kt_gpu_size("slot_mapping", slot_mapping, 0, k->shape[0]));
-  return kt_sycl_store_kv(ctx, heads_of(k), heads_of(v), (const int32_t *)slot_mapping->data, k_cache, v_cache);
+  return kt_sycl_store_kv(ctx, kt_heads_of(k), kt_heads_of(v), (const int32_t *)slot_mapping->data, k_cache, v_cache);
 }
 
 /* ---- attention ---- */
@@ -360,8 +358,8 @@ extern "C" kt_status_t kt_paged_attention(kt_ctx_t *handle, const kt_tensor_t *q
   KT_TRY(kt_gpu_size("query_start", query_start, 0, sequences + 1));
   attention_job job = {};
   KT_TRY(kt_gpu_vector(ctx, "sinks", sinks, heads, &job.sinks));
-  job.q = heads_of(q);
-  job.out = heads_of(out);
+  job.q = kt_heads_of(q);
+  job.out = kt_heads_of(out);
   job.k = cache_of(k_cache);
   job.v = cache_of(v_cache);
   job.block_tables = (const int32_t *)block_tables->data;

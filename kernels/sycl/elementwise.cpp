@@ -95,12 +95,6 @@ extern "C" kt_status_t kt_copy(kt_ctx_t *handle, const kt_tensor_t *src, const k
   return kt_gpu_fail(KT_ERR_UNSUPPORTED, "no conversion from type %u to type %u", src->dtype, out->dtype);
 }
 
-static kt_status_t same_shape(const char *name, const kt_tensor_t *t, const kt_tensor_t *like) {
-  if (t != NULL && t->ndim != like->ndim) return KT_INVALID("%s has %u dimensions, expected %u", name, t->ndim, like->ndim);
-  for (uint32_t i = 0; t != NULL && i < like->ndim; i++) KT_TRY(kt_gpu_size(name, t, (int)i, like->shape[i]));
-  return KT_OK;
-}
-
 /* out[r][i] = f(a[r][i], b[r][i]) */
 template <typename F> static kt_status_t combine(kt_ctx *ctx, const char *what, kt_frows a, kt_frows b, kt_frows out, F f) {
   return kt_sycl_each(ctx, what, out.count * out.n, [=](int64_t i) {
@@ -116,8 +110,8 @@ extern "C" kt_status_t kt_add(kt_ctx_t *handle, const kt_tensor_t *a, const kt_t
   KT_TRY(kt_gpu_frows(ctx, "a", a, 0, &ra));
   KT_TRY(kt_gpu_frows(ctx, "b", b, 0, &rb));
   KT_TRY(kt_gpu_frows(ctx, "out", out, 0, &ro));
-  KT_TRY(same_shape("b", b, a));
-  KT_TRY(same_shape("out", out, a));
+  KT_TRY(kt_gpu_alike("b", b, a));
+  KT_TRY(kt_gpu_alike("out", out, a));
   return combine(ctx, "add", ra, rb, ro, [](float x, float y) { return x + y; });
 }
 
@@ -133,8 +127,8 @@ extern "C" kt_status_t kt_act_mul(kt_ctx_t *handle, const kt_tensor_t *gate, con
   KT_TRY(kt_gpu_frows(ctx, "up", up, 2, &ru));
   KT_TRY(kt_gpu_frows(ctx, "out", out, 2, &ro));
   if (act > KT_ACT_SWIGLU_OAI) return KT_INVALID("act is %u", act);
-  KT_TRY(same_shape("up", up, gate));
-  KT_TRY(same_shape("out", out, gate));
+  KT_TRY(kt_gpu_alike("up", up, gate));
+  KT_TRY(kt_gpu_alike("out", out, gate));
   return kt_sycl_act_mul(ctx, rg, ru, act, ro);
 }
 
@@ -145,7 +139,7 @@ extern "C" kt_status_t kt_act(kt_ctx_t *handle, const kt_tensor_t *x, uint32_t a
   KT_TRY(kt_gpu_frows(ctx, "x", x, 0, &rx));
   KT_TRY(kt_gpu_frows(ctx, "out", out, 0, &ro));
   if (act > KT_ACT_TANH || act == KT_ACT_SWIGLU_OAI) return KT_INVALID("act is %u", act);
-  KT_TRY(same_shape("out", out, x));
+  KT_TRY(kt_gpu_alike("out", out, x));
   return combine(ctx, "act", rx, rx, ro, [=](float v, float) { return kt_activate_one(act, v); });
 }
 
@@ -157,7 +151,7 @@ extern "C" kt_status_t kt_sigmoid_mul(kt_ctx_t *handle, const kt_tensor_t *x, co
   KT_TRY(kt_gpu_typed(ctx, "x", x, ndim, KT_F32));
   KT_TRY(kt_gpu_typed(ctx, "gate", gate, ndim, KT_F32));
   KT_TRY(kt_gpu_typed(ctx, "out", out, ndim, KT_F32));
-  KT_TRY(same_shape("out", out, x));
+  KT_TRY(kt_gpu_alike("out", out, x));
   const int64_t n = x->shape[ndim - 1], gate_n = gate->shape[ndim - 1];
   for (uint32_t i = 0; i + 1 < ndim; i++) KT_TRY(kt_gpu_size("gate", gate, (int)i, x->shape[i]));
   if (gate_n != 1) KT_TRY(kt_gpu_size("gate", gate, (int)ndim - 1, n));

@@ -2,17 +2,6 @@
  * one after the other; see kt.h. */
 #include "products.hpp"
 
-static kt_status_t out_rows(kt_ctx *ctx, const char *name, const kt_tensor_t *out, int64_t tokens, int64_t rows, kt_frows *to) {
-  KT_TRY(kt_gpu_frows(ctx, name, out, 2, to));
-  KT_TRY(kt_gpu_size(name, out, 0, tokens));
-  return kt_gpu_size(name, out, 1, rows);
-}
-
-static kt_status_t norm_of(kt_ctx *ctx, const char *name, const kt_tensor_t *weight, float eps, float offset, int64_t n, kt_norm *out) {
-  *out = {NULL, eps, offset};
-  return kt_gpu_vector(ctx, name, weight, n, &out->weight);
-}
-
 /* x itself where there is no weight to norm it by. */
 static kt_status_t normed(kt_ctx *ctx, kt_frows x, kt_norm norm, kt_frows *out) {
   *out = x;
@@ -35,7 +24,7 @@ extern "C" kt_status_t kt_linear(kt_ctx_t *handle, const kt_tensor_t *x, const k
   KT_TRY(kt_gpu_frows(ctx, "x", x, 2, &from));
   KT_TRY(kt_sycl_weight(ctx, "w", w, 2, from.n));
   KT_TRY(kt_gpu_vector(ctx, "bias", bias, w->shape[0], &b));
-  KT_TRY(out_rows(ctx, "out", out, from.count, w->shape[0], &to));
+  KT_TRY(kt_gpu_result(ctx, "out", out, from.count, w->shape[0], &to));
   return multiply(ctx, from, w, b, false, to);
 }
 
@@ -47,9 +36,9 @@ extern "C" kt_status_t kt_norm_linear(kt_ctx_t *handle, const kt_tensor_t *x, co
   kt_norm norm;
   KT_TRY(kt_gpu_frows(ctx, "x", x, 2, &from));
   KT_TRY(kt_sycl_weight(ctx, "w", w, 2, from.n));
-  KT_TRY(norm_of(ctx, "norm_weight", norm_weight, eps, offset, from.n, &norm));
+  KT_TRY(kt_gpu_norm(ctx, "norm_weight", norm_weight, eps, offset, from.n, &norm));
   if (norm.weight == NULL) return KT_INVALID("norm_weight is NULL");
-  KT_TRY(out_rows(ctx, "out", out, from.count, w->shape[0], &to));
+  KT_TRY(kt_gpu_result(ctx, "out", out, from.count, w->shape[0], &to));
   KT_TRY(normed(ctx, from, norm, &in));
   return multiply(ctx, in, w, NULL, false, to);
 }
@@ -64,8 +53,8 @@ extern "C" kt_status_t kt_linear_residual(kt_ctx_t *handle, const kt_tensor_t *x
   KT_TRY(kt_gpu_frows(ctx, "x", x, 2, &from));
   KT_TRY(kt_sycl_weight(ctx, "w", w, 2, from.n));
   KT_TRY(kt_gpu_vector(ctx, "bias", bias, w->shape[0], &b));
-  KT_TRY(out_rows(ctx, "residual", residual, from.count, w->shape[0], &to));
-  KT_TRY(norm_of(ctx, "post_norm", post_norm, eps, offset, w->shape[0], &norm));
+  KT_TRY(kt_gpu_result(ctx, "residual", residual, from.count, w->shape[0], &to));
+  KT_TRY(kt_gpu_norm(ctx, "post_norm", post_norm, eps, offset, w->shape[0], &norm));
   if (norm.weight == NULL) return multiply(ctx, from, w, b, true, to);
   void *memory = NULL;
   KT_TRY(kt_sycl_scratch(ctx, KT_SCRATCH_PRODUCT, to.count * to.n * 4, &memory));
@@ -85,8 +74,8 @@ extern "C" kt_status_t kt_gate_up_act(kt_ctx_t *handle, const kt_tensor_t *x, co
   KT_TRY(kt_sycl_weight(ctx, "wu", wu, 2, from.n));
   if (wu->shape[0] != wg->shape[0]) return KT_INVALID("wu has %lld rows, wg %lld", (long long)wu->shape[0], (long long)wg->shape[0]);
   if (act > KT_ACT_SWIGLU_OAI) return KT_INVALID("act is %u", act);
-  KT_TRY(norm_of(ctx, "norm_weight", norm_weight, eps, offset, from.n, &norm));
-  KT_TRY(out_rows(ctx, "out", out, from.count, wg->shape[0], &to));
+  KT_TRY(kt_gpu_norm(ctx, "norm_weight", norm_weight, eps, offset, from.n, &norm));
+  KT_TRY(kt_gpu_result(ctx, "out", out, from.count, wg->shape[0], &to));
   KT_TRY(normed(ctx, from, norm, &in));
   void *memory = NULL;
   KT_TRY(kt_sycl_scratch(ctx, KT_SCRATCH_PRODUCT, 2 * to.count * to.n * 4, &memory));
@@ -143,9 +132,9 @@ extern "C" kt_status_t kt_qkv_rope_store(kt_ctx_t *handle, const kt_qkv_args_t *
   if ((a->q_norm == NULL) != (a->k_norm == NULL)) return KT_INVALID("%s is NULL and the other norm is not", a->q_norm == NULL ? "q_norm" : "k_norm");
   const bool whole = a->q_norm != NULL && (a->q_norm->shape[0] != k_dim || a->k_norm->shape[0] != k_dim);
   kt_norm norm, q_norm, k_norm;
-  KT_TRY(norm_of(ctx, "norm_weight", a->norm_weight, a->eps, a->norm_offset, x.n, &norm));
-  KT_TRY(norm_of(ctx, "q_norm", a->q_norm, a->qk_eps, a->qk_norm_offset, whole ? heads * k_dim : k_dim, &q_norm));
-  KT_TRY(norm_of(ctx, "k_norm", a->k_norm, a->qk_eps, a->qk_norm_offset, whole ? kv_heads * k_dim : k_dim, &k_norm));
+  KT_TRY(kt_gpu_norm(ctx, "norm_weight", a->norm_weight, a->eps, a->norm_offset, x.n, &norm));
+  KT_TRY(kt_gpu_norm(ctx, "q_norm", a->q_norm, a->qk_eps, a->qk_norm_offset, whole ? heads * k_dim : k_dim, &q_norm));
+  KT_TRY(kt_gpu_norm(ctx, "k_norm", a->k_norm, a->qk_eps, a->qk_norm_offset, whole ? kv_heads * k_dim : k_dim, &k_norm));
   void *memory = NULL;
   KT_TRY(kt_sycl_scratch(ctx, KT_SCRATCH_PRODUCT, tokens * kv_heads * (k_dim + v_dim) * 4, &memory));
   const kt_frows qr = {(float *)q->data, tokens, heads * k_dim, heads * k_dim};

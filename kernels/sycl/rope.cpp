@@ -45,6 +45,6 @@ extern "C" kt_status_t kt_rope(kt_ctx_t *handle, const kt_tensor_t *x, const kt_
   KT_TRY(kt_gpu_size("table", table, 0, x->shape[0]));
   if (rows.n > x->shape[2] || rows.n % 2 != 0) return KT_INVALID("table has rows of %lld values for heads of %lld", (long long)rows.n, (long long)x->shape[2]);
   if (interleaved > 1) return KT_INVALID("interleaved is %u", interleaved);
-  const kt_heads heads = {(float *)x->data, x->shape[0], x->shape[1], x->shape[2], x->stride[0] / 4, x->stride[1] / 4};
+  const kt_heads heads = kt_heads_of(x);
   return kt_sycl_rope(ctx, heads, rows.data, rows.stride, rows.n, interleaved);
 }
